@@ -1,0 +1,18 @@
+"""specpolicy: exact speculative sampling of diffusion policies."""
+
+from .speculative import BlockVerifier as BlockVerifier
+from .speculative import DenoiserError as DenoiserError
+from .speculative import Drafter as Drafter
+from .speculative import FreeDrafter as FreeDrafter
+from .speculative import FrozenDrafter as FrozenDrafter
+from .speculative import ReflectionVerifier as ReflectionVerifier
+from .speculative import ResidualVerifier as ResidualVerifier
+from .speculative import ReverseProcess as ReverseProcess
+from .speculative import SampleResult as SampleResult
+from .speculative import SchedulerSampler as SchedulerSampler
+from .speculative import SequentialSampler as SequentialSampler
+from .speculative import SpeculativeSampler as SpeculativeSampler
+from .speculative import Verifier as Verifier
+from .speculative import asd as asd
+
+__version__ = "0.1.0"

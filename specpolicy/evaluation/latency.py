@@ -1,0 +1,194 @@
+"""How long a robot waits for an action chunk: measured apart from success, side by side for all samplers.
+
+One observation at a time, as on a robot; warm-up calls are not counted; the clock stops when the device has. Samplers
+take turns on the same recorded observations with the same random streams, in an order shuffled each round, so that
+drift and neighbours of the machine hit all of them alike and ratios are paired.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from .atomic import atomic_path
+from .protocols import Account, Observation, Policy, Sampler
+from .seeding import episode_generator
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CallLog:
+    """The measured calls of one sampler, in order; entry ``i`` of every sampler saw the same observation and noise.
+
+    Attributes:
+        exact: whether the sampler's law is the policy's own.
+        nanoseconds: duration of each call.
+        passes: sequential network passes of each call.
+        evaluations: network evaluations of each call.
+        rounds: for each call ``(position in the chain, drafted steps accepted)`` of each round; ``None`` for samplers
+            without rounds.
+    """
+
+    exact: bool
+    nanoseconds: list[int] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
+    evaluations: list[int] = field(default_factory=list)
+    rounds: list[list[list[int]]] | None = None
+
+
+@dataclass(frozen=True)
+class LatencyRun:
+    """Measured calls of all samplers, and under which conditions.
+
+    Attributes:
+        samplers: calls by sampler, in the order in which the samplers were given.
+        device: where the policy computed.
+        threads: torch's threads.
+        warmup: calls of each sampler that were not counted.
+        observations: distinct observations in turn.
+        provenance: see :func:`collect_provenance`.
+    """
+
+    samplers: dict[str, CallLog]
+    device: str
+    threads: int
+    warmup: int
+    observations: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON, at once or not at all."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_text(json.dumps({"format": FORMAT, **asdict(self)}) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> LatencyRun:
+        """Read what :meth:`write` wrote. Raises ``ValueError`` if it is something else."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise KeyError("another format")
+            samplers = {name: CallLog(**log) for name, log in content.pop("samplers").items()}
+            return cls(samplers=samplers, **content)
+        except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a latency measurement of format {FORMAT} ({error}): measure again") from error
+
+
+def measure_latency(
+    policy: Policy,
+    samplers: Mapping[str, Sampler],
+    observations: Sequence[Observation],
+    *,
+    calls: int = 200,
+    warmup: int = 5,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    threads: int | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> LatencyRun:
+    """Time ``policy.act`` at batch size 1 for several samplers in turn.
+
+    Args:
+        policy: whom to ask.
+        samplers: by name.
+        observations: recorded ones (see :class:`ObservationTap`), arrays of shape ``(1, observation_horizon, dim)``.
+        calls: counted calls of each sampler; p99 takes at least 100.
+        warmup: calls of each sampler before these.
+        seed: of the random streams and of the order of turns.
+        device: where the policy computes; by default what ``policy.device`` says, else the CPU.
+        threads: torch's number of threads meanwhile; by default as it is.
+        provenance: kept with the result.
+
+    Raises:
+        ValueError: nothing to measure, or observations that are not single.
+    """
+    if not samplers or not observations or calls < 1 or warmup < 0:
+        raise ValueError("measuring takes at least one sampler, one observation and one call")
+    for observation in observations:
+        if any(len(part) != 1 for part in observation.values()):
+            raise ValueError("latency is measured one observation at a time: arrays of shape (1, horizon, dim) expected")
+    used = torch.device(device if device is not None else getattr(policy, "device", "cpu"))
+    logs = {name: CallLog(exact=bool(sampler.exact)) for name, sampler in samplers.items()}
+    turns = np.random.default_rng(seed)
+    names = list(samplers)
+    # No background refresh: its thread would take the interpreter from the call being timed.
+    quiet = not sys.stderr.isatty()
+    bar = Progress(console=Console(stderr=True), auto_refresh=False, disable=quiet)
+    with bar, _threads(threads), _without_garbage_collection():
+        task = bar.add_task("latency", total=(warmup + calls) * len(names))
+        for call in range(-warmup, calls):
+            observation = observations[call % len(observations)]
+            for index in turns.permutation(len(names)):
+                name = names[index]
+                generator = episode_generator(seed, call + warmup)
+                nanoseconds, account = _timed(policy, samplers[name], observation, generator, used)
+                if call >= 0:
+                    logs[name] = _noted(logs[name], nanoseconds, account)
+                bar.update(task, advance=1)
+            bar.refresh()
+        used_threads = torch.get_num_threads()
+    return LatencyRun(logs, str(used), used_threads, warmup, len(observations), dict(provenance or {}))
+
+
+def _timed(
+    policy: Policy, sampler: Sampler, observation: Observation, generator: torch.Generator, device: torch.device
+) -> tuple[int, Account]:
+    _synchronize(device)
+    begin = time.perf_counter_ns()
+    chunk = policy.act(observation, sampler, [generator])
+    _synchronize(device)
+    return time.perf_counter_ns() - begin, chunk.result
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _noted(log: CallLog, nanoseconds: int, account: Account) -> CallLog:
+    """The log with one more call; the lists are extended in place."""
+    log.nanoseconds.append(nanoseconds)
+    log.passes.append(int(account.passes[0]))
+    log.evaluations.append(int(account.evaluations[0]))
+    if account.start is None or account.accepted is None:
+        return log
+    pairs = torch.stack((account.start[:, 0], account.accepted[:, 0]), dim=1).tolist()
+    rounds = [[int(start), int(accepted)] for start, accepted in pairs if start >= 0 and accepted >= 0]
+    return CallLog(log.exact, log.nanoseconds, log.passes, log.evaluations, [*(log.rounds or []), rounds])
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

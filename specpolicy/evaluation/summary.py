@@ -1,0 +1,174 @@
+"""From episodes and timed calls to one row a sampler."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .episodes import EpisodeRecord
+from .latency import CallLog, LatencyRun
+from .statistics import (
+    Estimate,
+    clustered_wilson,
+    paired_difference,
+    quantile_interval,
+    ratio_of_medians,
+    ratio_of_sums,
+    sign_flip_test,
+)
+
+NS_PER_MS = 1e6
+
+
+@dataclass(frozen=True)
+class LatencySummary:
+    """Latency of one sampler in milliseconds. A quantile is ``None`` where there are too few calls to see it."""
+
+    calls: int
+    p50: Estimate | None
+    p95: Estimate | None
+    p99: Estimate | None
+    speed_up: Estimate | None
+    """Median latency of the reference over this sampler's, from paired calls; ``None`` for the reference itself."""
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """What is known of one sampler; ``None`` where nothing is.
+
+    Attributes:
+        sampler: its name.
+        exact: whether it samples the policy's own law.
+        episodes, successes, crashed: counts; a crashed episode is among the episodes and not among the successes.
+        success: success rate; repeats from one seed are treated as a cluster.
+        passes, passes_error: sequential network passes a chunk, and the standard error (between episodes).
+        latency: of a chunk.
+        pairs: episodes that the reference has run too.
+        difference: success rate minus the reference's on these pairs.
+        p_value: exact and two-sided: McNemar's test on one repeat a seed, the sign-flip test over seeds on several.
+    """
+
+    sampler: str
+    exact: bool | None
+    episodes: int = 0
+    successes: int = 0
+    crashed: int = 0
+    success: Estimate | None = None
+    passes: float | None = None
+    passes_error: float | None = None
+    latency: LatencySummary | None = None
+    pairs: int = 0
+    difference: Estimate | None = None
+    p_value: float | None = None
+
+
+def summarize(
+    records: Sequence[EpisodeRecord] = (),
+    latency: LatencyRun | None = None,
+    exact: Mapping[str, bool] | None = None,
+    reference: str = "ddpm",
+) -> list[SummaryRow]:
+    """One row a sampler, the reference first, then in the order of ``exact``, ``latency`` and ``records``.
+
+    Args:
+        records: finished episodes of one task, each once.
+        latency: timed calls.
+        exact: whether a sampler is exact, where ``latency`` does not say so.
+        reference: the sampler that others are compared with; without it there are no comparisons.
+
+    Raises:
+        ValueError: episodes of several tasks, or an episode twice.
+    """
+    tasks = {record.task for record in records}
+    if len(tasks) > 1:
+        raise ValueError(f"one table holds one task, these episodes are of {sorted(tasks)}: summarize them apart")
+    if len({record.key for record in records}) < len(records):
+        raise ValueError("an episode is given twice; read the folder with read_results(), which counts each once")
+    logs = latency.samplers if latency else {}
+    by_sampler: dict[str, list[EpisodeRecord]] = defaultdict(list)
+    for record in records:
+        by_sampler[record.sampler].append(record)
+    known = {**{name: log.exact for name, log in logs.items()}, **(exact or {})}
+    names = list(dict.fromkeys([*(exact or {}), *logs, *by_sampler]))
+    names.sort(key=lambda name: name != reference)
+    return [
+        _row(name, known.get(name), by_sampler.get(name, []), by_sampler.get(reference, []), logs, reference)
+        for name in names
+        if name in by_sampler or name in logs
+    ]
+
+
+def _row(
+    name: str,
+    exact: bool | None,
+    mine: list[EpisodeRecord],
+    theirs: list[EpisodeRecord],
+    logs: Mapping[str, CallLog],
+    reference: str,
+) -> SummaryRow:
+    passes, passes_error = _passes(mine, logs.get(name))
+    pairs, difference, p_value = (0, None, None) if name == reference else _compare(mine, theirs)
+    return SummaryRow(
+        sampler=name,
+        exact=exact,
+        episodes=len(mine),
+        successes=sum(record.success for record in mine),
+        crashed=sum(record.crashed for record in mine),
+        success=_success(mine),
+        passes=passes,
+        passes_error=passes_error,
+        latency=_latency(logs[name], None if name == reference else logs.get(reference)) if name in logs else None,
+        pairs=pairs,
+        difference=difference,
+        p_value=p_value,
+    )
+
+
+def _success(records: list[EpisodeRecord]) -> Estimate | None:
+    seeds: dict[int, list[bool]] = defaultdict(list)
+    for record in records:
+        seeds[record.seed].append(record.success)
+    if not seeds:
+        return None
+    return clustered_wilson([sum(trials) for trials in seeds.values()], [len(trials) for trials in seeds.values()])
+
+
+def _passes(records: list[EpisodeRecord], log: CallLog | None) -> tuple[float | None, float | None]:
+    totals = [(sum(record.passes), record.chunks) for record in records if record.chunks]
+    if not totals and log is not None:
+        totals = [(passes, 1) for passes in log.passes]
+    if not totals:
+        return None, None
+    mean, error = ratio_of_sums(*zip(*totals, strict=True))
+    return mean, None if math.isnan(error) else error
+
+
+def _compare(
+    mine: list[EpisodeRecord], theirs: list[EpisodeRecord]
+) -> tuple[int, Estimate | None, float | None]:
+    baseline = {(record.seed, record.repeat): record.success for record in theirs}
+    seeds: dict[int, list[int]] = defaultdict(list)
+    for record in mine:
+        if (record.seed, record.repeat) in baseline:
+            seeds[record.seed].append(int(record.success) - int(baseline[record.seed, record.repeat]))
+    if not seeds:
+        return 0, None, None
+    pairs = sum(len(differences) for differences in seeds.values())
+    rates = [float(np.mean(differences)) for differences in seeds.values()]
+    return pairs, paired_difference(rates), sign_flip_test([sum(differences) for differences in seeds.values()])
+
+
+def _latency(log: CallLog, reference: CallLog | None) -> LatencySummary:
+    milliseconds = np.asarray(log.nanoseconds) / NS_PER_MS
+    calls = len(milliseconds)
+
+    def quantile(q: float) -> Estimate | None:
+        return quantile_interval(milliseconds, q) if calls * (1 - q) >= 1 - 1e-9 and calls > 1 else None
+
+    paired = reference is not None and calls > 1 and len(reference.nanoseconds) == calls
+    speed_up = ratio_of_medians(reference.nanoseconds, log.nanoseconds) if reference is not None and paired else None
+    return LatencySummary(calls, quantile(0.5), quantile(0.95), quantile(0.99), speed_up)

@@ -1,0 +1,116 @@
+"""The summary as a table: for the terminal, as markdown, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from .statistics import Estimate
+from .summary import SummaryRow
+
+MISSING = "–"
+
+
+def _percent(row: SummaryRow) -> str:
+    if row.success is None:
+        return MISSING
+    rate, low, high = (100 * value for value in row.success)
+    crashed = f", {row.crashed} crashed" if row.crashed else ""
+    return f"{row.successes}/{row.episodes} = {rate:.1f} % [{low:.1f}, {high:.1f}]{crashed}"
+
+
+def _passes(row: SummaryRow) -> str:
+    if row.passes is None:
+        return MISSING
+    return f"{row.passes:.1f}" if row.passes_error is None else f"{row.passes:.1f} ± {row.passes_error:.1f}"
+
+
+def _milliseconds(quantile: Callable[[Any], Estimate | None]) -> Callable[[SummaryRow], str]:
+    def cell(row: SummaryRow) -> str:
+        estimate = None if row.latency is None else quantile(row.latency)
+        return MISSING if estimate is None else f"{estimate.value:.3g}" if estimate.value < 100 else f"{estimate.value:.0f}"
+
+    return cell
+
+
+def _speed_up(row: SummaryRow) -> str:
+    estimate = None if row.latency is None else row.latency.speed_up
+    return MISSING if estimate is None else f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _difference(row: SummaryRow) -> str:
+    if row.difference is None:
+        return MISSING
+    value, low, high = (100 * number for number in row.difference)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _p_value(row: SummaryRow) -> str:
+    if row.p_value is None:
+        return MISSING
+    return f"{row.p_value:.2f}" if row.p_value >= 0.095 else f"{row.p_value:.1g}"
+
+
+_EXACT = {True: "exact", False: "approx.", None: MISSING}
+
+
+def _columns(reference: str) -> list[tuple[str, Callable[[SummaryRow], str]]]:
+    return [
+        ("sampler", lambda row: row.sampler),
+        ("law", lambda row: _EXACT[row.exact]),
+        ("success [95 %]", _percent),
+        ("passes / chunk", _passes),
+        ("p50 ms", _milliseconds(lambda latency: latency.p50)),
+        ("p95 ms", _milliseconds(lambda latency: latency.p95)),
+        ("p99 ms", _milliseconds(lambda latency: latency.p99)),
+        (f"× {reference} [95 %]", _speed_up),
+        ("Δ success, points [95 %]", _difference),
+        (f"p vs {reference}", _p_value),
+    ]
+
+
+def rich_table(rows: Sequence[SummaryRow], title: str | None = None, reference: str = "ddpm") -> Table:
+    """The table for a terminal; columns that say nothing are left out."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, caption=caption(rows, reference), caption_justify="left")
+    columns = _telling(rows, reference)
+    for name, _ in columns:
+        table.add_column(name, justify="left" if name in ("sampler", "law") else "right")
+    for row in rows:
+        table.add_row(*(cell(row) for _, cell in columns))
+    return table
+
+
+def markdown_table(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
+    """The same as a markdown table with a caption below."""
+    columns = _telling(rows, reference)
+    lines = [[name for name, _ in columns]]
+    lines.append(["---" if name in ("sampler", "law") else "---:" for name, _ in columns])
+    lines += [[cell(row).replace("|", "\\|") for _, cell in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(rows, reference)}\n"
+
+
+def json_table(rows: Sequence[SummaryRow]) -> str:
+    """Every number of the rows, intervals as ``[value, low, high]``, ``null`` where nothing is known."""
+    return json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n"
+
+
+def caption(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
+    """What the columns mean, in one or two sentences."""
+    parts = []
+    if any(row.success for row in rows):
+        parts.append("Success with Wilson intervals; crashed episodes count as failures.")
+    if any(row.latency for row in rows):
+        calls = sorted({row.latency.calls for row in rows if row.latency})
+        parts.append(f"Latency of one chunk at batch size 1 over {' or '.join(map(str, calls))} calls, samplers in turn.")
+    if any(row.p_value is not None for row in rows):
+        parts.append(f"Δ and p (exact, paired by seed) against {reference}, not corrected for the number of rows.")
+    return " ".join(parts)
+
+
+def _telling(rows: Sequence[SummaryRow], reference: str) -> list[tuple[str, Callable[[SummaryRow], str]]]:
+    return [(name, cell) for name, cell in _columns(reference) if any(cell(row) != MISSING for row in rows)]

@@ -1,0 +1,54 @@
+"""Everything needed to rebuild a policy before its weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The shape of a policy.
+
+    Args:
+        task: name of the task it was trained on.
+        observations: length of each observation part, in order.
+        action_dim: coordinates of one action.
+        observation_horizon: observation steps seen, the present one last (Diffusion Policy: 2).
+        action_horizon: actions in one predicted chunk; the first belongs to the oldest observation step (16).
+        executed_actions: actions played before the next chunk is asked for, from the present step on (8).
+        network: ``{"name": ..., **arguments}`` of a network in :data:`specpolicy.policies.networks.NETWORKS`.
+        scheduler: configuration of the diffusers ``DDPMScheduler`` used in training.
+    """
+
+    task: str
+    observations: dict[str, int]
+    action_dim: int
+    observation_horizon: int = 2
+    action_horizon: int = 16
+    executed_actions: int = 8
+    network: dict[str, Any] = field(default_factory=lambda: {"name": "unet1d"})
+    scheduler: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        first = self.observation_horizon - 1
+        if self.observation_horizon < 1 or self.executed_actions < 1 or self.action_dim < 1:
+            raise ValueError("observation_horizon, executed_actions and action_dim must be at least 1")
+        if first + self.executed_actions > self.action_horizon:
+            raise ValueError(
+                f"executed_actions={self.executed_actions} from step {first} on do not fit into "
+                f"action_horizon={self.action_horizon}; at most {self.action_horizon - first} can be executed"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PolicyConfig:
+        """Inverse of :meth:`to_dict`; unknown or missing keys raise ``ValueError`` naming them."""
+        known = {f.name for f in fields(cls)}
+        unknown, missing = set(values) - known, {"task", "observations", "action_dim"} - set(values)
+        if unknown or missing:
+            raise ValueError(f"policy config: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")
+        return cls(**values)

@@ -1,0 +1,144 @@
+"""A diffusion policy: observation history in, action chunk out (Chi et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from specpolicy.speculative.denoiser import Denoiser
+from specpolicy.speculative.result import SampleResult
+
+from .config import PolicyConfig
+from .networks import build_network
+from .normalizer import MinMaxNormalizer
+from .observations import ObservationSpec
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Sampler(Protocol):
+    """What a policy needs of a sampler; every sampler of this library fits."""
+
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, cond: Any = None, generator: Generators = None, record: bool = False
+    ) -> SampleResult: ...
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """Actions to play, and how they were found.
+
+    Attributes:
+        actions: shape ``(batch, executed_actions, action_dim)``, in the environment's units.
+        prediction: the whole chunk, shape ``(batch, action_horizon, action_dim)``, same units.
+        result: the sampler's account (normalized samples, passes, acceptance).
+    """
+
+    actions: NDArray[np.float32]
+    prediction: NDArray[np.float32]
+    result: SampleResult
+
+
+class DiffusionPolicy(nn.Module):
+    """Network, normalizers and horizons of one trained policy.
+
+    The sampler is not part of the policy: the same weights are sampled by sequential DDPM, DDIM or speculation,
+    whichever is handed to :meth:`act`.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.observations = ObservationSpec(config.observations, config.observation_horizon)
+        cond_dim = config.observation_horizon * self.observations.dim
+        self.network = build_network(config.network, config.action_dim, cond_dim)
+        self.observation_normalizer = MinMaxNormalizer.identity(self.observations.dim)
+        self.action_normalizer = MinMaxNormalizer.identity(config.action_dim)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def scheduler(self) -> DDPMScheduler:
+        """A fresh copy of the training scheduler."""
+        return DDPMScheduler.from_config(self.config.scheduler)
+
+    @property
+    def event_shape(self) -> tuple[int, int]:
+        """Shape of one chunk: ``(action_horizon, action_dim)``."""
+        return self.config.action_horizon, self.config.action_dim
+
+    def condition(self, observation: Float[Tensor, "b steps obs"]) -> Float[Tensor, "b cond"]:
+        """Normalize an observation history (raw units) and flatten it into the network's condition."""
+        return self.observation_normalizer.normalize(observation).flatten(1)
+
+    def encode(self, observation: Mapping[str, NDArray[np.floating]]) -> Float[Tensor, "b cond"]:
+        """Check and join named observations (see :meth:`ObservationSpec.join`) and condition on them."""
+        joined = torch.from_numpy(self.observations.join(observation)).to(self.device)
+        return self.condition(joined)
+
+    def forward(
+        self, x: Float[Tensor, "n time action"], timestep: Tensor, cond: Float[Tensor, "n cond"]
+    ) -> Float[Tensor, "n time action"]:
+        """The denoiser that samplers call: normalized noisy chunks in, the scheduler's prediction type out."""
+        return self.network(x, timestep, cond)
+
+    @torch.inference_mode()
+    def act(
+        self,
+        observation: Mapping[str, NDArray[np.floating]],
+        sampler: Sampler,
+        generator: Generators = None,
+        record: bool = False,
+    ) -> ActionChunk:
+        """Sample one action chunk for each observation of a batch.
+
+        Args:
+            observation: arrays of shape ``(batch, observation_horizon, dim)``, the present step last.
+            sampler: how to run the reverse diffusion.
+            generator: one generator, or one for each entry of the batch (then a chunk does not depend on its
+                neighbours in the batch).
+            record: keep the whole trajectory in ``ActionChunk.result``.
+
+        Raises:
+            ObservationError: the observation does not fit the policy.
+            DenoiserError: the network returned NaN or infinity.
+        """
+        cond = self.encode(observation)
+        noise = draw_noise((len(cond), *self.event_shape), generator, self.device)
+        result = sampler(self, noise, cond=cond, generator=generator, record=record)
+        prediction = self.action_normalizer.unnormalize(result.sample).float().cpu().numpy()
+        first = self.config.observation_horizon - 1
+        actions = prediction[:, first : first + self.config.executed_actions]
+        return ActionChunk(actions=actions, prediction=prediction, result=result)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``policy.safetensors`` into ``folder``."""
+        from .checkpoint import save_policy
+
+        save_policy(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | Path, device: str | torch.device = "cpu") -> DiffusionPolicy:
+        """Read a policy from ``folder``, in evaluation mode. Raises ``CheckpointError``; see :func:`load_policy`."""
+        from .checkpoint import load_policy
+
+        return load_policy(Path(folder), device)
+
+
+def draw_noise(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
+    """Standard normal noise, row by row from a list of generators, or at once from a single one."""
+    from specpolicy.speculative.randomness import RandomSource
+
+    return RandomSource(generator, shape[0], device, torch.float32).noise(shape[1:])

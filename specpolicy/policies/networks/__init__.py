@@ -1,0 +1,30 @@
+"""Denoising networks, by the name that a policy's configuration uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .unet1d import ConditionalUnet1d as ConditionalUnet1d
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet1d": ConditionalUnet1d}
+
+
+def build_network(config: dict[str, Any], action_dim: int, cond_dim: int) -> nn.Module:
+    """Build the network that ``config`` names.
+
+    Args:
+        config: ``{"name": one of NETWORKS, **its arguments}``.
+        action_dim: coordinates of one action.
+        cond_dim: length of the flattened observation history.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+    """
+    arguments = dict(config)
+    name = arguments.pop("name", None)
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; known: {sorted(NETWORKS)}")
+    return NETWORKS[name](action_dim=action_dim, cond_dim=cond_dim, **arguments)

@@ -1,0 +1,133 @@
+"""The FiLM-conditioned 1-D U-Net of Diffusion Policy (Chi et al. 2023, section III-A).
+
+Convolutions run over the time axis of the action chunk; the observation and the diffusion timestep enter every
+residual block as a scale and a shift per channel (FiLM, Perez et al. 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class TimestepEmbedding(nn.Module):
+    """Sines and cosines of the timestep, then a two-layer perceptron."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        self.register_buffer(
+            "frequencies", torch.exp(-math.log(10_000.0) / (half - 1) * torch.arange(half)), persistent=False
+        )
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
+
+    def forward(self, timestep: Float[Tensor, " n"]) -> Float[Tensor, "n dim"]:
+        angles = timestep[:, None] * self.frequencies
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+
+def conv_block(channels_in: int, channels_out: int, kernel: int, groups: int) -> nn.Sequential:
+    """Convolution, group norm, Mish."""
+    return nn.Sequential(
+        nn.Conv1d(channels_in, channels_out, kernel, padding=kernel // 2),
+        nn.GroupNorm(groups, channels_out),
+        nn.Mish(),
+    )
+
+
+class FilmResidualBlock(nn.Module):
+    """Two convolution blocks with a FiLM layer between them and a residual path around them."""
+
+    def __init__(self, channels_in: int, channels_out: int, cond_dim: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.first = conv_block(channels_in, channels_out, kernel, groups)
+        self.film = nn.Linear(cond_dim, 2 * channels_out)
+        self.second = conv_block(channels_out, channels_out, kernel, groups)
+        self.skip = nn.Conv1d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "n c t"], cond: Float[Tensor, "n e"]) -> Float[Tensor, "n d t"]:
+        scale, shift = self.film(cond).unsqueeze(-1).chunk(2, dim=1)
+        hidden = self.first(x)
+        # Diffusion Policy multiplies by the scale itself, without adding one.
+        return self.second(torch.addcmul(shift, scale, hidden)) + self.skip(x)
+
+
+class ConditionalUnet1d(nn.Module):
+    """A denoiser of action chunks, conditioned on a flat observation vector.
+
+    Args:
+        action_dim: coordinates of one action.
+        cond_dim: length of the observation vector (all observation steps concatenated).
+        channels: channels per level; the chunk's length must be divisible by ``2 ** (len(channels) - 1)``.
+            Diffusion Policy's state policies use ``(256, 512, 1024)`` (65.9 M parameters on Square).
+        timestep_dim: size of the timestep embedding.
+        kernel: width of the convolutions.
+        groups: groups of the group norms; must divide every entry of ``channels``.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        cond_dim: int,
+        channels: Sequence[int] = (64, 128, 256),
+        timestep_dim: int = 64,
+        kernel: int = 5,
+        groups: int = 8,
+    ) -> None:
+        super().__init__()
+        wrong = [c for c in channels if c % groups]
+        if wrong or not channels:
+            raise ValueError(f"channels={tuple(channels)}: every level must be a positive multiple of groups={groups}")
+        self.length_multiple = 2 ** (len(channels) - 1)
+        self.timestep_embedding = TimestepEmbedding(timestep_dim)
+        embed = timestep_dim + cond_dim
+
+        def pair(channels_in: int, channels_out: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                FilmResidualBlock(c, channels_out, embed, kernel, groups) for c in (channels_in, channels_out)
+            )
+
+        widths = [action_dim, *channels]
+        self.down = nn.ModuleList(pair(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.downsample = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in channels[:-1])
+        self.middle = pair(channels[-1], channels[-1])
+        self.up = nn.ModuleList(pair(2 * o, i) for i, o in reversed(list(zip(channels[:-1], channels[1:], strict=True))))
+        self.upsample = nn.ModuleList(nn.ConvTranspose1d(c, c, 4, stride=2, padding=1) for c in reversed(channels[:-1]))
+        self.head = nn.Sequential(
+            conv_block(channels[0], channels[0], kernel, groups), nn.Conv1d(channels[0], action_dim, 1)
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "n time action"],
+        timestep: Float[Tensor, " n"],
+        cond: Float[Tensor, "n cond"],
+    ) -> Float[Tensor, "n time action"]:
+        """Predict ε (or x0, or v: whatever the training target was) at noisy chunks ``x``."""
+        if x.shape[1] % self.length_multiple:
+            raise ValueError(f"chunk length {x.shape[1]} is not divisible by {self.length_multiple}")
+        # Mish belongs to the conditioning path of every block; all blocks share it, so it is applied once.
+        film = nn.functional.mish(torch.cat([self.timestep_embedding(timestep.to(x.dtype)), cond], dim=-1))
+        hidden = x.transpose(1, 2)
+        skips: list[Tensor] = []
+        for level, blocks in enumerate(self.down):
+            for block in blocks:
+                hidden = block(hidden, film)
+            skips.append(hidden)
+            if level < len(self.downsample):
+                hidden = self.downsample[level](hidden)
+        for block in self.middle:
+            hidden = block(hidden, film)
+        # As in the original, the skip of the finest level stays unused: the head follows the last upsampling.
+        for blocks, upsample in zip(self.up, self.upsample, strict=True):
+            hidden = torch.cat([hidden, skips.pop()], dim=1)
+            for block in blocks:
+                hidden = block(hidden, film)
+            hidden = upsample(hidden)
+        return self.head(hidden).transpose(1, 2)

@@ -1,0 +1,20 @@
+"""Exact speculative sampling of reverse diffusions: process × drafter × verifier × window.
+
+Needs torch alone; knows neither robots nor images nor files.
+"""
+
+from .baseline import SchedulerSampler as SchedulerSampler
+from .denoiser import Denoiser as Denoiser
+from .denoiser import DenoiserError as DenoiserError
+from .drafters import Drafter as Drafter
+from .drafters import FreeDrafter as FreeDrafter
+from .drafters import FrozenDrafter as FrozenDrafter
+from .process import ReverseProcess as ReverseProcess
+from .result import SampleResult as SampleResult
+from .sampler import SequentialSampler as SequentialSampler
+from .sampler import SpeculativeSampler as SpeculativeSampler
+from .sampler import asd as asd
+from .verifiers import BlockVerifier as BlockVerifier
+from .verifiers import ReflectionVerifier as ReflectionVerifier
+from .verifiers import ResidualVerifier as ResidualVerifier
+from .verifiers import Verifier as Verifier

@@ -1,0 +1,111 @@
+"""The state of a batch of chains, each at its own position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .denoiser import Cond, Denoiser, call_denoiser, gather_rows
+from .linear_chain import LinearChain
+from .result import SampleResult
+
+
+@dataclass
+class Account:
+    """What the rounds did, in the order of the rounds; one row ``(B,)`` a round."""
+
+    start: list[Tensor] = field(default_factory=list)
+    proposed: list[Tensor] = field(default_factory=list)
+    accepted: list[Tensor] = field(default_factory=list)
+
+    def add(self, active: Tensor, start: Tensor, proposed: Tensor, accepted: Tensor, batch: int) -> None:
+        """Note one round of the chains ``active``; the others get −1."""
+        for rows, value in ((self.start, start), (self.proposed, proposed), (self.accepted, accepted)):
+            row = torch.full((batch,), -1, dtype=torch.long)
+            row[active.cpu()] = value.cpu()
+            rows.append(row)
+
+    def stacked(self, rows: list[Tensor], batch: int) -> Tensor:
+        """Rows as one tensor ``(rounds, B)``."""
+        return torch.stack(rows) if rows else torch.empty((0, batch), dtype=torch.long)
+
+
+class Chains:
+    """B chains on their way from noise to sample.
+
+    Attributes:
+        k: position of each chain, shape ``(B,)``; K when finished.
+        x: state, shape ``(B, *event)``, float32 or better.
+        anchor_k, anchor_x, anchor_x0: latest state at which the target's x̂0 is known; ``anchor_k`` is −1 before the
+            first pass.
+        passes, evaluations: the account of network use, shape ``(B,)``.
+    """
+
+    def __init__(self, chain: LinearChain, denoiser: Denoiser, noise: Tensor, cond: Cond, record: bool) -> None:
+        batch, device = len(noise), noise.device
+        self.chain, self.process, self.denoiser, self.cond = chain, chain.process, denoiser, cond
+        self.input_dtype = noise.dtype
+        self.x = noise.to(self.process.a.dtype)
+        self.k = torch.zeros(batch, dtype=torch.long, device=device)
+        self.anchor_k = torch.full_like(self.k, -1)
+        self.anchor_x, self.anchor_x0 = self.x.clone(), torch.zeros_like(self.x)
+        self.passes, self.evaluations = torch.zeros_like(self.k), torch.zeros_like(self.k)
+        self.account = Account()
+        steps, event = self.process.num_steps, noise.shape[1:]
+        self.trajectory = self.x.new_empty((steps + 1, batch, *event)) if record else None
+        self.recorded_x0 = self.x.new_empty((steps, batch, *event)) if record else None
+        if self.trajectory is not None:
+            self.trajectory[0] = self.x
+
+    def active(self) -> Tensor:
+        """Indices of the chains that have not finished."""
+        return (self.k < self.process.num_steps).nonzero().squeeze(1)
+
+    def target_x0(self, owner: Tensor, k: Tensor, x: Tensor) -> Tensor:
+        """One network pass: the target's x̂0 at ``x``, row by row, where row i belongs to chain ``owner[i]``."""
+        timestep = self.process.timesteps[k]
+        output = call_denoiser(self.denoiser, x.to(self.input_dtype), timestep, gather_rows(self.cond, owner))
+        self.passes[owner.unique()] += 1
+        self.evaluations.index_add_(0, owner, torch.ones_like(owner))
+        return self.process.x0(x, output.to(x.dtype), k)
+
+    def anchor(self, chains: Tensor) -> None:
+        """Spend a pass on the x̂0 of these chains at their present states."""
+        k, x = self.k[chains], self.x[chains]
+        self.set_anchor(chains, k, x, self.target_x0(chains, k, x))
+
+    def set_anchor(self, chains: Tensor, k: Tensor, x: Tensor, x0: Tensor) -> None:
+        """Remember the latest known x̂0."""
+        self.anchor_k[chains], self.anchor_x[chains], self.anchor_x0[chains] = k, x, x0
+
+    def record(self, chains: Tensor, k: Tensor, visited: Tensor, states: Tensor, x0: Tensor) -> None:
+        """Keep visited states and their x̂0.
+
+        Args:
+            chains: shape ``(n,)``. k: position of the first column. visited: mask ``(n, w + 1)`` of columns to keep.
+            states: x_k …, shape ``(n, w + 1, *event)``. x0: the target's x̂0 there.
+        """
+        if self.trajectory is None or self.recorded_x0 is None:
+            return
+        row, column = visited.nonzero(as_tuple=True)
+        where = k[row] + column
+        self.trajectory[where, chains[row]] = states[row, column]
+        self.recorded_x0[where, chains[row]] = x0[row, column]
+
+    def result(self) -> SampleResult:
+        """Samples and account, once all chains have finished."""
+        if self.trajectory is not None:
+            self.trajectory[-1] = self.x
+        batch, account = len(self.x), self.account
+        return SampleResult(
+            sample=self.x.to(self.input_dtype),
+            passes=self.passes.cpu(),
+            evaluations=self.evaluations.cpu(),
+            start=account.stacked(account.start, batch),
+            proposed=account.stacked(account.proposed, batch),
+            accepted=account.stacked(account.accepted, batch),
+            trajectory=self.trajectory,
+            x0=self.recorded_x0,
+        )

@@ -1,0 +1,119 @@
+"""The reverse process: a Gaussian chain whose mean is linear in the state and in the network's x̂0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class X0Limit:
+    """What a scheduler does to x̂0 before it is used.
+
+    Attributes:
+        clip: clamp to [−clip, clip]; None leaves it alone.
+        quantile: dynamic thresholding at this quantile of |x̂0| (Saharia et al. 2022, section 2.3) instead; None for none.
+        ceiling: upper bound of the dynamic threshold.
+    """
+
+    clip: float | None = None
+    quantile: float | None = None
+    ceiling: float = 1.0
+
+    def __call__(self, x0: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        if self.quantile is not None:
+            size = torch.quantile(x0.abs().flatten(1).to(_at_least_float32(x0.dtype)), self.quantile, dim=1)
+            bound = size.clamp(1.0, max(1.0, self.ceiling)).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+            return torch.minimum(torch.maximum(x0, -bound), bound) / bound
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+
+@dataclass(frozen=True)
+class ReverseProcess:
+    """A reverse diffusion with K steps, index k = 0 … K − 1 from noise to sample::
+
+        x_{k+1} = a_k x_k + b_k x̂0(x_k, t_k) + σ_k z_k,        z_k ~ N(0, I)
+
+    ``from_scheduler`` reads the numbers off a diffusers scheduler. They are kept in float64; samplers work on a copy
+    made by :meth:`to`.
+
+    Attributes:
+        timesteps: the scheduler's timestep of each step, shape ``(K,)``.
+        a, b, sigma: coefficients of each step, shape ``(K,)``. A step with σ = 0 is deterministic.
+        from_state, from_output: x̂0 = from_state · x + from_output · (network output), shape ``(K,)``.
+        limit: clipping or thresholding of x̂0.
+        unlimited: weight of the x̂0 *before* the limit in the x̂0 that the chain uses, shape ``(K,)``. It is zero but
+            for DDIM, where diffusers clips x̂0 but keeps the unclipped ε: then
+            x̂0_used = (1 − unlimited) · limit(x̂0) + unlimited · x̂0.
+    """
+
+    timesteps: Int[Tensor, " k"]
+    a: Float[Tensor, " k"]
+    b: Float[Tensor, " k"]
+    sigma: Float[Tensor, " k"]
+    from_state: Float[Tensor, " k"]
+    from_output: Float[Tensor, " k"]
+    limit: X0Limit
+    unlimited: Float[Tensor, " k"]
+
+    @property
+    def num_steps(self) -> int:
+        """K, the number of steps of the chain: what a sequential sampler pays in network passes."""
+        return len(self.timesteps)
+
+    @staticmethod
+    def from_scheduler(
+        scheduler: Any, num_inference_steps: int | None = None, *, timesteps: list[int] | None = None, eta: float = 0.0
+    ) -> ReverseProcess:
+        """Read the chain off a diffusers ``DDPMScheduler`` or ``DDIMScheduler``.
+
+        Args:
+            scheduler: it is copied, not changed.
+            num_inference_steps: K. None keeps the timesteps that the scheduler has already been set to.
+            timesteps: a custom, falling list of timesteps instead (DDPM only).
+            eta: DDIM's η, the share of DDPM's noise to keep; must be positive (Song et al. 2021, equation 16).
+
+        Raises:
+            ValueError: the scheduler has no fixed Gaussian kernel (η = 0, learned variance, another class); the
+                message says what to use instead.
+        """
+        from .schedulers import read_scheduler
+
+        return read_scheduler(scheduler, num_inference_steps, timesteps, eta)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> ReverseProcess:
+        """The same process with its coefficients on ``device`` in ``dtype``."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, dtype) for f in fields(self) if f.name not in ("timesteps", "limit")
+        }
+        return replace(self, timesteps=self.timesteps.to(device), **moved)
+
+    def x0(self, x: Float[Tensor, "n ..."], output: Float[Tensor, "n ..."], k: Int[Tensor, " n"]) -> Float[Tensor, "n ..."]:
+        """The x̂0 that step ``k`` uses, from state and network output, converted and limited as the scheduler does."""
+        raw = per_row(self.from_state[k], x) * x + per_row(self.from_output[k], x) * output
+        limited = self.limit(raw)
+        if not self._mixes_unlimited:
+            return limited
+        return limited + per_row(self.unlimited[k], x) * (raw - limited)
+
+    @cached_property
+    def _mixes_unlimited(self) -> bool:
+        return self.limit != X0Limit() and bool((self.unlimited != 0).any())
+
+    def mean(self, x: Float[Tensor, "n ..."], x0: Float[Tensor, "n ..."], k: Int[Tensor, " n"]) -> Float[Tensor, "n ..."]:
+        """Mean of x_{k+1} given x_k and x̂0."""
+        return per_row(self.a[k], x) * x + per_row(self.b[k], x) * x0
+
+
+def per_row(value: Float[Tensor, " n"], like: Tensor) -> Tensor:
+    """``value`` shaped so that it multiplies ``like`` row by row."""
+    return value.view(-1, *[1] * (like.ndim - 1))
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

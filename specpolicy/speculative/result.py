@@ -1,0 +1,42 @@
+"""What a sampler hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """Samples and their account.
+
+    Attributes:
+        sample: shape ``(B, *event)``, dtype of the noise that was handed in.
+        passes: network passes that each chain had to wait for, in sequence, shape ``(B,)``.
+        evaluations: rows that the network computed for each chain, shape ``(B,)``.
+        start: position in the chain (0 … K − 1) at which each round began, −1 once a chain was finished,
+            shape ``(rounds, B)``; None for samplers without rounds.
+        proposed: drafted steps that were verified in each round, −1 as above.
+        accepted: how many of them were accepted, −1 as above; the round advances by ``accepted + 1`` steps.
+        trajectory: with ``record``: every state from noise to sample, shape ``(K + 1, B, *event)``.
+        x0: with ``record``: the target's x̂0 at the first K of these states, shape ``(K, B, *event)``.
+    """
+
+    sample: Float[Tensor, "b ..."]
+    passes: Int[Tensor, " b"]
+    evaluations: Int[Tensor, " b"]
+    start: Int[Tensor, "rounds b"] | None = None
+    proposed: Int[Tensor, "rounds b"] | None = None
+    accepted: Int[Tensor, "rounds b"] | None = None
+    trajectory: Float[Tensor, "k1 b ..."] | None = None
+    x0: Float[Tensor, "k b ..."] | None = None
+
+    @property
+    def acceptance(self) -> float:
+        """Share of drafted steps that were accepted, over all chains and rounds; NaN without rounds."""
+        if self.accepted is None or self.proposed is None:
+            return float("nan")
+        drafted = self.proposed.clamp(min=0).sum()
+        return float(self.accepted.clamp(min=0).sum() / drafted) if drafted else float("nan")

@@ -1,0 +1,153 @@
+"""Samplers: the speculative one, and the sequential one that it must agree with in law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .chains import Chains
+from .denoiser import Cond, Denoiser, check_cond
+from .drafters import Drafter, FreeDrafter, FrozenDrafter
+from .linear_chain import LinearChain, reach
+from .process import ReverseProcess, per_row
+from .randomness import RandomSource
+from .result import SampleResult
+from .round import run_round
+from .verifiers import BlockVerifier, ReflectionVerifier, Verifier
+from .window import Window, window_lengths
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class _ChainSampler:
+    """Checks of the input and the tables of the process, shared by both samplers."""
+
+    exact: bool = True
+
+    def __init__(self, process: ReverseProcess) -> None:
+        self.process = process
+        self._chains: dict[tuple[torch.device, torch.dtype], LinearChain] = {}
+
+    def _start(
+        self, denoiser: Denoiser, noise: Tensor, cond: Cond, generator: Generators, record: bool
+    ) -> tuple[Chains, RandomSource]:
+        if noise.ndim < 2 or not noise.is_floating_point():
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)} and dtype {noise.dtype}; expected floating point (batch, *event)"
+            )
+        check_cond(cond, len(noise))
+        # States and verification are kept in float32 or better; the network gets the dtype of the noise.
+        dtype = torch.promote_types(noise.dtype, torch.float32)
+        place = (noise.device, dtype)
+        if place not in self._chains:
+            self._chains[place] = LinearChain(self.process.to(*place))
+        random = RandomSource(generator, len(noise), noise.device, dtype)
+        return Chains(self._chains[place], denoiser, noise, cond, record), random
+
+
+class SpeculativeSampler(_ChainSampler):
+    """Samples a reverse process in rounds of drafting and verification.
+
+    Args:
+        process: the chain to sample.
+        drafter: proposes steps. verifier: keeps a prefix of them and repairs the first miss; any pair goes together.
+        window: steps to draft a round, one number or one for each position of the chain.
+
+    Raises:
+        ValueError: the window is below 1, or no step of the process has noise.
+
+    The joint law of all states is that of :class:`SequentialSampler` for every drafter and window, if ``exact``.
+    """
+
+    def __init__(
+        self,
+        process: ReverseProcess,
+        drafter: Drafter | None = None,
+        verifier: Verifier | None = None,
+        window: Window = 24,
+    ) -> None:
+        super().__init__(process)
+        if not bool((process.sigma > 0).any()):
+            raise ValueError("no step of this process has noise (sigma = 0 throughout): there is nothing to verify")
+        self.drafter = drafter if drafter is not None else FreeDrafter()
+        self.verifier = verifier if verifier is not None else BlockVerifier()
+        self.window = window
+        self.exact = self.verifier.exact
+        self._lengths = window_lengths(window, reach(process))
+
+    def __repr__(self) -> str:
+        parts = f"{type(self.drafter).__name__}, {type(self.verifier).__name__}, window={self.window}"
+        return f"SpeculativeSampler(K={self.process.num_steps}, {parts})"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Float[Tensor, "b ..."],
+        cond: Cond = None,
+        generator: Generators = None,
+        record: bool = False,
+    ) -> SampleResult:
+        """Sample one chain for each row of ``noise``.
+
+        Args:
+            denoiser: see :class:`Denoiser`; called with the noise's dtype.
+            noise: x_0 of each chain, shape ``(B, *event)``.
+            cond: nested dict or tuple of tensors with leading dimension B; the rows that a pass needs are gathered.
+            generator: one, or one for each chain; with a list, a chain does not depend on its neighbours.
+            record: keep all states and x̂0 (memory for K + 1 events a chain).
+
+        Raises:
+            DenoiserError: the denoiser returned NaN, infinity or another shape.
+            ValueError: shapes or the number of generators do not fit.
+        """
+        chains, random = self._start(denoiser, noise, cond, generator, record)
+        lengths = self._lengths.to(noise.device)
+        while len(chains.active()):
+            run_round(chains, self.drafter, self.verifier, lengths, random)
+        return chains.result()
+
+
+class SequentialSampler(_ChainSampler):
+    """The same chain, one network pass a step: what speculation is measured against."""
+
+    def __repr__(self) -> str:
+        return f"SequentialSampler(K={self.process.num_steps})"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Float[Tensor, "b ..."],
+        cond: Cond = None,
+        generator: Generators = None,
+        record: bool = False,
+    ) -> SampleResult:
+        """Sample one chain for each row of ``noise``; arguments as in :class:`SpeculativeSampler`."""
+        chains, random = self._start(denoiser, noise, cond, generator, record)
+        process, everyone = chains.process, torch.arange(len(noise), device=noise.device)
+        states, found = [chains.x], []
+        for step in range(process.num_steps):
+            k = torch.full_like(everyone, step)
+            x0 = chains.target_x0(everyone, k, chains.x)
+            chains.x = process.mean(chains.x, x0, k)
+            if self.process.sigma[step] > 0:
+                chains.x = chains.x + per_row(process.sigma[k], chains.x) * random.noise(noise.shape[1:])
+            if record:
+                states.append(chains.x)
+                found.append(x0)
+        return SampleResult(
+            sample=chains.x.to(noise.dtype),
+            passes=chains.passes.cpu(),
+            evaluations=chains.evaluations.cpu(),
+            trajectory=torch.stack(states) if record else None,
+            x0=torch.stack(found) if record else None,
+        )
+
+
+def asd(process: ReverseProcess, window: Window = 20) -> SpeculativeSampler:
+    """Autospeculative decoding (ASD): the frozen drafter with reflection. Published windows: 20–24."""
+    return SpeculativeSampler(process, FrozenDrafter(), ReflectionVerifier(), window)

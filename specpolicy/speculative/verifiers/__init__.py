@@ -1,0 +1,8 @@
+"""Verifiers: which drafted steps are kept, and what replaces the first that is not."""
+
+from .base import Comparison as Comparison
+from .base import Verdict as Verdict
+from .base import Verifier as Verifier
+from .block import BlockVerifier as BlockVerifier
+from .reflection import ReflectionVerifier as ReflectionVerifier
+from .residual import ResidualVerifier as ResidualVerifier

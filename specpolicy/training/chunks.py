@@ -1,0 +1,53 @@
+"""Cutting episodes into (observation history, action chunk) pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .demonstrations import Demonstration
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """All training pairs of a set of episodes, in memory, in the data's own units."""
+
+    observations: Float[Tensor, "n steps obs"]
+    actions: Float[Tensor, "n time action"]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def to(self, device: torch.device | str) -> Chunks:
+        """The same pairs on another device."""
+        return Chunks(self.observations.to(device), self.actions.to(device))
+
+
+def cut_chunks(
+    episodes: Sequence[Demonstration], observation_horizon: int, action_horizon: int, executed_actions: int
+) -> Chunks:
+    """One pair for each step of each episode.
+
+    The chunk starts at the oldest observation step. At the borders of an episode the first and last entries are
+    repeated, but only as far as the executed part of a chunk can reach (Diffusion Policy, appendix A.2).
+
+    Returns:
+        Observations ``(n, observation_horizon, obs)`` and actions ``(n, action_horizon, action)``.
+    """
+    before, after = observation_horizon - 1, executed_actions - 1
+    observations, actions = [], []
+    for episode in episodes:
+        length = len(episode.actions)
+        starts = np.arange(-before, length - action_horizon + after + 1)
+        if len(starts) == 0:  # an episode shorter than a chunk still teaches one pair
+            starts = np.array([-before])
+        steps = starts[:, None] + np.arange(action_horizon)
+        steps = steps.clip(0, length - 1)
+        actions.append(episode.actions[steps])
+        observations.append(episode.observations[steps[:, :observation_horizon]])
+    return Chunks(torch.from_numpy(np.concatenate(observations)), torch.from_numpy(np.concatenate(actions)))

@@ -1,0 +1,56 @@
+"""The whole way from a demonstration file to a trained policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specpolicy.policies import DiffusionPolicy, MinMaxNormalizer, PolicyConfig
+
+from .chunks import cut_chunks
+from .demonstrations import read_demonstrations
+from .trainer import Trainer, TrainingSettings
+
+
+def train_policy(
+    config: PolicyConfig,
+    dataset: str | Path,
+    settings: TrainingSettings,
+    out: str | Path,
+    device: str | torch.device = "cpu",
+    validation_demos: int = 10,
+) -> DiffusionPolicy:
+    """Train a policy, or finish a training that was interrupted.
+
+    Args:
+        config: shape of the policy.
+        dataset: robomimic HDF5 file.
+        settings: how to train.
+        out: folder of the run; see :class:`Trainer`.
+        device: where to train.
+        validation_demos: episodes held out.
+
+    Returns:
+        The policy with averaged weights, which ``out`` holds too.
+
+    Raises:
+        DemonstrationError: the data cannot be used. ResumeError: ``out`` holds a different run.
+    """
+    data = read_demonstrations(dataset, config.observations, validation_demos)
+    horizons = (config.observation_horizon, config.action_horizon, config.executed_actions)
+    torch.manual_seed(settings.seed)
+    policy = DiffusionPolicy(config)
+    stack: dict[str, Any] = {
+        name: torch.cat([torch.from_numpy(getattr(episode, name)) for episode in data.train])
+        for name in ("observations", "actions")
+    }
+    policy.observation_normalizer = MinMaxNormalizer.fit(stack["observations"])
+    policy.action_normalizer = MinMaxNormalizer.fit(stack["actions"])
+    held_out = data.valid or data.train
+    trainer = Trainer(
+        policy.to(device), cut_chunks(data.train, *horizons), cut_chunks(held_out, *horizons), settings, Path(out)
+    )
+    trainer.run()
+    return trainer.averaged_policy()

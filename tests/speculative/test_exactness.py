@@ -1,0 +1,172 @@
+"""Every drafter with every verifier has the law of the sequential sampler; and the tests that say so have power."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from mixtures import chains, ddpm, mixture
+from scipy import stats
+
+import specpolicy.speculative.sampler as sampler_module
+from specpolicy import (
+    BlockVerifier,
+    FreeDrafter,
+    FrozenDrafter,
+    ReflectionVerifier,
+    ResidualVerifier,
+    ReverseProcess,
+    SequentialSampler,
+    SpeculativeSampler,
+)
+from specpolicy.evaluation.exactness import check_exactness
+from specpolicy.speculative.drafters import Drafter
+from specpolicy.speculative.randomness import RandomSource
+from specpolicy.speculative.round import run_round
+from specpolicy.speculative.verifiers import Comparison, Verdict, Verifier
+
+DRAFTERS = [FrozenDrafter, FreeDrafter]
+VERIFIERS = [ReflectionVerifier, ResidualVerifier, BlockVerifier]
+# (dimension, steps, window, chains): coarse chains in few dimensions show a wrong residual scale
+CASES = [(1, 8, 3, 20_000), (1, 12, 40, 20_000), (2, 20, 6, 8_000), (16, 100, 24, 500)]
+
+
+def smallest_p(drafter: Drafter, verifier: Verifier, dim: int, steps: int, window: int, batch: int) -> float:
+    scheduler, process = ddpm(steps)
+    noise, generator = chains(batch, dim, seed=steps)
+    sampler = SpeculativeSampler(process, drafter, verifier, window)
+    result = sampler(mixture(scheduler, dim), noise, generator=generator, record=True)
+    return check_exactness(process, result).smallest
+
+
+@pytest.mark.parametrize(("drafter", "verifier"), itertools.product(DRAFTERS, VERIFIERS))
+@pytest.mark.parametrize(("dim", "steps", "window", "batch"), CASES)
+def test_innovations_are_standard_normal(
+    drafter: type[Drafter], verifier: type[Verifier], dim: int, steps: int, window: int, batch: int
+) -> None:
+    assert smallest_p(drafter(), verifier(), dim, steps, window, batch) > 1e-3
+
+
+def test_window_of_one_is_exact() -> None:
+    assert smallest_p(FreeDrafter(), BlockVerifier(), dim=1, steps=8, window=1, batch=20_000) > 1e-3
+
+
+@pytest.mark.parametrize("config", [{"variance_type": "fixed_large"}, {"clip_sample": True, "clip_sample_range": 0.8}])
+def test_other_kernels_are_exact(config: dict[str, object]) -> None:
+    scheduler, process = ddpm(12, **config)
+    noise, generator = chains(15_000, 1)
+    result = SpeculativeSampler(process, window=8)(mixture(scheduler, 1), noise, generator=generator, record=True)
+    assert check_exactness(process, result).smallest > 1e-3
+
+
+def test_sequential_passes_its_own_test() -> None:
+    scheduler, process = ddpm(12)
+    noise, generator = chains(10_000, 2)
+    result = SequentialSampler(process)(mixture(scheduler, 2), noise, generator=generator, record=True)
+    assert check_exactness(process, result).smallest > 1e-3
+
+
+def test_final_samples_agree_with_sequential_ones() -> None:
+    scheduler, process = ddpm(10)
+    target = mixture(scheduler, 1)
+    fast = SpeculativeSampler(process, window=6)(target, *_call(20_000, seed=1)).sample
+    slow = SequentialSampler(process)(target, *_call(20_000, seed=2)).sample
+    assert stats.ks_2samp(fast.flatten().numpy(), slow.flatten().numpy()).pvalue > 1e-3
+
+
+def _call(batch: int, seed: int) -> tuple[torch.Tensor, None, torch.Generator]:
+    noise, generator = chains(batch, 1, seed)
+    return noise, None, generator
+
+
+# ---- samplers that are wrong on purpose: the tests above must notice each of them
+
+
+class AcceptsTooMuch(ResidualVerifier):
+    """Acceptance probability a tenth too high."""
+
+    def judge(self, comparison: Comparison, uniform: torch.Tensor) -> Verdict:
+        return super().judge(comparison, uniform / 1.1)
+
+
+class AcceptsEverything(BlockVerifier):
+    def judge(self, comparison: Comparison, uniform: torch.Tensor) -> Verdict:
+        return Verdict(comparison.length, torch.zeros(len(uniform), dtype=torch.float64))
+
+
+class UnscaledResidual(BlockVerifier):
+    """Residual with c = 1 whatever was lost before."""
+
+    def judge(self, comparison: Comparison, uniform: torch.Tensor) -> Verdict:
+        verdict = super().judge(comparison, uniform)
+        return Verdict(verdict.accepted, torch.zeros_like(verdict.log_scale))
+
+
+class ReflectsInBlock(BlockVerifier):
+    keeps_noise = True
+
+    def repair(self, distance, along, log_scale, uniform):  # type: ignore[no-untyped-def]
+        return -along
+
+
+@pytest.mark.parametrize("wrong", [AcceptsTooMuch, AcceptsEverything, UnscaledResidual, ReflectsInBlock])
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_wrong_verifiers_are_noticed(drafter: type[Drafter], wrong: type[Verifier]) -> None:
+    worst = min(smallest_p(drafter(), wrong(), *case) for case in CASES[:2])
+    assert worst < 1e-6, f"{wrong.__name__} went unnoticed"
+
+
+class StaleNoise(RandomSource):
+    """Hands a chain the noises that its last round drafted with but did not reach."""
+
+    left: dict[int, torch.Tensor]
+
+    def window_noise(self, lengths, event, chains):  # type: ignore[no-untyped-def]
+        noise = super().window_noise(lengths, event, chains)
+        for row, chain in enumerate(chains):
+            old = getattr(self, "left", {}).get(chain, noise[row, :0])[: noise.shape[1]]
+            noise[row, : len(old)] = old
+        self.drawn = dict(zip(chains, noise, strict=True))
+        return noise
+
+
+def test_stale_noise_after_a_block_rejection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale_round(chains, drafter, verifier, lengths, random):  # type: ignore[no-untyped-def]
+        run_round(chains, drafter, verifier, lengths, random)
+        used = chains.account.accepted[-1]
+        random.left = {chain: noise[int(used[chain]) + 1 :] for chain, noise in random.drawn.items()}
+
+    monkeypatch.setattr(sampler_module, "RandomSource", StaleNoise)
+    monkeypatch.setattr(sampler_module, "run_round", stale_round)
+    assert smallest_p(FreeDrafter(), BlockVerifier(), *CASES[1]) < 1e-6
+
+
+def test_bookkeeping_agrees_with_a_fresh_evaluation() -> None:
+    """The x̂0 that a sampler records are those of the network at the states that it records."""
+    scheduler, process = ddpm(20)
+    target = mixture(scheduler, 2)
+    noise, generator = chains(50, 2)
+    result = SpeculativeSampler(process, FrozenDrafter(), window=5)(target, noise, generator=generator, record=True)
+    assert result.trajectory is not None and result.x0 is not None
+    for k in range(process.num_steps):
+        rows = torch.full((50,), k)
+        x = result.trajectory[k]
+        expected = process.x0(x, target(x, process.timesteps[rows]), rows)
+        torch.testing.assert_close(result.x0[k], expected)
+
+
+def test_account_adds_up() -> None:
+    scheduler, process = ddpm(100)
+    noise, generator = chains(64, 4)
+    result = SpeculativeSampler(process, window=16)(mixture(scheduler, 4), noise, generator=generator)
+    assert result.accepted is not None and result.start is not None and result.proposed is not None
+    advanced = torch.where(result.accepted >= 0, result.accepted + 1, 0).sum(0)
+    assert (advanced == process.num_steps).all()
+    assert (result.accepted <= result.proposed).all()
+    assert (result.passes < 30).all()
+    assert (result.passes == (result.accepted >= 0).sum(0) + 1).all(), "Free: one pass a round and one at pure noise"
+
+
+def test_process_type_is_public() -> None:
+    assert isinstance(ddpm(5)[1], ReverseProcess)
