@@ -61,13 +61,15 @@ def load_policy(folder: Path, device: str | torch.device = "cpu", task: str | No
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
     if task is not None and config.task != task:
         raise CheckpointError(
-            f"{folder} was trained on task {config.task!r}, not {task!r}; choose another checkpoint or task={config.task}"
+            f"{folder} is of task {config.task!r}, not {task!r}; choose another checkpoint, or task={config.task}"
         )
     policy = DiffusionPolicy(config)
     try:
         policy.load_state_dict(load_file(folder / WEIGHTS))
     except SafetensorError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged or truncated ({error}); copy or train it again") from error
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is damaged or truncated ({error}); copy or train it again"
+        ) from error
     except RuntimeError as error:
         raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
     return policy.to(device).eval().requires_grad_(False)

@@ -30,7 +30,9 @@ class Sampler(Protocol):
 
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, cond: Any = None, generator: Generators = None, record: bool = False
-    ) -> SampleResult: ...
+    ) -> SampleResult:
+        """Sample one chain for each row of ``noise``."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ class ObservationSpec:
                     f"observation[{key!r}] has shape {part.shape}; expected (batch, {self.horizon} steps, {dim})"
                 )
             if not np.isfinite(part).all():
-                raise ObservationError(f"observation[{key!r}] contains NaN or infinity; check the sensor or the simulator")
+                raise ObservationError(
+                    f"observation[{key!r}] contains NaN or infinity; check the sensor or the simulator"
+                )
             parts.append(part.astype(np.float32))
         sizes = {key: part.shape[0] for key, part in zip(self.keys, parts, strict=True)}
         if len(set(sizes.values())) > 1:

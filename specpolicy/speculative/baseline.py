@@ -29,9 +29,7 @@ class SchedulerSampler:
 
     exact: bool = False
 
-    def __init__(
-        self, scheduler: Any, num_inference_steps: int, step_arguments: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, scheduler: Any, num_inference_steps: int, step_arguments: dict[str, Any] | None = None) -> None:
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps={num_inference_steps}; it must be at least 1")
         self.scheduler = copy.deepcopy(scheduler)

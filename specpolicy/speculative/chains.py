@@ -47,7 +47,7 @@ class Chains:
         batch, device = len(noise), noise.device
         self.chain, self.process, self.denoiser, self.cond = chain, chain.process, denoiser, cond
         self.input_dtype = noise.dtype
-        self.x = noise.to(self.process.a.dtype)
+        self.x = noise.to(self.process.a.dtype, copy=True)  # changed in place below; the noise is the caller's
         self.k = torch.zeros(batch, dtype=torch.long, device=device)
         self.anchor_k = torch.full_like(self.k, -1)
         self.anchor_x, self.anchor_x0 = self.x.clone(), torch.zeros_like(self.x)
@@ -67,7 +67,7 @@ class Chains:
         """One network pass: the target's x̂0 at ``x``, row by row, where row i belongs to chain ``owner[i]``."""
         timestep = self.process.timesteps[k]
         output = call_denoiser(self.denoiser, x.to(self.input_dtype), timestep, gather_rows(self.cond, owner))
-        self.passes[owner.unique()] += 1
+        self.passes[torch.unique(owner)] += 1
         self.evaluations.index_add_(0, owner, torch.ones_like(owner))
         return self.process.x0(x, output.to(x.dtype), k)
 

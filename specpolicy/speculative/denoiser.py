@@ -19,7 +19,9 @@ class Denoiser(Protocol):
     dimension N; the result has the shape of ``x``. Rows must not influence one another.
     """
 
-    def __call__(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor: ...
+    def __call__(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
+        """One network pass over N rows."""
+        ...
 
 
 class DenoiserError(RuntimeError):
@@ -59,7 +61,9 @@ def check_cond(cond: Cond, batch: int, path: str = "cond") -> None:
         raise TypeError(f"{path} is a {type(cond).__name__}; expected tensors in dicts, tuples and lists")
 
 
-def call_denoiser(denoiser: Denoiser, x: Float[Tensor, "n ..."], timestep: Tensor, cond: Cond) -> Float[Tensor, "n ..."]:
+def call_denoiser(
+    denoiser: Denoiser, x: Float[Tensor, "n ..."], timestep: Tensor, cond: Cond
+) -> Float[Tensor, "n ..."]:
     """One network pass, with its output checked.
 
     Raises:
@@ -68,7 +72,9 @@ def call_denoiser(denoiser: Denoiser, x: Float[Tensor, "n ..."], timestep: Tenso
     output = denoiser(x, timestep, cond)
     if not isinstance(output, Tensor) or output.shape != x.shape:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise DenoiserError(f"denoiser returned {got} for input {tuple(x.shape)}; it must return the shape of its input")
+        raise DenoiserError(
+            f"denoiser returned {got} for input {tuple(x.shape)}; it must return the shape of its input"
+        )
     if not torch.isfinite(output).all():
         bad = sorted({int(t) for t in timestep[~torch.isfinite(output.flatten(1)).all(dim=1)]})
         raise DenoiserError(

@@ -34,7 +34,11 @@ class LinearChain:
         self.products = torch.where(index[None, :] >= index[:, None], products, 0.0).to(process.a.dtype)
 
     def draft(
-        self, k: Int[Tensor, " n"], x: Float[Tensor, "n ..."], x0: Float[Tensor, "n ..."], noise: Float[Tensor, "n w ..."]
+        self,
+        k: Int[Tensor, " n"],
+        x: Float[Tensor, "n ..."],
+        x0: Float[Tensor, "n ..."],
+        noise: Float[Tensor, "n w ..."],
     ) -> Float[Tensor, "n w1 ..."]:
         """States x_k … x_{k+w} under constant ``x0``; columns past the end of the chain are padding.
 
@@ -64,5 +68,3 @@ def reach(process: ReverseProcess) -> Int[Tensor, " k"]:
     for k in range(process.num_steps - 1, -1, -1):
         counts[k] = counts[k + 1] + 1 if noisy[k] else 0
     return torch.tensor(counts[:-1], device=process.sigma.device)
-
-

@@ -17,7 +17,7 @@ class X0Limit:
 
     Attributes:
         clip: clamp to [−clip, clip]; None leaves it alone.
-        quantile: dynamic thresholding at this quantile of |x̂0| (Saharia et al. 2022, section 2.3) instead; None for none.
+        quantile: dynamic thresholding at this quantile of |x̂0| instead (Saharia et al. 2022, section 2.3).
         ceiling: upper bound of the dynamic threshold.
     """
 
@@ -26,6 +26,7 @@ class X0Limit:
     ceiling: float = 1.0
 
     def __call__(self, x0: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Limit x̂0."""
         if self.quantile is not None:
             size = torch.quantile(x0.abs().flatten(1).to(_at_least_float32(x0.dtype)), self.quantile, dim=1)
             bound = size.clamp(1.0, max(1.0, self.ceiling)).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
@@ -89,11 +90,15 @@ class ReverseProcess:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReverseProcess:
         """The same process with its coefficients on ``device`` in ``dtype``."""
         moved = {
-            f.name: getattr(self, f.name).to(device, dtype) for f in fields(self) if f.name not in ("timesteps", "limit")
+            f.name: getattr(self, f.name).to(device, dtype)
+            for f in fields(self)
+            if f.name not in ("timesteps", "limit")
         }
         return replace(self, timesteps=self.timesteps.to(device), **moved)
 
-    def x0(self, x: Float[Tensor, "n ..."], output: Float[Tensor, "n ..."], k: Int[Tensor, " n"]) -> Float[Tensor, "n ..."]:
+    def x0(
+        self, x: Float[Tensor, "n ..."], output: Float[Tensor, "n ..."], k: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n ..."]:
         """The x̂0 that step ``k`` uses, from state and network output, converted and limited as the scheduler does."""
         raw = per_row(self.from_state[k], x) * x + per_row(self.from_output[k], x) * output
         limited = self.limit(raw)
@@ -105,7 +110,9 @@ class ReverseProcess:
     def _mixes_unlimited(self) -> bool:
         return self.limit != X0Limit() and bool((self.unlimited != 0).any())
 
-    def mean(self, x: Float[Tensor, "n ..."], x0: Float[Tensor, "n ..."], k: Int[Tensor, " n"]) -> Float[Tensor, "n ..."]:
+    def mean(
+        self, x: Float[Tensor, "n ..."], x0: Float[Tensor, "n ..."], k: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n ..."]:
         """Mean of x_{k+1} given x_k and x̂0."""
         return per_row(self.a[k], x) * x + per_row(self.b[k], x) * x0
 

@@ -41,7 +41,9 @@ class RandomSource:
                 raise ValueError(f"{len(self.each)} generators for a batch of {batch}; give one, or one for each chain")
         self.batch = batch
 
-    def _draw(self, shape: Sequence[int], generator: torch.Generator | None, normal: bool, dtype: torch.dtype) -> Tensor:
+    def _draw(
+        self, shape: Sequence[int], generator: torch.Generator | None, normal: bool, dtype: torch.dtype
+    ) -> Tensor:
         source = generator.device if generator is not None else self.device
         draw = torch.randn if normal else torch.rand
         return draw(tuple(shape), generator=generator, device=source, dtype=dtype).to(self.device)
@@ -56,9 +58,10 @@ class RandomSource:
     def window_noise(self, lengths: Sequence[int], event: Sequence[int], chains: Sequence[int]) -> Tensor:
         """Standard normal numbers for windows of different lengths, zero-padded to ``(chains, longest, *event)``.
 
-        A chain draws exactly its own length, so that its stream does not depend on its neighbours' windows.
+        A chain draws exactly its own length, so that its stream does not depend on its neighbours' windows. There is
+        always at least one column, so that drafters and verifiers never see an empty window.
         """
-        longest = max(lengths, default=0)
+        longest = max(1, *lengths)
         if self.each is None:
             return self._draw((len(chains), longest, *event), self.one, True, self.dtype)
         padded = torch.zeros((len(chains), longest, *event), device=self.device, dtype=self.dtype)
@@ -68,7 +71,7 @@ class RandomSource:
 
     def window_uniform(self, lengths: Sequence[int], chains: Sequence[int]) -> Tensor:
         """Uniform numbers in [0, 1) in float64, shape ``(chains, longest + 1)``: one a step and one for the repair."""
-        longest = max(lengths, default=0) + 1
+        longest = max(1, *lengths) + 1
         if self.each is None:
             return self._draw((len(chains), longest), self.one, False, torch.float64)
         padded = torch.zeros((len(chains), longest), device=self.device, dtype=torch.float64)

@@ -62,7 +62,9 @@ def draw(
     u = torch.minimum(-(2 * (log_c - target - math.log(2))).clamp(min=0).sqrt(), end)
     for _ in range(_NEWTON_STEPS):
         value = log_cumulative(u, log_c, v)
-        log_density = log_c - u * u / 2 - _LOG_SQRT_2PI + torch.log(-torch.expm1((u * v - v * v / 2 - log_c).clamp(max=0)))
+        log_density = (
+            log_c - u * u / 2 - _LOG_SQRT_2PI + torch.log(-torch.expm1((u * v - v * v / 2 - log_c).clamp(max=0)))
+        )
         step = ((target - value) * (value - log_density).exp()).nan_to_num(0.0, 0.0, 0.0)
         u = torch.minimum(u + step, end)
         if bool((step.abs() <= _TOLERANCE).all()):

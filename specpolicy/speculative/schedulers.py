@@ -29,13 +29,13 @@ def read_scheduler(
             raise ValueError("DDIMScheduler takes no custom timesteps; give num_inference_steps, or use DDPMScheduler")
         if not eta > 0:
             raise ValueError(
-                f"DDIM with eta={eta} is deterministic: there is no Gaussian kernel to draft and verify. Pass eta > 0, use "
+                f"DDIM with eta={eta} is deterministic: there is no Gaussian kernel to verify. Pass eta > 0, use "
                 "DDPMScheduler for an exact speculative sampler, or SchedulerSampler to run DDIM as it is"
             )
         _set_timesteps(scheduler, num_inference_steps, None)
         return _read_ddim(scheduler, eta)
     raise ValueError(
-        f"{type(scheduler).__name__} is not known to step through a Gaussian kernel a·x + b·x0 + sigma·z; speculation covers "
+        f"{type(scheduler).__name__} has no known Gaussian kernel a·x + b·x0 + sigma·z; speculation covers "
         "DDPMScheduler and DDIMScheduler(eta > 0). SchedulerSampler runs any other scheduler one step at a time"
     )
 
@@ -83,7 +83,7 @@ def _read_ddpm(scheduler: Any) -> ReverseProcess:
         sigma = beta.sqrt()
     else:
         raise ValueError(
-            f"variance_type={config.variance_type!r}: the noise of a step must not depend on the network. Use a scheduler with "
+            f"variance_type={config.variance_type!r}: the noise must not depend on the network. Use a scheduler with "
             "variance_type='fixed_small' or 'fixed_large' and drop the network's variance channels"
         )
     sigma = torch.where((t > 0) & (sigma > _NO_NOISE), sigma, 0.0)  # diffusers adds no noise at t = 0

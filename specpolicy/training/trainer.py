@@ -118,7 +118,7 @@ class Trainer:
         noise = torch.randn(clean.shape, generator=generator).to(device)
         levels = self.scheduler.config.num_train_timesteps
         timestep = torch.randint(levels, (len(clean),), generator=generator).to(device)
-        noisy = self.scheduler.add_noise(clean, noise, timestep)  # type: ignore[arg-type]
+        noisy = self.scheduler.add_noise(clean, noise, timestep)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bfloat16):
             predicted = policy(noisy, timestep, policy.condition(observations))
         return torch.nn.functional.mse_loss(predicted.float(), noise)
@@ -126,7 +126,7 @@ class Trainer:
     def _step(self) -> float:
         loss = self._loss(*self._batch(), self.generator)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.rate.step()
         self.step += 1
@@ -139,7 +139,9 @@ class Trainer:
         generator = torch.Generator().manual_seed(1)
         trained, self.policy = self.policy, policy
         try:
-            picks = torch.randperm(len(self.valid), generator=generator).split(self.settings.batch_size)[:batches]
+            picks = torch.split(torch.randperm(len(self.valid), generator=generator), self.settings.batch_size)[
+                :batches
+            ]
             losses = [self._loss(self.valid.observations[i], self.valid.actions[i], generator) for i in picks]
         finally:
             self.policy = trained
@@ -191,7 +193,8 @@ class Trainer:
         differ = {key: (old.get(key), new[key]) for key in new if old.get(key) != new[key]}
         if differ:
             raise ResumeError(
-                f"{self.folder} holds a run with other settings (found, asked for): {differ}; choose another out= or the old settings"
+                f"{self.folder} holds a run with other settings (found, asked for): {differ}; "
+                "choose another out= or the old settings"
             )
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,7 @@ class TimestepEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
 
     def forward(self, timestep: Float[Tensor, " n"]) -> Float[Tensor, "n dim"]:
+        """Embed timesteps 0 … T − 1."""
         angles = timestep[:, None] * self.frequencies
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
@@ -52,10 +54,21 @@ class FilmResidualBlock(nn.Module):
         self.skip = nn.Conv1d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Float[Tensor, "n c t"], cond: Float[Tensor, "n e"]) -> Float[Tensor, "n d t"]:
+        """Apply the block to features ``x`` over time, modulated by ``cond``."""
         scale, shift = self.film(cond).unsqueeze(-1).chunk(2, dim=1)
         hidden = self.first(x)
         # Diffusion Policy multiplies by the scale itself, without adding one.
         return self.second(torch.addcmul(shift, scale, hidden)) + self.skip(x)
+
+
+class FilmLevel(nn.ModuleList):
+    """Residual blocks in a row: one level of the U-Net."""
+
+    def forward(self, x: Float[Tensor, "n c t"], cond: Float[Tensor, "n e"]) -> Float[Tensor, "n d t"]:
+        """Apply all blocks."""
+        for block in self:
+            x = block(x, cond)
+        return x
 
 
 class ConditionalUnet1d(nn.Module):
@@ -88,16 +101,16 @@ class ConditionalUnet1d(nn.Module):
         self.timestep_embedding = TimestepEmbedding(timestep_dim)
         embed = timestep_dim + cond_dim
 
-        def pair(channels_in: int, channels_out: int) -> nn.ModuleList:
-            return nn.ModuleList(
+        def pair(channels_in: int, channels_out: int) -> FilmLevel:
+            return FilmLevel(
                 FilmResidualBlock(c, channels_out, embed, kernel, groups) for c in (channels_in, channels_out)
             )
 
         widths = [action_dim, *channels]
-        self.down = nn.ModuleList(pair(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.down = nn.ModuleList(pair(i, o) for i, o in pairwise(widths))
         self.downsample = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in channels[:-1])
         self.middle = pair(channels[-1], channels[-1])
-        self.up = nn.ModuleList(pair(2 * o, i) for i, o in reversed(list(zip(channels[:-1], channels[1:], strict=True))))
+        self.up = nn.ModuleList(pair(2 * o, i) for i, o in reversed(list(pairwise(channels))))
         self.upsample = nn.ModuleList(nn.ConvTranspose1d(c, c, 4, stride=2, padding=1) for c in reversed(channels[:-1]))
         self.head = nn.Sequential(
             conv_block(channels[0], channels[0], kernel, groups), nn.Conv1d(channels[0], action_dim, 1)
@@ -117,17 +130,13 @@ class ConditionalUnet1d(nn.Module):
         hidden = x.transpose(1, 2)
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):
-            for block in blocks:
-                hidden = block(hidden, film)
+            hidden = blocks(hidden, film)
             skips.append(hidden)
             if level < len(self.downsample):
                 hidden = self.downsample[level](hidden)
-        for block in self.middle:
-            hidden = block(hidden, film)
+        hidden = self.middle(hidden, film)
         # As in the original, the skip of the finest level stays unused: the head follows the last upsampling.
         for blocks, upsample in zip(self.up, self.upsample, strict=True):
             hidden = torch.cat([hidden, skips.pop()], dim=1)
-            for block in blocks:
-                hidden = block(hidden, film)
-            hidden = upsample(hidden)
+            hidden = upsample(blocks(hidden, film))
         return self.head(hidden).transpose(1, 2)

@@ -31,7 +31,7 @@ class Comparison:
 
     @staticmethod
     def of(difference: Tensor, noise: Tensor, length: Tensor) -> Comparison:
-        """Measure D, shape ``(n, w, *event)``, against the noise ξ of the same shape; in float64 whatever their dtype."""
+        """Measure D, ``(n, w, *event)``, against the noise ξ of the same shape; always in float64."""
         d, xi = difference.flatten(2).double(), noise.flatten(2).double()
         v = torch.linalg.vector_norm(d, dim=-1)
         along = torch.where(v > _EQUAL, (d * xi).sum(-1) / v.clamp(min=_EQUAL), 0.0)
