@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from specpolicy._extras import require
 
-for _module in ("scipy", "pyarrow", "matplotlib", "imageio"):
-    require(_module, "eval")
+for _module in ("scipy", "pyarrow", "matplotlib", "imageio_ffmpeg"):
+    if find_spec(_module) is None:  # looks without importing: workers have no use for most of them
+        require(_module, "eval")

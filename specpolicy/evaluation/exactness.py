@@ -35,7 +35,9 @@ class ExactnessReport:
         return min(1.0, len(self.p_values) * min(self.p_values.values()))
 
 
-def check_exactness(process: ReverseProcess, result: SampleResult, lags: tuple[int, ...] = (1, 2, 4)) -> ExactnessReport:
+def check_exactness(
+    process: ReverseProcess, result: SampleResult, lags: tuple[int, ...] = (1, 2, 4)
+) -> ExactnessReport:
     """Test the innovations z_k of a recorded result; see :func:`innovations`.
 
     The tests: mean, variance and normality of all coordinates; the worst step on its own (mean, variance, normality);

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ from rich.progress import Progress
 from .atomic import atomic_path
 from .protocols import Account, Observation, Policy, Sampler
 from .seeding import episode_generator
+from .timing import device_of, timed_act
 
 FORMAT = 1
 
@@ -85,7 +85,9 @@ class LatencyRun:
             samplers = {name: CallLog(**log) for name, log in content.pop("samplers").items()}
             return cls(samplers=samplers, **content)
         except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a latency measurement of format {FORMAT} ({error}): measure again") from error
+            raise ValueError(
+                f"{path} is not a latency measurement of format {FORMAT} ({error}): measure again"
+            ) from error
 
 
 def measure_latency(
@@ -120,8 +122,10 @@ def measure_latency(
         raise ValueError("measuring takes at least one sampler, one observation and one call")
     for observation in observations:
         if any(len(part) != 1 for part in observation.values()):
-            raise ValueError("latency is measured one observation at a time: arrays of shape (1, horizon, dim) expected")
-    used = torch.device(device if device is not None else getattr(policy, "device", "cpu"))
+            raise ValueError(
+                "latency is measured one observation at a time: arrays of shape (1, horizon, dim) expected"
+            )
+    used = device_of(policy, device)
     logs = {name: CallLog(exact=bool(sampler.exact)) for name, sampler in samplers.items()}
     turns = np.random.default_rng(seed)
     names = list(samplers)
@@ -135,28 +139,13 @@ def measure_latency(
             for index in turns.permutation(len(names)):
                 name = names[index]
                 generator = episode_generator(seed, call + warmup)
-                nanoseconds, account = _timed(policy, samplers[name], observation, generator, used)
+                nanoseconds, chunk = timed_act(policy, samplers[name], observation, generator, used)
                 if call >= 0:
-                    logs[name] = _noted(logs[name], nanoseconds, account)
+                    logs[name] = _noted(logs[name], nanoseconds, chunk.result)
                 bar.update(task, advance=1)
             bar.refresh()
         used_threads = torch.get_num_threads()
     return LatencyRun(logs, str(used), used_threads, warmup, len(observations), dict(provenance or {}))
-
-
-def _timed(
-    policy: Policy, sampler: Sampler, observation: Observation, generator: torch.Generator, device: torch.device
-) -> tuple[int, Account]:
-    _synchronize(device)
-    begin = time.perf_counter_ns()
-    chunk = policy.act(observation, sampler, [generator])
-    _synchronize(device)
-    return time.perf_counter_ns() - begin, chunk.result
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _noted(log: CallLog, nanoseconds: int, account: Account) -> CallLog:

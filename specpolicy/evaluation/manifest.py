@@ -52,9 +52,11 @@ class Manifest:
         for name in self.samplers.keys() & other.samplers.keys():
             mine |= flatten(self.samplers[name], f"samplers.{name}.")
             theirs |= flatten(other.samplers[name], f"samplers.{name}.")
-        differing = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key, _ABSENT) != theirs.get(key, _ABSENT))
-        if differing:
-            lines = [f"  {key}: {mine.get(key, _ABSENT)!r} there, {theirs.get(key, _ABSENT)!r} now" for key in differing]
+        values = {
+            key: (mine.get(key, _ABSENT), theirs.get(key, _ABSENT)) for key in sorted(mine.keys() | theirs.keys())
+        }
+        lines = [f"  {key}: {there!r} there, {now!r} now" for key, (there, now) in values.items() if there != now]
+        if lines:
             raise ConfigurationMismatch(
                 f"{folder} holds results of another configuration:\n"
                 + "\n".join(lines)
@@ -80,7 +82,9 @@ class Manifest:
         except FileNotFoundError:
             raise ManifestError(f"{folder} is not a results folder: it has no {MANIFEST}") from None
         except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ManifestError(f"{path} is damaged ({error}): restore it, or move the folder away and start anew") from error
+            raise ManifestError(
+                f"{path} is damaged ({error}): restore it, or move the folder away and start anew"
+            ) from error
 
 
 class _Absent:

@@ -30,6 +30,7 @@ class MakeEnv:
     imports: tuple[str, ...] = ()
 
     def __call__(self) -> gymnasium.Env[Any, Any]:
+        """Make one."""
         for module in self.imports:
             importlib.import_module(module)
         return gymnasium.make(self.id, **self.kwargs)
@@ -119,7 +120,7 @@ class EpisodePlayer:
         frame: Any = self._env.render()
         if not isinstance(frame, np.ndarray):
             raise RuntimeError(
-                "the environment renders no images: make it with render_mode='rgb_array', and see that it can render here"
+                "the environment renders no images: make it with render_mode='rgb_array', and see that this machine can"
             )
         return [np.asarray(frame, dtype=np.uint8)]
 

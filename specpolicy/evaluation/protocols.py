@@ -20,57 +20,68 @@ class Sampler(Protocol):
     """Anything a policy accepts as a sampler, if it says whether its samples follow the policy's law exactly."""
 
     @property
-    def exact(self) -> bool: ...
+    def exact(self) -> bool:
+        """Whether a sample follows the policy's own law."""
+        ...
 
 
 class Account(Protocol):
-    """What a sampler spent, entry by entry of the batch.
-
-    ``passes`` and ``evaluations`` have shape ``(batch,)``. ``start`` (position in the chain at which a round began) and
-    ``accepted`` (drafted steps accepted in it) have shape ``(rounds, batch)``, hold −1 where an entry was already
-    finished, and are ``None`` for samplers without rounds.
-    """
+    """What a sampler spent, entry by entry of the batch; ``start`` and ``accepted`` are None without rounds."""
 
     @property
-    def passes(self) -> Tensor: ...
+    def passes(self) -> Tensor:
+        """Network passes waited for in sequence, shape ``(batch,)``."""
+        ...
 
     @property
-    def evaluations(self) -> Tensor: ...
+    def evaluations(self) -> Tensor:
+        """Network evaluations, those of one pass counted one by one, shape ``(batch,)``."""
+        ...
 
     @property
-    def start(self) -> Tensor | None: ...
+    def start(self) -> Tensor | None:
+        """Position in the chain at which each round began, −1 once finished, shape ``(rounds, batch)``."""
+        ...
 
     @property
-    def accepted(self) -> Tensor | None: ...
+    def accepted(self) -> Tensor | None:
+        """Drafted steps accepted in each round, −1 once finished, shape ``(rounds, batch)``."""
+        ...
 
 
 class ActionChunk(Protocol):
-    """Actions to execute, shape ``(batch, executed_actions, action_dim)``, and their account."""
+    """Actions and their account."""
 
     @property
-    def actions(self) -> NDArray[np.float32]: ...
+    def actions(self) -> NDArray[np.float32]:
+        """Those to execute, in the environment's units, shape ``(batch, executed_actions, action_dim)``."""
+        ...
 
     @property
-    def result(self) -> Account: ...
+    def result(self) -> Account:
+        """What they cost."""
+        ...
 
 
 class PolicyConfig(Protocol):
-    """``observation_horizon``: how many observation steps a policy sees."""
+    """What of a policy's configuration concerns an evaluation."""
 
     @property
-    def observation_horizon(self) -> int: ...
+    def observation_horizon(self) -> int:
+        """Observation steps that the policy sees."""
+        ...
 
 
 class Policy(Protocol):
-    """Observation history in, action chunk out.
-
-    ``act`` takes arrays of shape ``(batch, observation_horizon, dim)``, the present step last, and one generator for
-    each entry of the batch.
-    """
+    """Observation history in, action chunk out."""
 
     @property
-    def config(self) -> PolicyConfig: ...
+    def config(self) -> PolicyConfig:
+        """Its configuration."""
+        ...
 
     def act(
         self, observation: Observation, sampler: Any, generator: torch.Generator | Sequence[torch.Generator] | None
-    ) -> ActionChunk: ...
+    ) -> ActionChunk:
+        """One chunk for each observation: arrays ``(batch, observation_horizon, dim)``, one generator an entry."""
+        ...

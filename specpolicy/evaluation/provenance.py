@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,14 @@ def collect_provenance(
         FileNotFoundError: there is no such checkpoint.
     """
     return {
-        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
         "packages": package_versions(packages),
         "git": git_revision(),
-        "checkpoint": None if checkpoint is None else {"path": str(checkpoint), "sha256": checkpoint_digest(checkpoint)},
+        "checkpoint": None
+        if checkpoint is None
+        else {"path": str(checkpoint), "sha256": checkpoint_digest(checkpoint)},
         "machine": machine(device),
         "seeds": None if seeds is None else list(seeds),
     }
@@ -92,7 +94,9 @@ def checkpoint_digest(path: str | Path) -> str:
         return _sha256(root)
     files = sorted(file for file in root.rglob("*") if file.is_file() and file.suffix in WEIGHT_FILES)
     if not files:
-        raise FileNotFoundError(f"no checkpoint at {root}: expected a file, or a folder with {sorted(WEIGHT_FILES)} files")
+        raise FileNotFoundError(
+            f"no checkpoint at {root}: expected a file, or a folder with {sorted(WEIGHT_FILES)} files"
+        )
     lines = [f"{_sha256(file)}  {file.relative_to(root).as_posix()}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

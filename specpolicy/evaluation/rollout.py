@@ -178,7 +178,7 @@ def _act(policy: Policy, sampler: Sampler, episodes: list[_Running]) -> list[NDA
     chunk = policy.act(observation, sampler, [episode.generator for episode in episodes])
     if chunk.actions.ndim != 3 or len(chunk.actions) != len(episodes) or chunk.actions.shape[1] < 1:
         raise ValueError(
-            f"actions of shape {chunk.actions.shape}; expected (batch={len(episodes)}, executed_actions >= 1, action_dim)"
+            f"actions of shape {chunk.actions.shape}; expected (batch={len(episodes)}, steps >= 1, action_dim)"
         )
     if not np.all(np.isfinite(chunk.actions)):
         raise ValueError("the policy gave NaN or infinite actions")

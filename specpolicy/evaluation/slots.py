@@ -14,7 +14,7 @@ import pickle
 import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -62,9 +62,12 @@ class PlayerSettings:
 class Slot(Protocol):
     """Runs one episode at a time. Each ``send`` is followed by one ``receive``."""
 
-    def send(self, request: Start | Play) -> None: ...
+    def send(self, request: Start | Play) -> None:
+        """Ask for something; returns at once if the slot has a process of its own."""
 
-    def receive(self) -> Segment | Crash: ...
+    def receive(self) -> Segment | Crash:
+        """Wait for the answer. Failures are answers: nothing is raised."""
+        ...
 
     def close(self) -> None:
         """Let go of everything; the slot can be used again and then starts afresh."""
@@ -78,12 +81,15 @@ class LocalSlot:
         self._answer: Segment | Crash = Crash("nothing was asked for")
 
     def send(self, request: Start | Play) -> None:
+        """Do it here and now."""
         self._answer = _answer(self._player, request)
 
     def receive(self) -> Segment | Crash:
+        """What came of it."""
         return self._answer
 
     def close(self) -> None:
+        """Close the environment."""
         self._player.close()
 
 
@@ -96,36 +102,42 @@ class ProcessSlot:
     """
 
     def __init__(self, settings: PlayerSettings, timeout_s: float) -> None:
-        self._settings, self._timeout_s = settings, timeout_s
+        self._settings, self.timeout_s = settings, timeout_s
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._waiting = False
 
+    @property
+    def pid(self) -> int | None:
+        """The process, if there is one."""
+        return None if self._process is None else self._process.pid
+
     def send(self, request: Start | Play) -> None:
+        """Send the request, to a new process if there is none."""
         if self._process is None:
             self._spawn()
         assert self._pipe is not None
         self._waiting = True
-        try:
+        with suppress(OSError):  # the worker may be gone: receive() finds out and says so
             self._pipe.send(request)
-        except OSError:
-            pass  # the worker is gone: receive() finds out and says so
 
     def receive(self) -> Segment | Crash:
+        """Wait for the answer; a process that died or takes too long is a crash, and the next one starts afresh."""
         assert self._pipe is not None and self._process is not None
         try:
-            if self._pipe.poll(self._timeout_s):
+            if self._pipe.poll(self.timeout_s):
                 answer: Segment | Crash = self._pipe.recv()
                 self._waiting = False
                 return answer
-            reason = f"the environment's process gave no answer in {self._timeout_s:g} s and was killed"
+            reason = f"the environment's process gave no answer in {self.timeout_s:g} s and was killed"
         except (EOFError, OSError):
             self._process.join(5)
-            reason = f"the environment's process died (exit code {self._process.exitcode})"
+            reason = f"the environment's process died (exit code {self._process.exitcode}); its error output says why"
         self.close()
         return Crash(reason)
 
     def close(self) -> None:
+        """End the process, by force if it is in the middle of something."""
         if self._process is None or self._pipe is None:
             return
         if self._waiting:
@@ -141,14 +153,16 @@ class ProcessSlot:
     def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, remote = context.Pipe()
-        settings = pickle.dumps(CloudpickleWrapper(self._settings))
-        self._process = context.Process(target=_serve, args=(remote, settings), daemon=True)
+        settings = self._settings
+        factory = pickle.dumps(CloudpickleWrapper(settings.make_env))
+        arguments = remote, factory, settings.observation_horizon, settings.max_steps
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
         with _one_thread():
             self._process.start()
         remote.close()
 
 
-def _serve(pipe: Connection, pickled: bytes) -> None:
+def _serve(pipe: Connection, pickled: bytes, observation_horizon: int, max_steps: int | None) -> None:
     """A worker's life: answer requests until the other end closes, be it on purpose or by death."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
     player: EpisodePlayer | None = None
@@ -157,8 +171,7 @@ def _serve(pipe: Connection, pickled: bytes) -> None:
             request = pipe.recv()
             try:
                 if player is None:
-                    settings: PlayerSettings = pickle.loads(pickled).fn
-                    player = EpisodePlayer(settings.make_env, settings.observation_horizon, settings.max_steps)
+                    player = EpisodePlayer(pickle.loads(pickled).fn, observation_horizon, max_steps)
                 answer = _answer(player, request)
             except Exception as error:
                 answer = Crash(describe(error))

@@ -128,9 +128,7 @@ def read_results(folder: str | Path) -> tuple[list[EpisodeRecord], Manifest]:
     return [records[key] for key in sorted(records)], manifest
 
 
-def merge(
-    kept: dict[EpisodeKey, EpisodeRecord], records: Iterable[EpisodeRecord]
-) -> dict[EpisodeKey, EpisodeRecord]:
+def merge(kept: dict[EpisodeKey, EpisodeRecord], records: Iterable[EpisodeRecord]) -> dict[EpisodeKey, EpisodeRecord]:
     """Add records to ``kept`` and return it. The first of an episode stays, but a crash gives way to a non-crash."""
     for record in records:
         before = kept.get(record.key)

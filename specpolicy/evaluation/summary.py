@@ -147,9 +147,7 @@ def _passes(records: list[EpisodeRecord], log: CallLog | None) -> tuple[float | 
     return mean, None if math.isnan(error) else error
 
 
-def _compare(
-    mine: list[EpisodeRecord], theirs: list[EpisodeRecord]
-) -> tuple[int, Estimate | None, float | None]:
+def _compare(mine: list[EpisodeRecord], theirs: list[EpisodeRecord]) -> tuple[int, Estimate | None, float | None]:
     baseline = {(record.seed, record.repeat): record.success for record in theirs}
     seeds: dict[int, list[int]] = defaultdict(list)
     for record in mine:

@@ -29,6 +29,7 @@ class ObservationTap:
 
     @property
     def config(self) -> PolicyConfig:
+        """The wrapped policy's."""
         return self._policy.config
 
     def act(

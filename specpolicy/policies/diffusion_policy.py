@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from .observations import ObservationSpec
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """What a policy needs of a sampler; every sampler of this library fits."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ Cond = Any
 """A tensor with leading dimension B, any nesting of dict, tuple and list of such tensors, or None."""
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """Predicts ε, x0 or v (whatever the scheduler's ``prediction_type`` says) at noisy points.
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import bootstrap
 
 from .estimate import Estimate, StatisticsError, confidence_level, finite_vector, same_length
 
@@ -74,15 +73,13 @@ def _interval(
     confidence_level(confidence)
     if len(data[0]) < 2:
         raise StatisticsError("one measurement has no interval; take at least two, better several hundred")
-    interval = bootstrap(
-        data,
-        statistic,
-        n_resamples=resamples,
-        batch=max(1, 2_000_000 // len(data[0])),
-        vectorized=True,
-        paired=len(data) > 1,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high))
+    rng = np.random.default_rng(seed)
+    size = len(data[0])
+    batch = max(1, 1_000_000 // size)  # bounds the memory
+    drawn: list[NDArray[np.float64]] = []
+    for first in range(0, resamples, batch):
+        entries = rng.integers(size, size=(min(batch, resamples - first), size))
+        drawn.append(statistic(*(part[entries] for part in data), axis=1))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(drawn), (tail, 1 - tail))
+    return Estimate(value, float(low), float(high))

@@ -30,7 +30,9 @@ def finite_vector(values: ArrayLike, name: str) -> NDArray[np.float64]:
         raise StatisticsError(f"{name}: there are no measurements; at least one is needed")
     bad = int(np.sum(~np.isfinite(vector)))
     if bad:
-        raise StatisticsError(f"{name}: {bad} of {len(vector)} values are NaN or infinite; remove or explain them first")
+        raise StatisticsError(
+            f"{name}: {bad} of {len(vector)} values are NaN or infinite; remove or explain them first"
+        )
     return vector
 
 

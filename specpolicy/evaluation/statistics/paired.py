@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
 
 from .estimate import Estimate, StatisticsError, confidence_level, finite_vector, same_length
 
@@ -26,9 +26,9 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     same_length(first, second, "outcomes")
     a, b = finite_vector(first, "first"), finite_vector(second, "second")
     only_first, only_second = int(np.sum((a > 0) & (b == 0))), int(np.sum((a == 0) & (b > 0)))
-    if only_first + only_second == 0:
-        return 1.0
-    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+    discordant = only_first + only_second
+    tail = sum(math.comb(discordant, count) for count in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**discordant)
 
 
 def sign_flip_test(differences: ArrayLike) -> float:

@@ -1,0 +1,50 @@
+# make rollout — the shipped Square policy in the simulator, five samplers side by side
+# make test    — environment, then all tests
+PYTHON ?= python3
+VENV   ?= .venv
+# The plain requirement; set TORCH="torch==2.13.0+cpu --index-url ..." or the like to choose a build.
+TORCH  ?= torch==2.13.0
+EXTRAS ?= dev
+SEEDS  ?= 0:12
+OUT    ?= runs/square
+BIN    := $(VENV)/bin
+
+.PHONY: rollout test lint format typecheck build clean install
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or newer, or run make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
+	touch $@
+
+rollout: install
+	$(BIN)/specpolicy rollout task=square sampler=[ddpm,ddim10,ddim5,asd,free_block,free_block20] seeds=$(SEEDS) out=$(OUT)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+typecheck: install
+	$(BIN)/mypy
+
+# A built wheel must work by itself: install it into a fresh environment and compose a configuration.
+build: install
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf build/smoke && $(PYTHON) -m venv --system-site-packages build/smoke
+	build/smoke/bin/python -m pip install --quiet --no-deps --no-index --find-links dist specpolicy
+	unzip -l dist/specpolicy-*.whl | grep -q specpolicy/configs/sampler/free_block.yaml
+	unzip -l dist/specpolicy-*.whl | grep -q specpolicy_envs/square.py
+
+clean:
+	rm -rf $(VENV) build dist

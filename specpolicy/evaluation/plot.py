@@ -1,0 +1,207 @@
+"""The picture of a study: how long a chunk takes against how often it succeeds, and where the rounds go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+from .atomic import atomic_path
+from .labels import label_line_ends, label_points
+from .latency import LatencyRun
+from .summary import SummaryRow
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; black for the reference, which comes first.
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C6D00", "#3FA0D8", "#7A4FBF")
+_PARTS = 10  # of the chain, in the panel of rounds
+
+
+class NothingToPlot(ValueError):
+    """No sampler has both a success rate and a latency, and none has passes."""
+
+
+def plot_summary(
+    rows: Sequence[SummaryRow], path: str | Path, latency: LatencyRun | None = None, title: str | None = None
+) -> Path:
+    """Draw :func:`figure_of` into a PNG, SVG or PDF file, whichever the suffix says."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure = figure_of(rows, latency, title)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, format=target.suffix.lstrip(".") or "png")
+    return target
+
+
+def figure_of(rows: Sequence[SummaryRow], latency: LatencyRun | None = None, title: str | None = None) -> Figure:
+    """One or two panels: latency against success, and passes.
+
+    Exact samplers have filled markers, approximate ones hollow; bars are 95 % intervals. Where the timed calls know
+    their rounds, the second panel shows in which part of the chain rounds begin (the number beside a name is their
+    mean total), else passes a chunk.
+
+    Args:
+        rows: see :func:`summarize`.
+        latency: the timed calls behind the rows, if their rounds are to be shown.
+        title: above all.
+
+    Raises:
+        NothingToPlot: the rows hold neither.
+    """
+    colors = {row.sampler: COLORS[index % len(COLORS)] for index, row in enumerate(rows)}
+    timed = [row for row in rows if row.success and row.latency and row.latency.p50]
+    counted = [row for row in rows if row.passes is not None]
+    rounds = rounds_by_tenth(latency) if latency else {}
+    panels = [bool(timed), bool(counted or rounds)]
+    if not any(panels):
+        raise NothingToPlot("no sampler has both success and latency, and none has passes: run episodes or time calls")
+    margin = 0.09 * (max(map(len, rounds)) + 5) if rounds else 0.0  # inches on the right, for labels of line ends
+    width = 1 + 5.2 * sum(panels) + margin
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1 - margin / width, 1))
+    figure = Figure(figsize=(width, 4.4), dpi=160, layout=layout)
+    FigureCanvasAgg(figure)
+    ratios = [1.3, 1.0] if all(panels) else [1.0]
+    axes = list(figure.subplots(1, sum(panels), squeeze=False, width_ratios=ratios)[0])
+    if title:
+        figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=9)
+        axis.grid(color="#e6e6e6", linewidth=0.6)
+        axis.set_axisbelow(True)
+    if timed:
+        _prepare_success(axes[0], timed, colors)
+    if rounds:
+        _prepare_rounds(axes[-1], rounds, colors)
+    elif counted:
+        _draw_passes(axes[-1], counted, colors)
+    figure.canvas.draw()  # fixes the layout, on which the places of labels depend
+    figure.set_layout_engine("none")
+    if timed:
+        _label_success(axes[0], timed, colors)
+    if rounds:
+        _label_rounds(axes[-1], rounds, colors)
+    return figure
+
+
+def rounds_by_tenth(latency: LatencyRun) -> dict[str, NDArray[np.float64]]:
+    """Mean rounds a chunk needs in each tenth of the chain, for samplers that know their rounds.
+
+    A round is counted where it begins. Each entry has shape ``(10,)`` and sums to the mean number of rounds.
+    """
+    spent: dict[str, NDArray[np.float64]] = {}
+    for name, log in latency.samplers.items():
+        if not log.rounds:
+            continue
+        starts = np.array([start for call in log.rounds for start, _ in call])
+        length = max(start + accepted + 1 for call in log.rounds for start, accepted in call)
+        parts = np.minimum(starts * _PARTS // length, _PARTS - 1)
+        spent[name] = np.bincount(parts, minlength=_PARTS) / len(log.rounds)
+    return spent
+
+
+def _points(rows: Sequence[SummaryRow]) -> list[tuple[float, float]]:
+    return [
+        (row.latency.p50.value, 100 * row.success.value)
+        for row in rows
+        if row.latency and row.latency.p50 and row.success
+    ]
+
+
+def _prepare_success(axes: Axes, rows: Sequence[SummaryRow], colors: dict[str, str]) -> None:
+    for row in rows:
+        assert row.latency and row.latency.p50 and row.success
+        x, y, color = row.latency.p50, [100 * value for value in row.success], colors[row.sampler]
+        axes.errorbar(
+            x.value,
+            y[0],
+            xerr=[[max(x.value - x.low, 0)], [max(x.high - x.value, 0)]],
+            yerr=[[max(y[0] - y[1], 0)], [max(y[2] - y[0], 0)]],
+            fmt="o",
+            markersize=7.5,
+            markeredgewidth=1.6,
+            color=color,
+            markerfacecolor="white" if row.exact is False else color,
+            elinewidth=1.1,
+            ecolor=color,
+            capsize=2.5,
+            zorder=3,
+        )
+    axes.set_xscale("log")
+    xs = [value for row in rows if row.latency and row.latency.p50 for value in row.latency.p50]
+    ys = [100 * value for row in rows if row.success for value in row.success]
+    axes.set_xlim(min(xs) / 1.6, max(xs) * 1.6)
+    margin = 0.12 * max(max(ys) - min(ys), 5)
+    axes.set_ylim(max(min(ys) - margin, -2), min(max(ys) + margin, 102))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("latency of one action chunk, median, ms (log scale)", fontsize=10)
+    axes.set_ylabel("success, %", fontsize=10)
+    style = {"marker": "o", "color": "#555555", "linestyle": "none", "markersize": 7, "markeredgewidth": 1.5}
+    kinds = {row.exact for row in rows}
+    handles = [Line2D([], [], label="exact", **style)] if True in kinds else []  # type: ignore[arg-type]
+    if False in kinds:
+        handles.append(Line2D([], [], label="approximate", markerfacecolor="white", **style))  # type: ignore[arg-type]
+    if handles:
+        axes.legend(
+            handles=handles, fontsize=9, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2,
+            borderaxespad=0.2, handletextpad=0.2, columnspacing=1.2,
+        )  # fmt: skip
+
+
+def _label_success(axes: Axes, rows: Sequence[SummaryRow], colors: dict[str, str]) -> None:
+    bars: list[Bbox] = []
+    for row in rows:
+        assert row.latency and row.latency.p50 and row.success
+        x, y = row.latency.p50, [100 * value for value in row.success]
+        bars.append(Bbox.from_extents(x.value / 1.03, y[1], x.value * 1.03, y[2]))
+        bars.append(Bbox.from_extents(x.low, y[0] - 0.3, x.high, y[0] + 0.3))
+    label_points(axes, _points(rows), [row.sampler for row in rows], [colors[row.sampler] for row in rows], bars)
+
+
+def _prepare_rounds(axes: Axes, rounds: dict[str, NDArray[np.float64]], colors: dict[str, str]) -> None:
+    middles = (np.arange(_PARTS) + 0.5) * 100 / _PARTS
+    for name, spent in rounds.items():
+        axes.plot(middles, spent, color=colors.get(name, "#555555"), linewidth=1.6, marker="o", markersize=3.2)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 1.12 * max(float(spent.max()) for spent in rounds.values()))
+    axes.set_xlabel("position in the chain, % (0 noise, 100 action)", fontsize=10)
+    axes.set_ylabel("rounds a chunk, by the tenth they begin in", fontsize=10)
+
+
+def _label_rounds(axes: Axes, rounds: dict[str, NDArray[np.float64]], colors: dict[str, str]) -> None:
+    last = 100 - 50 / _PARTS
+    label_line_ends(
+        axes,
+        [(last, float(spent[-1])) for spent in rounds.values()],
+        [f"{name} {spent.sum():.1f}" for name, spent in rounds.items()],
+        [colors.get(name, "#555555") for name in rounds],
+    )
+
+
+def _draw_passes(axes: Axes, rows: Sequence[SummaryRow], colors: dict[str, str]) -> None:
+    for height, row in enumerate(rows):
+        assert row.passes is not None
+        color = colors[row.sampler]
+        axes.errorbar(
+            row.passes, height, xerr=None if row.passes_error is None else 1.96 * row.passes_error, fmt="o",
+            markersize=7.5, markeredgewidth=1.6, color=color, capsize=2.5,
+            markerfacecolor="white" if row.exact is False else color, zorder=3,
+        )  # fmt: skip
+        axes.annotate(
+            f"{row.passes:.1f}", (row.passes, height), xytext=(0, 7), textcoords="offset points", ha="center",
+            fontsize=9, color=color,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [row.sampler for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.1 * max(row.passes for row in rows if row.passes is not None))
+    axes.set_xlabel("sequential network passes a chunk", fontsize=10)

@@ -1,0 +1,32 @@
+"""Environments for the tests of this folder; without the simulator, the tests that ask for them are skipped."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
+from specpolicy_envs.rendering import rendering_problem
+from specpolicy_envs.square import SquareEnv
+
+
+@pytest.fixture(scope="session")
+def simulator() -> None:
+    # not pytest.importorskip: importing robosuite bare would load EGL and print, which loading it quietly must not
+    if importlib.util.find_spec("robosuite") is None:
+        pytest.skip("robosuite is not installed: pip install 'specpolicy[sim]'")
+
+
+@pytest.fixture(scope="session")
+def opengl(simulator: None) -> None:
+    problem = rendering_problem()
+    if problem is not None:
+        pytest.skip(problem)
+
+
+@pytest.fixture(scope="session")
+def square(simulator: None) -> Iterator[SquareEnv]:
+    """One environment for all tests: a seeded reset owes nothing to what was played before, as test_resets checks."""
+    env = SquareEnv()
+    yield env
+    env.close()

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gymnasium as gym
+import pytest
+import specpolicy_envs
+from specpolicy_envs.registration import ENVIRONMENTS
+
+
+def test_importing_registers_the_ids_and_no_simulator() -> None:
+    code = (
+        "import sys, gymnasium, specpolicy_envs\n"
+        "assert 'specpolicy/Square-v0' in gymnasium.registry\n"
+        "print(sorted({'robosuite', 'mujoco', 'cv2', 'numba', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", list(ENVIRONMENTS))
+def test_longest_episodes_are_those_of_the_table(name: str) -> None:
+    assert gym.spec(name).max_episode_steps == ENVIRONMENTS[name][1]
+
+
+def test_square_lasts_400_steps() -> None:
+    assert gym.spec("specpolicy/Square-v0").max_episode_steps == 400
+
+
+def test_registering_twice_does_not_warn(recwarn: pytest.WarningsRecorder) -> None:
+    specpolicy_envs.register_environments()
+    assert not recwarn.list
+
+
+@pytest.mark.usefixtures("simulator")
+def test_the_id_with_its_module_needs_no_import() -> None:
+    code = (
+        "import gymnasium as gym\nenv = gym.make('specpolicy_envs:specpolicy/Square-v0')\nprint(env.reset(seed=0)[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "{'success': False}"
+    assert done.stderr == ""

@@ -1,0 +1,137 @@
+"""From records and calls to a table."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from evaluation_fakes import record
+from rich.console import Console
+
+from specpolicy.evaluation import CallLog, LatencyRun, SummaryRow, json_table, markdown_table, rich_table, summarize
+from specpolicy.evaluation.statistics import clustered_wilson, mcnemar, wilson
+
+
+def log(milliseconds: float, exact: bool, calls: int = 200) -> CallLog:
+    jitter = np.random.default_rng(0).lognormal(sigma=0.1, size=calls)
+    durations = [int(value) for value in 1e6 * milliseconds * jitter]
+    return CallLog(exact, durations, [7] * calls, [20] * calls)
+
+
+RUN = LatencyRun({"fast": log(10, True), "ddpm": log(50, True)}, "cpu", 1, 5, 3)
+RNG = np.random.default_rng(0)
+WON = {name: (RNG.random(40) < chance).tolist() for name, chance in {"fast": 0.8, "ddpm": 0.6}.items()}
+RECORDS = [record(name, seed, success=won) for name, wins in WON.items() for seed, won in enumerate(wins)]
+
+
+def rows() -> dict[str, SummaryRow]:
+    return {row.sampler: row for row in summarize(RECORDS, RUN)}
+
+
+def test_counts_intervals_and_tests() -> None:
+    assert list(rows()) == ["ddpm", "fast"]  # the reference first
+    ddpm, fast = rows().values()
+    assert (fast.episodes, fast.successes) == (40, sum(WON["fast"]))
+    assert fast.success == pytest.approx(wilson(sum(WON["fast"]), 40))
+    assert fast.p_value == pytest.approx(mcnemar(WON["fast"], WON["ddpm"]))
+    assert fast.pairs == 40
+    assert fast.difference is not None
+    assert fast.difference.value == pytest.approx(np.mean(WON["fast"]) - np.mean(WON["ddpm"]))
+    assert (ddpm.p_value, ddpm.difference, ddpm.pairs) == (None, None, 0)
+    assert (fast.passes, fast.passes_error) == (11, 0)
+
+
+def test_latency_is_in_milliseconds_and_relative_to_the_reference() -> None:
+    ddpm, fast = rows()["ddpm"].latency, rows()["fast"].latency
+    assert ddpm is not None and ddpm.p50 is not None and ddpm.p99 is not None
+    assert ddpm.p50.low < 50 < ddpm.p50.high
+    assert ddpm.p50.value < ddpm.p99.value
+    assert ddpm.speed_up is None
+    assert fast is not None
+    assert fast.speed_up == pytest.approx((5, 5, 5), rel=1e-3)  # the same jitter on both sides cancels
+
+
+def test_quantiles_that_few_calls_cannot_show_are_left_out() -> None:
+    run = LatencyRun({"ddpm": log(10, True, 30)}, "cpu", 1, 0, 1)
+    (row,) = summarize(latency=run)
+    assert row.latency is not None
+    assert row.latency.p50 is not None
+    assert row.latency.p95 is not None
+    assert row.latency.p99 is None
+    (single,) = summarize(latency=replace(run, samplers={"ddpm": log(10, True, 1)}))
+    assert single.latency is not None
+    assert single.latency.p50 is None
+    assert json.loads(json_table([single]))[0]["latency"]["p50"] is None
+
+
+def test_repeats_of_a_seed_are_a_cluster() -> None:
+    wins = {"ddpm": [3, 0, 3, 3, 0, 3], "fast": [3, 3, 3, 3, 3, 3]}
+    records = [
+        record(name, seed, repeat, success=repeat < won)
+        for name, counts in wins.items()
+        for seed, won in enumerate(counts)
+        for repeat in range(3)
+    ]
+    ddpm, fast = summarize(records)
+    assert ddpm.success == pytest.approx(clustered_wilson(wins["ddpm"], [3] * 6))
+    assert fast.pairs == 18
+    # two seeds speak for "fast", each with three repeats: as in two coin tosses, not six
+    assert fast.p_value == 0.5
+
+
+def test_crashes_are_failures_and_shown() -> None:
+    records = [record(seed=0), record(seed=1, success=False, error="boom", passes=())]
+    (row,) = summarize(records)
+    assert (row.episodes, row.successes, row.crashed) == (2, 1, 1)
+    assert row.passes == 11
+    assert "1/2, 1 crashed" in markdown_table([row])
+
+
+def test_pairs_are_those_that_both_have_run() -> None:
+    records = [record("ddpm", seed) for seed in range(5)] + [record("fast", seed) for seed in range(3, 9)]
+    assert summarize(records)[1].pairs == 2
+    assert summarize([record("ddpm", 0), record("fast", 1)])[1].p_value is None
+
+
+def test_parts_may_be_missing() -> None:
+    only_episodes = summarize(RECORDS, exact={"ddpm": True})
+    assert [row.exact for row in only_episodes] == [True, None]
+    assert all(row.latency is None for row in only_episodes)
+    assert "ms" not in markdown_table(only_episodes)
+    only_latency = summarize(latency=RUN)
+    assert [row.passes for row in only_latency] == [7, 7]
+    assert "success" not in markdown_table(only_latency)
+    without_reference = summarize(RECORDS, RUN, reference="nobody")
+    assert all(row.p_value is None for row in without_reference)
+    assert summarize() == []
+    assert markdown_table([])
+
+
+def test_mixed_or_doubled_episodes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"several|\['reach', 'square'\]"):
+        summarize([record(), replace(record(seed=1), task="square")])
+    with pytest.raises(ValueError, match="twice"):
+        summarize([record(), record()])
+
+
+def test_table_in_three_forms() -> None:
+    table = summarize(RECORDS, RUN)
+    lines = markdown_table(table).splitlines()
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    assert lines[2].startswith("| ddpm | exact | ")
+    assert "not corrected for the number of rows" in lines[-1]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(rich_table(table, title="reach"))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{sum(WON['fast'])}/40" in text
+    assert "reach" in text
+    parsed = json.loads(json_table(table))
+    assert parsed[1]["sampler"] == "fast"
+    assert parsed[1]["success"] == pytest.approx(wilson(sum(WON["fast"]), 40))
+
+
+def test_only_one_column_separator_survives_odd_names() -> None:
+    assert markdown_table(summarize([record("a|b")])).splitlines()[2].startswith("| a\\|b |")

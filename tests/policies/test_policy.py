@@ -1,0 +1,167 @@
+"""Observation in, chunk out; checkpoints that come back as they went, or say why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from specpolicy import FreeDrafter, ReverseProcess, SequentialSampler, SpeculativeSampler
+from specpolicy.policies import (
+    CheckpointError,
+    ConditionalUnet1d,
+    DiffusionPolicy,
+    MinMaxNormalizer,
+    ObservationError,
+    PolicyConfig,
+    load_policy,
+)
+
+SCHEDULER = {"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
+
+
+def small_policy(**changes: object) -> DiffusionPolicy:
+    torch.manual_seed(0)
+    config = {
+        "task": "square",
+        "observations": {"object": 3, "eef": 2},
+        "action_dim": 4,
+        "network": {"name": "unet1d", "channels": [8, 16], "timestep_dim": 8},
+        "scheduler": SCHEDULER,
+    }
+    return DiffusionPolicy(PolicyConfig(**(config | changes))).eval()  # type: ignore[arg-type]
+
+
+def observation(batch: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {"object": rng.normal(size=(batch, 2, 3)), "eef": rng.normal(size=(batch, 2, 2)), "unused": np.zeros(7)}
+
+
+def test_act_returns_the_executed_part_in_data_units() -> None:
+    policy = small_policy()
+    policy.action_normalizer = MinMaxNormalizer(torch.zeros(4), torch.tensor([2.0, 4.0, 6.0, 8.0]))
+    sampler = SequentialSampler(ReverseProcess.from_scheduler(policy.scheduler, 20))
+    chunk = policy.act(observation(3), sampler, [torch.Generator().manual_seed(i) for i in range(3)])
+    assert chunk.actions.shape == (3, 8, 4) and chunk.prediction.shape == (3, 16, 4)
+    np.testing.assert_array_equal(chunk.actions, chunk.prediction[:, 1:9])
+    expected = (chunk.result.sample.numpy() + 1) / 2 * np.array([2.0, 4.0, 6.0, 8.0])
+    np.testing.assert_allclose(chunk.prediction, expected, rtol=1e-5, atol=1e-5)
+    alone = policy.act({k: v[1:2] for k, v in observation(3).items()}, sampler, [torch.Generator().manual_seed(1)])
+    np.testing.assert_allclose(alone.actions[0], chunk.actions[1], rtol=1e-4, atol=1e-4)
+
+
+def test_speculation_drives_a_policy() -> None:
+    policy = small_policy()
+    sampler = SpeculativeSampler(ReverseProcess.from_scheduler(policy.scheduler, 20), FreeDrafter(), window=8)
+    result = policy.act(observation(2), sampler, torch.Generator().manual_seed(0)).result
+    assert (result.passes <= 21).all() and torch.isfinite(result.sample).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"object": None}, "lacks"),
+        ({"object": np.zeros((2, 2, 5))}, r"expected \(batch, 2 steps, 3\)"),
+        ({"object": np.zeros((2, 3))}, "shape"),
+        ({"object": np.full((2, 2, 3), np.nan)}, "NaN"),
+        ({"eef": np.full((2, 2, 2), np.inf)}, "infinity"),
+        ({"eef": np.zeros((1, 2, 2))}, "different batch sizes"),
+    ],
+)
+def test_bad_observations(change: dict[str, np.ndarray | None], says: str) -> None:
+    policy = small_policy()
+    changed = {k: v for k, v in (observation(2) | change).items() if v is not None}  # type: ignore[operator]
+    with pytest.raises(ObservationError, match=says):
+        policy.encode(changed)
+
+
+def test_normalizer_round_trip_and_still_coordinates() -> None:
+    data = torch.tensor([[0.0, 5.0, 1.0], [10.0, 5.0, 3.0]])
+    normalizer = MinMaxNormalizer.fit(data)
+    scaled = normalizer.normalize(data)
+    torch.testing.assert_close(scaled, torch.tensor([[-1.0, 0.0, -1.0], [1.0, 0.0, 1.0]]))
+    torch.testing.assert_close(normalizer.unnormalize(scaled), data)
+
+
+def test_network_is_differentiable_everywhere_and_checks_the_length() -> None:
+    network = ConditionalUnet1d(action_dim=3, cond_dim=5, channels=(8, 16, 16), timestep_dim=8)
+    out = network(torch.randn(2, 16, 3), torch.tensor([0, 99]), torch.randn(2, 5))
+    assert out.shape == (2, 16, 3)
+    out.square().sum().backward()
+    dead = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert dead == []
+    with pytest.raises(ValueError, match="divisible by 4"):
+        network(torch.randn(2, 10, 3), torch.tensor([0, 99]), torch.randn(2, 5))
+    with pytest.raises(ValueError, match="multiple of groups"):
+        ConditionalUnet1d(3, 5, channels=(12,))
+
+
+def test_standard_network_has_the_published_size() -> None:
+    with torch.device("meta"):
+        network = ConditionalUnet1d(7, 46, channels=(256, 512, 1024), timestep_dim=256)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(65.9e6, rel=0.01)
+
+
+# ---- checkpoints
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    policy = small_policy()
+    policy.observation_normalizer = MinMaxNormalizer(torch.arange(5.0), torch.arange(5.0) + 3)
+    policy.save(tmp_path / "p")
+    back = DiffusionPolicy.load(tmp_path / "p")
+    assert back.config == policy.config and not back.training
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["config.json", "policy.safetensors"]
+
+
+def test_checkpoint_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        DiffusionPolicy.load(tmp_path / "nowhere")
+
+
+def test_checkpoint_truncated(tmp_path: Path) -> None:
+    small_policy().save(tmp_path)
+    weights = tmp_path / "policy.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="damaged or truncated"):
+        DiffusionPolicy.load(tmp_path)
+
+
+def test_checkpoint_of_another_task(tmp_path: Path) -> None:
+    small_policy().save(tmp_path)
+    with pytest.raises(CheckpointError, match="of task 'square', not 'transport'"):
+        load_policy(tmp_path, task="transport")
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda c: c | {"action_dim": 5}, "does not fit"),
+        (lambda c: c | {"colour": 1}, r"unknown keys \['colour'\]"),
+        (lambda c: {k: v for k, v in c.items() if k != "task"}, r"missing keys \['task'\]"),
+        (lambda c: c | {"executed_actions": 16}, "at most 15"),
+    ],
+)
+def test_checkpoint_with_a_wrong_config(tmp_path: Path, edit, says: str) -> None:  # type: ignore[no-untyped-def]
+    small_policy().save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+    with pytest.raises(CheckpointError, match=says):
+        DiffusionPolicy.load(tmp_path)
+
+
+def test_checkpoint_with_broken_json(tmp_path: Path) -> None:
+    small_policy().save(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        DiffusionPolicy.load(tmp_path)
+
+
+def test_unknown_network_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"known: \['unet1d'\]"):
+        small_policy(network={"name": "mlp"})

@@ -1,0 +1,209 @@
+"""From an HDF5 file to a policy: reading, cutting, learning, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from specpolicy.policies import DiffusionPolicy, PolicyConfig
+from specpolicy.training import (
+    DemonstrationError,
+    ResumeError,
+    TrainingSettings,
+    cut_chunks,
+    read_demonstrations,
+    train_policy,
+)
+from specpolicy.training.demonstrations import Demonstration
+from specpolicy.training.ema import MovingAverage
+
+KEYS = {"object": 3, "eef": 2}
+
+
+def write_file(path: Path, demos: int = 6, length: int = 30, mask: bool = True) -> Path:
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for i in range(demos):
+            group = file.create_group(f"data/demo_{i}")
+            group["actions"] = np.tanh(rng.normal(size=(length + i, 4)))
+            for key, dim in KEYS.items():
+                group[f"obs/{key}"] = rng.normal(size=(length + i, dim))
+        if mask:
+            file["mask/valid"] = np.array([b"demo_1", b"demo_3"])
+    return path
+
+
+def config() -> PolicyConfig:
+    return PolicyConfig(
+        task="toy",
+        observations=KEYS,
+        action_dim=4,
+        network={"name": "unet1d", "channels": [8, 16], "timestep_dim": 8},
+        scheduler={"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2"},
+    )
+
+
+def settings(**changes: object) -> TrainingSettings:
+    return TrainingSettings(**({"steps": 30, "batch_size": 16, "save_every": 10, "warmup_steps": 5} | changes))  # type: ignore[arg-type]
+
+
+def test_reading_and_splitting(tmp_path: Path) -> None:
+    data = read_demonstrations(write_file(tmp_path / "d.hdf5"), KEYS, validation_demos=3)
+    assert [d.name for d in data.valid] == ["demo_1", "demo_3", "demo_5"]
+    assert [d.name for d in data.train] == ["demo_0", "demo_2", "demo_4"]
+    assert data.train[1].observations.shape == (32, 5) and data.train[1].actions.shape == (32, 4)
+
+
+def test_chunks_line_up_and_repeat_the_borders() -> None:
+    t = np.arange(20, dtype=np.float32)
+    episode = Demonstration("d", observations=t[:, None], actions=t[:, None] + 100)
+    chunks = cut_chunks([episode], observation_horizon=2, action_horizon=16, executed_actions=8)
+    assert len(chunks) == 20 - 16 + 1 + 1 + 7
+    assert chunks.observations[0, :, 0].tolist() == [0, 0]
+    assert chunks.actions[0, :3, 0].tolist() == [100, 100, 101]
+    assert chunks.observations[5, :, 0].tolist() == [4, 5]
+    assert chunks.actions[5, :, 0].tolist() == list(range(104, 120))
+    # the last pair's executed part (8 from its second step on) is all real but for the repeated end
+    assert chunks.actions[-1, :, 0].tolist() == [*range(111, 120), *[119] * 7]
+
+
+def test_short_episodes_still_teach() -> None:
+    episode = Demonstration("d", np.zeros((3, 1), np.float32), np.arange(3, dtype=np.float32)[:, None])
+    chunks = cut_chunks([episode], 2, 16, 8)
+    assert chunks.actions[0, :5, 0].tolist() == [0, 0, 1, 2, 2]
+
+
+def _spoil(path: Path, edit) -> Path:  # type: ignore[no-untyped-def]
+    with h5py.File(path, "a") as file:
+        edit(file["data/demo_2"])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda g: g.__delitem__("actions"), "'actions' is missing"),
+        (lambda g: g.__delitem__("obs/eef"), r"lacks \['eef'\]"),
+        (lambda g: g["actions"].__setitem__((0, 0), np.nan), "NaN"),
+        (lambda g: (g.__delitem__("obs/eef"), g.create_dataset("obs/eef", data=np.zeros((32, 9)))), "expected"),
+    ],
+)
+def test_bad_files_name_the_episode(tmp_path: Path, edit, says: str) -> None:  # type: ignore[no-untyped-def]
+    path = _spoil(write_file(tmp_path / "d.hdf5"), edit)
+    with pytest.raises(DemonstrationError, match=says) as error:
+        read_demonstrations(path, KEYS)
+    assert "demo_2" in str(error.value)
+
+
+def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(DemonstrationError, match="no demonstrations at"):
+        read_demonstrations(tmp_path / "nowhere.hdf5", KEYS)
+    (tmp_path / "text.hdf5").write_text("not HDF5")
+    with pytest.raises(DemonstrationError, match="not a readable HDF5"):
+        read_demonstrations(tmp_path / "text.hdf5", KEYS)
+    with h5py.File(tmp_path / "empty.hdf5", "w") as file:
+        file.create_group("meta")
+    with pytest.raises(DemonstrationError, match="no group 'data'"):
+        read_demonstrations(tmp_path / "empty.hdf5", KEYS)
+    with pytest.raises(DemonstrationError, match="none left to train on"):
+        read_demonstrations(write_file(tmp_path / "d.hdf5"), KEYS, validation_demos=6)
+
+
+def test_training_lowers_the_loss_and_writes_a_policy(tmp_path: Path) -> None:
+    data = write_file(tmp_path / "d.hdf5")
+    train_policy(config(), data, settings(steps=200, save_every=100, learning_rate=3e-3), tmp_path / "run")
+    log = [json.loads(line) for line in (tmp_path / "run/training.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [100, 200]
+    assert log[1]["train_loss"] < log[0]["train_loss"] < 1.2
+    assert 0 < log[1]["validation_loss"] < 1.5
+    policy = DiffusionPolicy.load(tmp_path / "run")
+    assert policy.config == config()
+    low = np.concatenate([d.actions for d in read_demonstrations(data, KEYS, 10 - 5).train]).min(0)
+    assert policy.action_normalizer.low.shape == low.shape
+
+
+def test_resuming_equals_going_through(tmp_path: Path) -> None:
+    data = write_file(tmp_path / "d.hdf5")
+    whole = train_policy(config(), data, settings(), tmp_path / "whole", validation_demos=2)
+
+    class Stopped(Exception):
+        pass
+
+    from specpolicy.training.trainer import Trainer
+
+    step, calls = Trainer._step, 0
+
+    def stop_after(self: Trainer) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 18:  # eight steps after the last save
+            raise Stopped
+        return step(self)
+
+    Trainer._step = stop_after  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Stopped):
+            train_policy(config(), data, settings(), tmp_path / "parts", validation_demos=2)
+    finally:
+        Trainer._step = step  # type: ignore[method-assign]
+    parts = train_policy(config(), data, settings(), tmp_path / "parts", validation_demos=2)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], tensor), name
+
+
+def test_a_killed_training_goes_on(tmp_path: Path) -> None:
+    data, out = write_file(tmp_path / "d.hdf5"), tmp_path / "run"
+    overrides = [
+        "task.name=toy", "task.action_dim=4", "~task.observations", "+task.observations={object: 3, eef: 2}",
+        f"dataset={data}", f"out={out}", "policy.network.channels=[8,16]", "policy.network.timestep_dim=8",
+        "training.steps=400", "training.batch_size=16", "training.save_every=20", "training.bfloat16=false",
+        "training.threads=1", "validation_demos=2",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "specpolicy.cli", "train", *overrides]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (out / "training.pt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = torch.load(out / "training.pt", weights_only=True)["step"]
+    assert reached < 400
+    subprocess.run(command, check=True, timeout=300)
+    steps = [json.loads(line)["step"] for line in (out / "training.jsonl").read_text().splitlines()]
+    assert steps[-1] == 400 and steps == sorted(steps)
+    assert DiffusionPolicy.load(out).config.task == "toy"
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    data = write_file(tmp_path / "d.hdf5")
+    train_policy(config(), data, settings(), tmp_path / "run")
+    with pytest.raises(ResumeError, match="learning_rate"):
+        train_policy(config(), data, settings(learning_rate=1e-5), tmp_path / "run")
+    (tmp_path / "run/training.pt").write_bytes(b"gone")
+    with pytest.raises(ResumeError, match="delete it"):
+        train_policy(config(), data, settings(), tmp_path / "run")
+
+
+def test_moving_average_follows_the_warm_up_of_its_decay() -> None:
+    module = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        module.weight.fill_(0.0)
+    average, expected = MovingAverage(module, power=0.75), 0.0
+    for step in range(1, 6):
+        with torch.no_grad():
+            module.weight.fill_(float(step))
+        average.update(module)
+        decay = 1 - (1 + step) ** -0.75
+        expected = decay * expected + (1 - decay) * step
+    assert average.average["weight"].item() == pytest.approx(expected)
