@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -31,10 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"specpolicy {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-    parser.add_argument("command", choices=sorted(COMMANDS), help="; ".join(f"{k}: {v.__doc__}" for k, v in COMMANDS.items()))
+    tasks = "; ".join(f"{name}: {command.__doc__}" for name, command in COMMANDS.items())
+    parser.add_argument("command", choices=sorted(COMMANDS), help=tasks)
     parser.add_argument("overrides", nargs="*", metavar="name=value")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("specpolicy").setLevel(logging.INFO)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         COMMANDS[options.command](options.overrides)
@@ -51,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_ours(error: Exception) -> bool:
     """Errors that this library raised to speak to a user; anything else keeps its traceback."""
-    return type(error).__module__.startswith("specpolicy") or isinstance(error, ImportError | ConfigError | DenoiserError)
+    return type(error).__module__.startswith("specpolicy") or isinstance(
+        error, ImportError | ConfigError | DenoiserError
+    )
 
 
 def _plain(node: Any) -> Any:
@@ -82,13 +87,13 @@ def rollout(overrides: Sequence[str]) -> None:
     names, others = split_list_override(overrides, "sampler")
     configs = {name: compose("rollout", [*others, f"sampler={name}"]) for name in names or ["free_block"]}
     cfg: DictConfig = next(iter(configs.values()))
-    policy = load_policy(_path(cfg.checkpoint), cfg.device, task=cfg.task.name)
+    policy = load_policy(Path(cfg.checkpoint), cfg.device, task=cfg.task.name)
     samplers = {name: instantiate(each.sampler)(policy.scheduler) for name, each in configs.items()}
     compare(
         policy,
         samplers,
         MakeEnv(cfg.task.env),
-        _path(cfg.out),
+        Path(cfg.out),
         CompareSettings(
             task=cfg.task.name,
             checkpoint=str(cfg.checkpoint),
@@ -102,12 +107,6 @@ def rollout(overrides: Sequence[str]) -> None:
             video=tuple(_plain(cfg.video)),
         ),
     )
-
-
-def _path(value: str) -> Any:
-    from pathlib import Path
-
-    return Path(value)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"rollout": rollout, "train": train}

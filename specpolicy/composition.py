@@ -38,7 +38,7 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     """
     for override in overrides:
         name, separator, value = override.partition("=")
-        if not separator:
+        if not separator and not override.startswith("~"):
             raise ConfigError(f"{override!r} is not an override; write name=value")
         group = name.lstrip("+")
         if (config_dir() / group).is_dir() and value not in choices(group):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -73,8 +74,6 @@ def compare(
         ConfigurationMismatch: ``out`` holds results of another policy, task or environment.
         EvaluationAborted: nothing but crashes came.
     """
-    import torch
-
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     exact = {name: bool(sampler.exact) for name, sampler in samplers.items()}
@@ -115,11 +114,11 @@ def _latency(
     settings: CompareSettings,
     provenance: Mapping[str, Any],
 ) -> LatencyRun | None:
-    """The measurement that ``out`` holds if it is of these samplers, else a new one on observations of these episodes."""
+    """The measurement in ``out`` if it is of these samplers, else a new one on observations of these episodes."""
     path, kept = out / LATENCY, out / OBSERVATIONS
     if seen:
         with atomic_path(kept) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{key: np.concatenate([each[key] for each in seen]) for key in seen[0]})
+            np.savez(file, allow_pickle=False, **{key: np.concatenate([each[key] for each in seen]) for key in seen[0]})
     if not settings.latency_calls:
         return LatencyRun.read(path) if path.exists() else None
     if path.exists():

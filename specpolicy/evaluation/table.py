@@ -39,13 +39,9 @@ def _passes(row: SummaryRow) -> str:
 def _milliseconds(quantile: Callable[[Any], Estimate | None]) -> Callable[[SummaryRow], str]:
     def cell(row: SummaryRow) -> str:
         estimate = None if row.latency is None else quantile(row.latency)
-        return (
-            MISSING
-            if estimate is None
-            else f"{estimate.value:.3g}"
-            if estimate.value < 100
-            else f"{estimate.value:.0f}"
-        )
+        if estimate is None:
+            return MISSING
+        return f"{estimate.value:.3g}" if estimate.value < 100 else f"{estimate.value:.0f}"
 
     return cell
 
@@ -87,12 +83,45 @@ def _columns(reference: str) -> list[tuple[str, Callable[[SummaryRow], str]]]:
     ]
 
 
+def _compact_columns(reference: str) -> list[tuple[str, Callable[[SummaryRow], str]]]:
+    """Fits 80 columns of a terminal; the markdown has what is left out here."""
+    return [
+        ("sampler", lambda row: row.sampler),
+        ("law", lambda row: _EXACT[row.exact]),
+        ("success [95 %]", _compact_success),
+        ("passes", lambda row: MISSING if row.passes is None else f"{row.passes:.1f}"),
+        ("p50", _milliseconds(lambda latency: latency.p50)),
+        ("p95", _milliseconds(lambda latency: latency.p95)),
+        ("p99 ms", _milliseconds(lambda latency: latency.p99)),
+        (f"× {reference}", _compact_speed_up),
+        ("p", _p_value),
+    ]
+
+
+def _compact_success(row: SummaryRow) -> str:
+    if row.success is None:
+        return MISSING
+    crashed = f", {row.crashed} crashed" if row.crashed else ""
+    return f"{row.successes}/{row.episodes} [{100 * row.success.low:.0f}, {100 * row.success.high:.0f}]{crashed}"
+
+
+def _compact_speed_up(row: SummaryRow) -> str:
+    estimate = None if row.latency is None else row.latency.speed_up
+    return MISSING if estimate is None else f"{estimate.value:.1f}"
+
+
 def rich_table(rows: Sequence[SummaryRow], title: str | None = None, reference: str = "ddpm") -> Table:
-    """The table for a terminal; columns that say nothing are left out."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, caption=caption(rows, reference), caption_justify="left")
-    columns = _telling(rows, reference)
+    """The table for a terminal, 80 columns wide; columns that say nothing are left out."""
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=caption(rows, reference),
+        caption_justify="left",
+    )
+    columns = _telling(rows, _compact_columns(reference))
     for name, _ in columns:
-        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=name in _WORDS)
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(cell(row) for _, cell in columns))
     return table
@@ -100,7 +129,7 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, reference: 
 
 def markdown_table(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
     """The same as a markdown table with a caption below."""
-    columns = _telling(rows, reference)
+    columns = _telling(rows, _columns(reference))
     lines = [[name for name, _ in columns]]
     lines.append(["---" if name in _WORDS else "---:" for name, _ in columns])
     lines += [[cell(row).replace("|", "\\|") for _, cell in columns] for row in rows]
@@ -122,6 +151,8 @@ def caption(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
         parts.append(
             f"Latency of one chunk at batch size 1 over {' or '.join(map(str, calls))} calls, samplers in turn."
         )
+    if any(row.exact for row in rows):
+        parts.append("Exact: the law of the DDPM chain with the sampler's own number of steps.")
     if any(row.p_value is not None for row in rows):
         parts.append(
             f"Δ success and p (exact, paired by seed) against {reference}, not corrected for the number of rows."
@@ -129,5 +160,7 @@ def caption(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
     return " ".join(parts)
 
 
-def _telling(rows: Sequence[SummaryRow], reference: str) -> list[tuple[str, Callable[[SummaryRow], str]]]:
-    return [(name, cell) for name, cell in _columns(reference) if any(cell(row) != MISSING for row in rows)]
+def _telling(
+    rows: Sequence[SummaryRow], columns: list[tuple[str, Callable[[SummaryRow], str]]]
+) -> list[tuple[str, Callable[[SummaryRow], str]]]:
+    return [(name, cell) for name, cell in columns if any(cell(row) != MISSING for row in rows)]

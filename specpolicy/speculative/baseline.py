@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .denoiser import Cond, Denoiser, call_denoiser, check_cond
@@ -45,7 +44,7 @@ class SchedulerSampler:
     def __call__(
         self,
         denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
+        noise: Tensor,
         cond: Cond = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         record: bool = False,

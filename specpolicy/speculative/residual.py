@@ -23,7 +23,7 @@ _NEWTON_STEPS = 64
 _TOLERANCE = 1e-10
 
 
-def support_end(log_c: Float64[Tensor, " n"], v: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+def support_end(log_c: Float64[Tensor, "*n"], v: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
     """u*, the largest value that the residual takes."""
     return v / 2 + log_c / v
 

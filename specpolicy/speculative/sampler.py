@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .chains import Chains
@@ -86,7 +85,7 @@ class SpeculativeSampler(_ChainSampler):
     def __call__(
         self,
         denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
+        noise: Tensor,
         cond: Cond = None,
         generator: Generators = None,
         record: bool = False,
@@ -121,7 +120,7 @@ class SequentialSampler(_ChainSampler):
     def __call__(
         self,
         denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
+        noise: Tensor,
         cond: Cond = None,
         generator: Generators = None,
         record: bool = False,

@@ -12,11 +12,11 @@ Window = int | Sequence[int]
 """One length for the whole chain, or one for each of its K positions."""
 
 
-def window_lengths(window: Window, reach: Int[Tensor, " k"]) -> Int[Tensor, " k"]:
+def window_lengths(window: object, reach: Int[Tensor, " k"]) -> Int[Tensor, " k"]:
     """Steps to draft from each position, never past the steps that have noise.
 
     Args:
-        window: one length for all positions, or K of them; at least 1, longer than the chain is fine.
+        window: a :data:`Window`: at least 1 everywhere, longer than the chain is fine.
         reach: how many steps can be drafted from each position.
 
     Raises:

@@ -52,7 +52,7 @@ def test_physics_are_those_of_robosuite_bit_for_bit(square: SquareEnv) -> None:
     square.reset(seed=11)
     rng = np.random.default_rng(0)
     contacts = 0
-    for _ in range(120):
+    for _ in range(80):
         action = rng.uniform(-1, 1, 7)
         action[2] -= 0.5  # down, so that the gripper meets the table
         raw.step(np.clip(action, -1, 1))

@@ -21,7 +21,8 @@ from specpolicy import (
     SpeculativeSampler,
     asd,
 )
-from specpolicy.speculative.linear_chain import LinearChain
+from specpolicy.speculative.linear_chain import LinearChain, reach
+from specpolicy.speculative.window import window_lengths
 
 DRAFTERS = [FrozenDrafter(), FreeDrafter()]
 VERIFIERS = [ReflectionVerifier(), ResidualVerifier(), BlockVerifier()]
@@ -151,7 +152,12 @@ def test_sequential_ddpm_agrees_with_diffusers_in_law() -> None:
 @pytest.mark.parametrize("window", [0, -3, 2.5, [5] * 9, [0] * 10, True])
 def test_bad_windows(window: Any) -> None:
     with pytest.raises(ValueError, match="window"):
-        SpeculativeSampler(ddpm(10)[1], window=window)
+        window_lengths(window, reach(ddpm(10)[1]))
+
+
+def test_a_window_of_zero_is_refused_by_the_sampler() -> None:
+    with pytest.raises(ValueError, match="use SequentialSampler"):
+        SpeculativeSampler(ddpm(10)[1], window=0)
 
 
 @pytest.mark.parametrize(

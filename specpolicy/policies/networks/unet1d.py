@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 
@@ -119,7 +119,7 @@ class ConditionalUnet1d(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "n time action"],
-        timestep: Float[Tensor, " n"],
+        timestep: Num[Tensor, " n"],
         cond: Float[Tensor, "n cond"],
     ) -> Float[Tensor, "n time action"]:
         """Predict ε (or x0, or v: whatever the training target was) at noisy chunks ``x``."""
