@@ -9,7 +9,8 @@ SEEDS  ?= 0:12
 OUT    ?= runs/square
 BIN    := $(VENV)/bin
 
-.PHONY: rollout test lint format typecheck build clean install
+# `install` runs when the dependencies have changed
+.PHONY: rollout benchmark-square test lint format typecheck build clean install
 
 install: $(VENV)/.installed
 
@@ -23,6 +24,11 @@ $(VENV)/.installed: pyproject.toml
 
 rollout: install
 	$(BIN)/specpolicy rollout task=square sampler=[ddpm,ddim10,ddim5,asd,free_block,free_block20] seeds=$(SEEDS) out=$(OUT)
+
+# The numbers of the README: 100 seeds, all samplers; about half an hour on two cores.
+benchmark-square: install
+	$(BIN)/specpolicy rollout task=square seeds=100000:100100 out=benchmarks/results/square \
+	  sampler=[ddpm,ddpm20,ddim10,ddim5,ddim2,asd,frozen_block,free_block,free_block20]
 
 test: install
 	$(BIN)/python -m pytest

@@ -1,0 +1,36 @@
+"""One observation of the Square task, one action chunk, three samplers. Needs the extra ``sim``."""
+
+from __future__ import annotations
+
+import time
+
+import gymnasium
+import numpy as np
+import torch
+
+import specpolicy_envs  # noqa: F401  (registers the environment)
+from specpolicy import BlockVerifier, FreeDrafter, recipes
+from specpolicy.policies import DiffusionPolicy
+
+
+def main() -> None:
+    policy = DiffusionPolicy.load("checkpoints/square")
+    env = gymnasium.make("specpolicy/Square-v0")
+    observation, _ = env.reset(seed=0)
+    history = {name: np.stack([value, value])[None] for name, value in observation.items()}  # two steps, batch of one
+    samplers = {
+        "DDPM-100 (exact)": recipes.sequential(policy.scheduler, 100),
+        "DDIM-10 (approximate)": recipes.ddim(policy.scheduler, 10),
+        "free + block (exact)": recipes.speculative(policy.scheduler, 100, FreeDrafter(), BlockVerifier(), window=24),
+    }
+    for name, sampler in samplers.items():
+        policy.act(history, sampler)  # warm-up
+        start = time.perf_counter()
+        chunk = policy.act(history, sampler, torch.Generator().manual_seed(0))
+        milliseconds = 1e3 * (time.perf_counter() - start)
+        print(f"{name:22s} {int(chunk.result.passes):4d} passes {milliseconds:7.0f} ms, first action {chunk.actions[0, 0]}")
+    env.close()
+
+
+if __name__ == "__main__":
+    main()

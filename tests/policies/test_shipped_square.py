@@ -1,0 +1,110 @@
+"""The shipped Square network, sampled speculatively, still has the law of its sequential chain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from specpolicy import (
+    BlockVerifier,
+    FreeDrafter,
+    FrozenDrafter,
+    ReflectionVerifier,
+    ReverseProcess,
+    SampleResult,
+    SpeculativeSampler,
+)
+from specpolicy.evaluation.exactness import check_exactness
+from specpolicy.policies import DiffusionPolicy
+from specpolicy.speculative.drafters import Drafter
+from specpolicy.speculative.verifiers import Comparison, Verdict, Verifier
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "checkpoints" / "square"
+
+
+@pytest.fixture(scope="module")
+def policy() -> DiffusionPolicy:
+    return DiffusionPolicy.load(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def cond(policy: DiffusionPolicy) -> torch.Tensor:
+    """Conditions from observations that the policy met in the simulator."""
+    with np.load(Path(__file__).parent / "square_observations.npz") as stored:
+        return policy.encode({key: stored[key] for key in stored.files})
+
+
+def sample(
+    policy: DiffusionPolicy,
+    cond: torch.Tensor,
+    sampler: SpeculativeSampler,
+    batch: int,
+) -> SampleResult:
+    """A recorded result, its x̂0 evaluated afresh at the recorded states, so that no bookkeeping is trusted."""
+    generator = torch.Generator().manual_seed(0)
+    rows = cond[torch.arange(batch) % len(cond)]
+    noise = torch.randn(batch, *policy.event_shape, generator=generator)
+    result = sampler(policy, noise, cond=rows, generator=generator, record=True)
+    assert result.trajectory is not None
+    process = sampler.process.to("cpu", torch.float32)
+    fresh = []
+    with torch.no_grad():
+        for step in range(process.num_steps):
+            k, x = torch.full((batch,), step), result.trajectory[step]
+            fresh.append(process.x0(x, policy(x, process.timesteps[k], rows), k))
+    return replace(result, x0=torch.stack(fresh))
+
+
+class AcceptsEverything(BlockVerifier):
+    def judge(self, comparison: Comparison, uniform: torch.Tensor) -> Verdict:
+        return Verdict(comparison.length, torch.zeros(len(uniform), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("steps", "drafter", "verifier", "window", "batch"),
+    [
+        (20, FreeDrafter(), BlockVerifier(), 12, 240),
+        (20, FrozenDrafter(), ReflectionVerifier(), 12, 240),
+        (100, FreeDrafter(), BlockVerifier(), 24, 48),
+    ],
+)
+def test_innovations_on_the_shipped_network(
+    policy: DiffusionPolicy,
+    cond: torch.Tensor,
+    steps: int,
+    drafter: Drafter,
+    verifier: Verifier,
+    window: int,
+    batch: int,
+) -> None:
+    process = ReverseProcess.from_scheduler(policy.scheduler, steps)
+    result = sample(policy, cond, SpeculativeSampler(process, drafter, verifier, window), batch)
+    assert check_exactness(process, result).smallest > 1e-3
+
+
+def test_accepting_everything_is_noticed_on_the_shipped_network(policy: DiffusionPolicy, cond: torch.Tensor) -> None:
+    process = ReverseProcess.from_scheduler(policy.scheduler, 20)
+    result = sample(policy, cond, SpeculativeSampler(process, FreeDrafter(), AcceptsEverything(), 12), 48)
+    assert check_exactness(process, result).smallest < 1e-12
+
+
+def test_free_block_needs_at_most_fourteen_passes(policy: DiffusionPolicy, cond: torch.Tensor) -> None:
+    process = ReverseProcess.from_scheduler(policy.scheduler, 100)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(len(cond), *policy.event_shape, generator=generator)
+    result = SpeculativeSampler(process)(policy, noise, cond=cond, generator=generator)
+    assert result.passes.double().mean() <= 14
+
+
+def test_the_checkpoint_is_what_its_card_says(policy: DiffusionPolicy) -> None:
+    card = (CHECKPOINT / "README.md").read_text()
+    parameters = sum(p.numel() for p in policy.network.parameters())
+    assert f"{parameters:,}" in card
+    assert (CHECKPOINT / "policy.safetensors").stat().st_size < 20e6
+    assert policy.config.task == "square"
+    assert (policy.config.observation_horizon, policy.config.action_horizon, policy.config.executed_actions) == (2, 16, 8)
