@@ -6,9 +6,9 @@ import time
 
 import gymnasium
 import numpy as np
+import specpolicy_envs  # noqa: F401  (registers the environment)
 import torch
 
-import specpolicy_envs  # noqa: F401  (registers the environment)
 from specpolicy import BlockVerifier, FreeDrafter, recipes
 from specpolicy.policies import DiffusionPolicy
 
@@ -28,7 +28,9 @@ def main() -> None:
         start = time.perf_counter()
         chunk = policy.act(history, sampler, torch.Generator().manual_seed(0))
         milliseconds = 1e3 * (time.perf_counter() - start)
-        print(f"{name:22s} {int(chunk.result.passes):4d} passes {milliseconds:7.0f} ms, first action {chunk.actions[0, 0]}")
+        print(
+            f"{name:22s} {int(chunk.result.passes):4d} passes {milliseconds:7.0f} ms, first action {chunk.actions[0, 0]}"
+        )
     env.close()
 
 

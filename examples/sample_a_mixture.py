@@ -23,7 +23,11 @@ def main() -> None:
         return (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
 
     process = specpolicy.ReverseProcess.from_scheduler(scheduler, 100)
-    for sampler in (specpolicy.SequentialSampler(process), specpolicy.asd(process), specpolicy.SpeculativeSampler(process)):
+    for sampler in (
+        specpolicy.SequentialSampler(process),
+        specpolicy.asd(process),
+        specpolicy.SpeculativeSampler(process),
+    ):
         result = sampler(denoiser, torch.randn(1000, 2), generator=torch.Generator().manual_seed(0), record=True)
         p = check_exactness(process, result).smallest
         print(f"{sampler}: {result.passes.double().mean():.1f} passes, exactness p = {p:.2f}")

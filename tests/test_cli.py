@@ -15,7 +15,7 @@ from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.composition import ConfigError, choices, compose, parse_seeds, split_list_override
 from specpolicy.policies import DiffusionPolicy, PolicyConfig
 
-SAMPLERS = "asd ddim10 ddim5 ddpm ddpm20 free_block free_block20 free_reflection frozen_block".split()
+SAMPLERS = ["asd", "ddim10", "ddim5", "ddpm", "ddpm20", "free_block", "free_block20", "free_reflection", "frozen_block"]
 
 
 @pytest.fixture
@@ -89,7 +89,9 @@ def test_rollout_from_end_to_end(capfd: pytest.CaptureFixture[str], checkpoint: 
         ("free_block20", True, 2),
     ]
     assert first[0]["passes"] == 20 and first[1]["passes"] == 2 and 1 < first[2]["passes"] <= 20
-    assert {"table.md", "latency.json", "manifest.json", "latency_against_success.png"} <= {p.name for p in out.iterdir()}
+    assert {"table.md", "latency.json", "manifest.json", "latency_against_success.png"} <= {
+        p.name for p in out.iterdir()
+    }
     assert "free_block20" in capfd.readouterr().out
 
     shards = sorted(path.name for path in out.glob("*.parquet"))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from specpolicy.speculative.denoiser import Denoiser
+from specpolicy.speculative.randomness import RandomSource
 from specpolicy.speculative.result import SampleResult
 
 from .config import PolicyConfig
@@ -142,6 +143,4 @@ class DiffusionPolicy(nn.Module):
 
 def draw_noise(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
     """Standard normal noise, row by row from a list of generators, or at once from a single one."""
-    from specpolicy.speculative.randomness import RandomSource
-
     return RandomSource(generator, shape[0], device, torch.float32).noise(shape[1:])

@@ -10,7 +10,7 @@ from .denoiser import gather_rows
 from .drafters import Drafter, DraftStart
 from .process import per_row
 from .randomness import RandomSource
-from .verifiers import Comparison, Verifier
+from .verifiers import Comparison, Rejection, Verifier
 
 
 def run_round(chains: Chains, drafter: Drafter, verifier: Verifier, lengths: Tensor, random: RandomSource) -> None:
@@ -57,12 +57,13 @@ def run_round(chains: Chains, drafter: Drafter, verifier: Verifier, lengths: Ten
     rejected = (taken < length).nonzero().squeeze(1)
     if len(rejected):
         at = taken[rejected]
-        coordinate = verifier.repair(
-            comparison.distance[rejected, at],
-            comparison.along[rejected, at],
-            verdict.log_scale[rejected],
-            uniform[rejected, -1],
+        rejection = Rejection(
+            distance=comparison.distance[rejected, at],
+            along=comparison.along[rejected, at],
+            log_scale=verdict.log_scale[rejected],
+            uniform=uniform[rejected, -1],
         )
+        coordinate = verifier.repair(rejection)
         base = noise[rejected, at] if verifier.keeps_noise else fresh_noise[rejected]
         final_noise = fresh_noise.index_copy(0, rejected, _set_coordinate(base, gap[rejected, at], coordinate))
     x_next = process.mean(x_end, x0_end, end) + per_row(process.sigma[end], x) * final_noise

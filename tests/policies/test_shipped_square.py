@@ -107,4 +107,8 @@ def test_the_checkpoint_is_what_its_card_says(policy: DiffusionPolicy) -> None:
     assert f"{parameters:,}" in card
     assert (CHECKPOINT / "policy.safetensors").stat().st_size < 20e6
     assert policy.config.task == "square"
-    assert (policy.config.observation_horizon, policy.config.action_horizon, policy.config.executed_actions) == (2, 16, 8)
+    assert (policy.config.observation_horizon, policy.config.action_horizon, policy.config.executed_actions) == (
+        2,
+        16,
+        8,
+    )

@@ -26,7 +26,7 @@ from specpolicy.speculative.drafters import Draft, Drafter, DraftStart
 from specpolicy.speculative.process import per_row
 from specpolicy.speculative.randomness import RandomSource
 from specpolicy.speculative.round import run_round
-from specpolicy.speculative.verifiers import Comparison, Verdict, Verifier
+from specpolicy.speculative.verifiers import Comparison, Rejection, Verdict, Verifier
 
 
 class OffsetDrafter(Drafter):
@@ -142,8 +142,8 @@ class UnscaledResidual(BlockVerifier):
 class ReflectsInBlock(BlockVerifier):
     keeps_noise = True
 
-    def repair(self, distance, along, log_scale, uniform):  # type: ignore[no-untyped-def]
-        return -along
+    def repair(self, rejection: Rejection) -> torch.Tensor:
+        return -rejection.along
 
 
 @pytest.mark.parametrize("wrong", [AcceptsTooMuch, AcceptsEverything, UnscaledResidual, ReflectsInBlock])

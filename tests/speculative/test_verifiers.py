@@ -9,7 +9,7 @@ import torch
 
 from specpolicy import BlockVerifier, ReflectionVerifier, ResidualVerifier
 from specpolicy.speculative import residual
-from specpolicy.speculative.verifiers import Comparison, Verifier
+from specpolicy.speculative.verifiers import Comparison, Rejection, Verifier
 
 VERIFIERS = [ReflectionVerifier(), ResidualVerifier(), BlockVerifier()]
 
@@ -98,7 +98,8 @@ def test_corners_stay_finite(verifier: Verifier, size: float) -> None:
     assert not verdict.log_scale.isnan().any()
     rows = (verdict.accepted < comparison.length).nonzero().squeeze(1)
     at = verdict.accepted[rows]
-    u = verifier.repair(
+    rejection = Rejection(
         comparison.distance[rows, at], comparison.along[rows, at], verdict.log_scale[rows], uniform[rows, -1]
     )
+    u = verifier.repair(rejection)
     assert torch.isfinite(u).all()

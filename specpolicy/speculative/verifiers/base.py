@@ -62,6 +62,22 @@ class Verdict:
     log_scale: Float64[Tensor, " n"]
 
 
+@dataclass(frozen=True)
+class Rejection:
+    """What is known of the steps to be repaired, one for each of n chains; all of shape ``(n,)``.
+
+    Attributes:
+        distance, along: v and e·ξ of the rejected step; see :class:`Comparison`.
+        log_scale: ln c; see :class:`Verdict`.
+        uniform: a fresh number in [0, 1).
+    """
+
+    distance: Float64[Tensor, " n"]
+    along: Float64[Tensor, " n"]
+    log_scale: Float64[Tensor, " n"]
+    uniform: Float64[Tensor, " n"]
+
+
 class Verifier(ABC):
     """Decides how many drafted steps are kept and repairs the first one that is not.
 
@@ -79,18 +95,17 @@ class Verifier(ABC):
         """Decide τ for every chain, with one uniform number in [0, 1) for each step."""
 
     @abstractmethod
-    def repair(
-        self,
-        distance: Float64[Tensor, " n"],
-        along: Float64[Tensor, " n"],
-        log_scale: Float64[Tensor, " n"],
-        uniform: Float64[Tensor, " n"],
-    ) -> Float64[Tensor, " n"]:
+    def repair(self, rejection: Rejection) -> Float64[Tensor, " n"]:
         """Noise coordinate along e, measured from the target's mean, that replaces the rejected step's."""
 
 
-def first_rejection(comparison: Comparison, uniform: Float64[Tensor, "n w"]) -> Int[Tensor, " n"]:
-    """Sample verification: steps accepted before the first with ln U > ln(target/draft)."""
-    kept = (uniform.log() <= comparison.log_ratio) | (comparison.distance == 0)
-    kept &= comparison.valid
-    return kept.cumprod(dim=1).sum(dim=1)
+class StepwiseVerifier(Verifier):
+    """Sample verification: go step by step and stop at the first with ln U > ln(target/draft)."""
+
+    keeps_noise = True
+
+    def judge(self, comparison: Comparison, uniform: Float64[Tensor, "n w"]) -> Verdict:
+        """Count the steps before the first rejection; its residual has c = 1."""
+        kept = (uniform.log() <= comparison.log_ratio) | (comparison.distance == 0)
+        accepted = (kept & comparison.valid).cumprod(dim=1).sum(dim=1)
+        return Verdict(accepted, torch.zeros_like(accepted, dtype=torch.float64))

@@ -7,7 +7,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from .. import residual
-from .base import Comparison, Verdict, Verifier
+from .base import Comparison, Rejection, Verdict, Verifier
+from .residual import residual_repair
 
 
 class BlockVerifier(Verifier):
@@ -40,12 +41,6 @@ class BlockVerifier(Verifier):
         accepted = (hit * step[1:]).amax(dim=1)
         return Verdict(accepted, log_p.gather(1, accepted[:, None]).squeeze(1))
 
-    def repair(
-        self,
-        distance: Float64[Tensor, " n"],
-        along: Float64[Tensor, " n"],
-        log_scale: Float64[Tensor, " n"],
-        uniform: Float64[Tensor, " n"],
-    ) -> Float64[Tensor, " n"]:
+    def repair(self, rejection: Rejection) -> Float64[Tensor, " n"]:
         """A residual draw with c = p_τ."""
-        return residual.draw(uniform, log_scale, distance)
+        return residual_repair(rejection)

@@ -1,31 +1,22 @@
-"""Sample verification with a draw from the residual."""
+"""Draws from the residual: after sample verification here, after block verification in ``block.py``."""
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from .. import residual
-from .base import Comparison, Verdict, Verifier, first_rejection
+from .base import Rejection, StepwiseVerifier
 
 
-class ResidualVerifier(Verifier):
+def residual_repair(rejection: Rejection) -> Float64[Tensor, " n"]:
+    """A coordinate from the residual max(0, c · target − draft), normalized (Soen et al., Prop. 3.1)."""
+    return residual.draw(rejection.uniform, rejection.log_scale, rejection.distance)
+
+
+class ResidualVerifier(StepwiseVerifier):
     """Judge step by step; draw the first rejected step from max(0, target − draft), normalized. Exact."""
 
-    keeps_noise = True
-
-    def judge(self, comparison: Comparison, uniform: Float64[Tensor, "n w"]) -> Verdict:
-        """Stop at the first rejection; see :class:`Verifier`."""
-        accepted = first_rejection(comparison, uniform)
-        return Verdict(accepted, torch.zeros_like(accepted, dtype=torch.float64))
-
-    def repair(
-        self,
-        distance: Float64[Tensor, " n"],
-        along: Float64[Tensor, " n"],
-        log_scale: Float64[Tensor, " n"],
-        uniform: Float64[Tensor, " n"],
-    ) -> Float64[Tensor, " n"]:
+    def repair(self, rejection: Rejection) -> Float64[Tensor, " n"]:
         """A residual draw with c = 1."""
-        return residual.draw(uniform, log_scale, distance)
+        return residual_repair(rejection)
