@@ -1,4 +1,4 @@
-# make rollout — the shipped Square policy in the simulator, five samplers side by side
+# make rollout — the shipped Square policy in the simulator, six samplers side by side
 # make test    — environment, then all tests
 PYTHON ?= python3
 VENV   ?= .venv
@@ -44,13 +44,13 @@ format: install
 typecheck: install
 	$(BIN)/mypy
 
-# A built wheel must work by itself: install it into a fresh environment and compose a configuration.
+# A built wheel must work by itself, away from the checkout.
 build: install
+	rm -rf dist build/smoke
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	rm -rf build/smoke && $(PYTHON) -m venv --system-site-packages build/smoke
-	build/smoke/bin/python -m pip install --quiet --no-deps --no-index --find-links dist specpolicy
-	unzip -l dist/specpolicy-*.whl | grep -q specpolicy/configs/sampler/free_block.yaml
-	unzip -l dist/specpolicy-*.whl | grep -q specpolicy_envs/square.py
+	$(BIN)/python -m pip install --quiet --no-deps --target build/smoke dist/specpolicy-*.whl
+	cd build && PYTHONPATH=smoke $(abspath $(BIN))/python -c "import specpolicy, specpolicy_envs; from specpolicy.composition import \
+	  config_dir, compose; assert 'smoke' in str(config_dir()), config_dir(); compose('rollout', ['sampler=asd'])"
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,6 +1,7 @@
 """Put the measured tables into the documents that quote them; ``--check`` only compares.
 
-A document marks the place with ``<!-- NAME -->`` and ``<!-- /NAME -->``; the table is ``benchmarks/results/NAME/table.md``.
+A document marks the place with ``<!-- NAME -->`` and ``<!-- /NAME -->``; the table is
+``benchmarks/results/NAME/table.md``.
 """
 
 from __future__ import annotations

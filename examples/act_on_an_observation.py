@@ -28,9 +28,8 @@ def main() -> None:
         start = time.perf_counter()
         chunk = policy.act(history, sampler, torch.Generator().manual_seed(0))
         milliseconds = 1e3 * (time.perf_counter() - start)
-        print(
-            f"{name:22s} {int(chunk.result.passes):4d} passes {milliseconds:7.0f} ms, first action {chunk.actions[0, 0]}"
-        )
+        passes = int(chunk.result.passes)
+        print(f"{name:22s} {passes:4d} passes {milliseconds:7.0f} ms, first action {chunk.actions[0, 0]}")
     env.close()
 
 
