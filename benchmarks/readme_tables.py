@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "checkpoints" / "square" / "README.md"]
 RESULTS = ROOT / "benchmarks" / "results"
 
 

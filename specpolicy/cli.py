@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from specpolicy import __version__
 
-from .composition import ConfigError, choices, compose, parse_seeds, split_list_override
-from .speculative import DenoiserError
+from .composition import choices, compose, parse_seeds, split_list_override
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; what has finished is saved, the same command goes on from there", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except InstantiationException as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return EXIT_USER_ERROR
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         if options.debug or not _is_ours(error):
             raise
@@ -54,9 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_ours(error: Exception) -> bool:
     """Errors that this library raised to speak to a user; anything else keeps its traceback."""
-    return type(error).__module__.startswith("specpolicy") or isinstance(
-        error, ImportError | ConfigError | DenoiserError
-    )
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return raised_in.split(".")[0] in ("specpolicy", "specpolicy_envs")
 
 
 def _plain(node: Any) -> Any:

@@ -62,9 +62,28 @@ def test_mistakes_are_answered_in_one_line(capsys: pytest.CaptureFixture[str], a
     assert error.startswith("error: ") and says in error and "Traceback" not in error
 
 
-def test_bad_seeds_and_windows(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
-    assert main(["rollout", f"checkpoint={checkpoint}", "seeds=5:5"]) == EXIT_USER_ERROR
-    assert "at least one seed" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("seeds=5:5", "at least one seed"),
+        ("sampler.window=0", "draft at least 1 step"),
+        ("sampler.num_inference_steps=0", "at least 1"),
+        ("sampler.drafter._target_=specpolicy.Nothing", "specpolicy.Nothing"),
+    ],
+)
+def test_bad_values(capsys: pytest.CaptureFixture[str], checkpoint: Path, override: str, says: str) -> None:
+    assert main(["rollout", f"checkpoint={checkpoint}", override]) == EXIT_USER_ERROR
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+
+
+def test_errors_that_are_not_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+    def fail(path: Path, device: str, task: str) -> None:
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr("specpolicy.policies.checkpoint.load_policy", fail)
+    with pytest.raises(OSError, match="disk on fire"):
+        main(["rollout", f"checkpoint={checkpoint}"])
 
 
 def test_a_checkpoint_of_another_task_is_refused(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
