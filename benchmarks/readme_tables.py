@@ -1,11 +1,13 @@
 """Put the measured tables into the documents that quote them; ``--check`` only compares.
 
 A document marks the place with ``<!-- NAME -->`` and ``<!-- /NAME -->``; the table is
-``benchmarks/results/NAME/table.md``.
+``benchmarks/results/NAME/table.md``. Times in milliseconds are quoted from GPUs only: those of a CPU say more about the
+machine than about the sampler, so that only their ratios are shown.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -15,10 +17,22 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "checkpoints" / "square" / "README.md"]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def quoted(folder: Path) -> str:
+    """The folder's table as the documents show it."""
+    table = (folder / "table.md").read_text(encoding="utf-8").strip()
+    latency = folder / "latency.json"
+    if latency.exists() and json.loads(latency.read_text())["device"].startswith("cuda"):
+        return table
+    lines = table.splitlines()
+    header = lines[0].split("|")
+    shown = [i for i, name in enumerate(header) if not name.strip().endswith(" ms")]
+    return "\n".join("|".join(line.split("|")[i] for i in shown) if line.startswith("|") else line for line in lines)
+
+
 def filled(text: str) -> str:
     """``text`` with every marked place holding the table of its results folder."""
     for folder in sorted(path for path in RESULTS.iterdir() if (path / "table.md").exists()):
-        table = (folder / "table.md").read_text(encoding="utf-8").strip()
+        table = quoted(folder)
         place = re.compile(rf"(<!-- {folder.name} -->\n).*?(<!-- /{folder.name} -->)", re.DOTALL)
         text = place.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
     return text

@@ -115,7 +115,9 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, reference: 
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=(0, 0, 0, 1),
+        show_edge=False,
+        pad_edge=False,
         caption=caption(rows, reference),
         caption_justify="left",
     )

@@ -101,7 +101,7 @@ def film_take(
     caption = (
         f"seed {seed} · {np.mean(passes):.1f} passes, {1e3 * np.median([b.pause_s for b in beats]):.0f} ms a chunk"
     )
-    return Take(name, caption, first, beats, success)
+    return Take(name if sampler.exact else f"{name} (approximate)", caption, first, beats, success)
 
 
 def write_clip(
