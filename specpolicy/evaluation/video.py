@@ -12,6 +12,8 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
+from specpolicy.progress import progress_bar
+
 from .atomic import atomic_path
 from .panel import draw_panel
 from .player import EnvFactory, EpisodePlayer
@@ -57,12 +59,15 @@ def film(
     """
     takes: list[Take] = []
     try:
-        for name, sampler in samplers.items():
-            player = EpisodePlayer(make_env, policy.config.observation_horizon, max_steps, capture=True)
-            try:
-                takes.append(film_take(policy, sampler, player, name, seed, repeat, (pauses or {}).get(name)))
-            finally:
-                player.close()
+        with progress_bar("filming", total=len(samplers)) as bar:
+            for name, sampler in samplers.items():
+                bar.describe(f"filming {name}")
+                player = EpisodePlayer(make_env, policy.config.observation_horizon, max_steps, capture=True)
+                try:
+                    takes.append(film_take(policy, sampler, player, name, seed, repeat, (pauses or {}).get(name)))
+                finally:
+                    player.close()
+                bar.advance()
         return write_clip(takes, path, control_hz=control_hz, fps=fps)
     except Exception as error:  # rendering fails in as many ways as there are drivers; an evaluation must not
         _log.warning("no video %s: %s: %s", path, type(error).__name__, " ".join(str(error).split()))
