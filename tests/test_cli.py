@@ -81,7 +81,7 @@ def test_errors_that_are_not_ours_keep_their_traceback(monkeypatch: pytest.Monke
     def fail(path: Path, device: str, task: str) -> None:
         raise OSError("disk on fire")
 
-    monkeypatch.setattr("specpolicy.policies.checkpoint.load_policy", fail)
+    monkeypatch.setattr("specpolicy.evaluation.comparison.load_policy", fail)
     with pytest.raises(OSError, match="disk on fire"):
         main(["rollout", f"checkpoint={checkpoint}"])
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .osc import controlling
 from .simulator import load_mujoco
 
 
 def advance(env: Any, action: NDArray[np.float64]) -> None:
-    """One control step, bit for bit the states of ``env.step(action)`` and nearly twice as fast.
+    """One control step, bit for bit the states of ``env.step(action)`` in a fraction of its time.
 
     robosuite runs the forward dynamics three times a physics step: before the controller, inside it, and in
-    ``mj_step``; only the last reads the torques. Splitting ``mj_step`` where the controller belongs runs them once. Its
-    sensors, filters and reward are left out as well. Afterwards everything derived from positions and velocities is
-    current, contacts included.
+    ``mj_step``; only the last reads the torques. Splitting ``mj_step`` where the controller belongs runs them once. The
+    controller is :func:`specpolicy_envs.osc.controlling`'s where that knows the arms. robosuite's observables and
+    reward are left out, and MuJoCo's sensors until the end. Afterwards everything derived from positions and velocities
+    is current, contacts and sensors included.
 
     Args:
         env: a robosuite environment.
@@ -24,19 +28,32 @@ def advance(env: Any, action: NDArray[np.float64]) -> None:
     """
     mujoco, sim = load_mujoco(), env.sim
     model, data = sim.model._model, sim.data._data
-    sim.forward = _up_to_date  # shadows the method that each controller calls first
-    try:
-        for physics_step in range(int(env.control_timestep / env.model_timestep)):
+    physics_steps = int(env.control_timestep / env.model_timestep)
+    control = controlling(env, physics_steps) or env._pre_action
+    with _only_what_moves(sim):
+        for physics_step in range(physics_steps):
             mujoco.mj_step1(model, data)
-            env._pre_action(action, policy_step=physics_step == 0)
+            control(action, physics_step == 0)
             mujoco.mj_step2(model, data)
-    finally:
-        del sim.forward
     sim.forward()
 
 
-def _up_to_date() -> None:
-    """``mj_step1`` has computed all that a controller reads."""
+@contextmanager
+def _only_what_moves(sim: Any) -> Iterator[None]:
+    """Without sensors, and without the forward dynamics that each controller asks for: ``mj_step1`` has done enough."""
+    options = sim.model._model.opt
+    flags = options.disableflags
+    options.disableflags = flags | load_mujoco().mjtDisableBit.mjDSBL_SENSOR
+    sim.forward = _nothing  # shadows the method
+    try:
+        yield
+    finally:
+        del sim.forward
+        options.disableflags = flags
+
+
+def _nothing() -> None:
+    pass
 
 
 def get_state(env: Any) -> NDArray[np.float64]:

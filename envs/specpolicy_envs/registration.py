@@ -8,7 +8,10 @@ from __future__ import annotations
 from gymnasium.envs.registration import register, registry
 
 ENVIRONMENTS: dict[str, tuple[str, int]] = {
+    "specpolicy/PushT-v0": ("specpolicy_envs.pusht:PushTEnv", 300),
     "specpolicy/Square-v0": ("specpolicy_envs.square:SquareEnv", 400),
+    "specpolicy/ToolHang-v0": ("specpolicy_envs.tool_hang:ToolHangEnv", 700),
+    "specpolicy/Transport-v0": ("specpolicy_envs.transport:TransportEnv", 700),
 }
 """id → (entry point, longest episode in control steps). Entry points are strings, so that no simulator is imported."""
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .actions import checked_action
 from .camera import Camera
+from .observables import observe
 from .physics import advance, get_state, set_state
 from .randomness import seeded_global_numpy
 from .simulator import load_robosuite
@@ -94,7 +95,8 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         if options and "state" in options:
             set_state(self._robosuite, options["state"])
         self._is_reset = True
-        return self._observe(), {"success": self._succeeds()}
+        observation, success = observe(self._robosuite, self.task.observations)
+        return observation, {"success": success}
 
     def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One control step; see the class for what comes back.
@@ -106,15 +108,16 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         if not self._is_reset:
             raise ResetNeeded("call reset() before step()")
         advance(self._robosuite, checked_action(action, self._actions.low, self._actions.high))
-        success = self._succeeds()
-        return self._observe(), float(success), success, False, {"success": success}
+        observation, success = observe(self._robosuite, self.task.observations)
+        return observation, float(success), success, False, {"success": success}
 
     def state(self) -> NDArray[np.float64]:
         """Time, joint positions and velocities, flat, as robosuite and Robomimic's datasets record states.
 
         ``reset(options={"state": ...})`` brings them back, observation and all. Not in it, and so begun afresh there:
         how far the gripper's command has ramped, and the posture that the controller prefers, which becomes the
-        restored one.
+        restored one. Nor does it hold what a task draws with its model (Transport's hammer): pass the seed of the
+        state's own episode along, and that comes back too.
         """
         return get_state(self._robosuite)
 
@@ -133,16 +136,6 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     def close(self) -> None:
         """Free the image buffers; the simulation goes with the object."""
         self._camera.close()
-
-    def _observe(self) -> Observation:
-        values = self._robosuite._get_observations(force_update=True)
-        return {
-            name: np.array(values["object-state" if name == "object" else name], dtype=np.float64)
-            for name in self.task.observations
-        }
-
-    def _succeeds(self) -> bool:
-        return bool(self._robosuite._check_success())
 
     def _checked_camera(self, camera: str | None) -> str:
         names = list(self._robosuite.sim.model.camera_names)

@@ -6,6 +6,8 @@ Success is counted over seeds (:func:`run_study` into a :class:`ResultStore`), l
 ``specpolicy.evaluation.video``: the processes that run environments start faster without matplotlib.
 """
 
+from specpolicy.locking import FolderInUse as FolderInUse
+
 from . import _requirements as _requirements
 from .episodes import EpisodeKey as EpisodeKey
 from .episodes import EpisodeRecord as EpisodeRecord
@@ -13,7 +15,6 @@ from .episodes import episode_keys as episode_keys
 from .latency import CallLog as CallLog
 from .latency import LatencyRun as LatencyRun
 from .latency import measure_latency as measure_latency
-from .locking import FolderInUse as FolderInUse
 from .manifest import ConfigurationMismatch as ConfigurationMismatch
 from .manifest import Manifest as Manifest
 from .manifest import ManifestError as ManifestError

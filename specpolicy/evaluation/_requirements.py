@@ -6,6 +6,6 @@ from importlib.util import find_spec
 
 from specpolicy._extras import require
 
-for _module in ("scipy", "pyarrow", "matplotlib", "imageio_ffmpeg"):
+for _module in ("scipy", "pyarrow", "matplotlib", "imageio_ffmpeg", "jinja2"):
     if find_spec(_module) is None:  # looks without importing: workers have no use for most of them
         require(_module, "eval")

@@ -91,9 +91,10 @@ def label_line_ends(
     levels = spread([float(y) for _, y in display], 1.35 * fontsize * unit, frame.y0)
     for (x, y), level, text, color in zip(display, levels, texts, colors, strict=True):
         axes.annotate(
-            text, xy=(x, y), xytext=(frame.x1 + 10 * unit, level), xycoords="figure pixels",
-            textcoords="figure pixels", ha="left", va="center", fontsize=fontsize, color=color, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "shrinkA": 1, "shrinkB": 3, "alpha": 0.7},
+            text, xy=(x / unit, y / unit), xytext=(frame.x1 / unit + 10, level / unit), xycoords="figure points",
+            textcoords="figure points", ha="left", va="center", fontsize=fontsize, color=color, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "shrinkA": 1, "shrinkB": 3, "alpha": 0.7,
+                        "relpos": (0, 0.5)},
         )  # fmt: skip
 
 
@@ -132,10 +133,10 @@ def label_points(
         line = {"arrowstyle": "-", "color": color, "lw": 0.7, "shrinkA": 1, "shrinkB": 3}
         axes.annotate(
             text,
-            xy=(x, y),
-            xytext=((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2),
-            xycoords="figure pixels",
-            textcoords="figure pixels",
+            xy=(x / unit, y / unit),
+            xytext=((box.x0 + box.x1) / 2 / unit, (box.y0 + box.y1) / 2 / unit),
+            xycoords="figure points",  # not pixels: vector formats are drawn at another resolution
+            textcoords="figure points",
             ha="center",
             va="center",
             fontsize=fontsize,

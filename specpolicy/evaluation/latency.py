@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from .atomic import atomic_path
+from specpolicy.atomic import atomic_path
+
 from .protocols import Account, Observation, Policy, Sampler
 from .seeding import episode_generator
 from .timing import device_of, timed_act
@@ -40,6 +41,7 @@ class CallLog:
         evaluations: network evaluations of each call.
         rounds: for each call ``(position in the chain, drafted steps accepted)`` of each round; ``None`` for samplers
             without rounds.
+        drafted: for each call how many steps each of these rounds drafted; ``None`` without rounds, and in older files.
     """
 
     exact: bool
@@ -47,6 +49,7 @@ class CallLog:
     passes: list[int] = field(default_factory=list)
     evaluations: list[int] = field(default_factory=list)
     rounds: list[list[list[int]]] | None = None
+    drafted: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,15 @@ def _noted(log: CallLog, nanoseconds: int, account: Account) -> CallLog:
     log.nanoseconds.append(nanoseconds)
     log.passes.append(int(account.passes[0]))
     log.evaluations.append(int(account.evaluations[0]))
-    if account.start is None or account.accepted is None:
+    if account.start is None or account.proposed is None or account.accepted is None:
         return log
-    pairs = torch.stack((account.start[:, 0], account.accepted[:, 0]), dim=1).tolist()
-    rounds = [[int(start), int(accepted)] for start, accepted in pairs if start >= 0 and accepted >= 0]
-    return CallLog(log.exact, log.nanoseconds, log.passes, log.evaluations, [*(log.rounds or []), rounds])
+    rounds = torch.stack((account.start[:, 0], account.accepted[:, 0], account.proposed[:, 0]), dim=1)
+    played = [[int(number) for number in numbers] for numbers in rounds.tolist() if min(numbers) >= 0]
+    return replace(
+        log,
+        rounds=[*(log.rounds or []), [numbers[:2] for numbers in played]],
+        drafted=[*(log.drafted or []), [numbers[2] for numbers in played]],
+    )
 
 
 @contextmanager

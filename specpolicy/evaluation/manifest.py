@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .atomic import atomic_path
+from specpolicy.atomic import atomic_path
+from specpolicy.differences import differences
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -48,14 +48,11 @@ class Manifest:
         Raises:
             ConfigurationMismatch: the configurations differ, or a sampler of the same name has another recipe.
         """
-        mine, theirs = flatten(self.configuration), flatten(other.configuration)
-        for name in self.samplers.keys() & other.samplers.keys():
-            mine |= flatten(self.samplers[name], f"samplers.{name}.")
-            theirs |= flatten(other.samplers[name], f"samplers.{name}.")
-        values = {
-            key: (mine.get(key, _ABSENT), theirs.get(key, _ABSENT)) for key in sorted(mine.keys() | theirs.keys())
-        }
-        lines = [f"  {key}: {there!r} there, {now!r} now" for key, (there, now) in values.items() if there != now]
+        shared = self.samplers.keys() & other.samplers.keys()
+        lines = differences(
+            {**self.configuration, "samplers": {name: self.samplers[name] for name in shared}},
+            {**other.configuration, "samplers": {name: other.samplers[name] for name in shared}},
+        )
         if lines:
             raise ConfigurationMismatch(
                 f"{folder} holds results of another configuration:\n"
@@ -85,22 +82,6 @@ class Manifest:
             raise ManifestError(
                 f"{path} is damaged ({error}): restore it, or move the folder away and start anew"
             ) from error
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "(absent)"
-
-
-_ABSENT = _Absent()
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _plain(tree: Any, name: str) -> Any:

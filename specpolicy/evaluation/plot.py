@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,13 +16,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from .atomic import atomic_path
+from specpolicy.atomic import atomic_path
+
 from .labels import label_line_ends, label_points
 from .latency import LatencyRun
+from .looks import PAPER, Look, looks_of
 from .summary import SummaryRow
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; black for the reference, which comes first.
-COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C6D00", "#3FA0D8", "#7A4FBF")
+GRID, MUTED = "#e6e6e6", "#555555"
 _PARTS = 10  # of the chain, in the panel of rounds
 
 
@@ -56,10 +58,10 @@ def figure_of(rows: Sequence[SummaryRow], latency: LatencyRun | None = None, tit
     Raises:
         NothingToPlot: the rows hold neither.
     """
-    colors = {row.sampler: COLORS[index % len(COLORS)] for index, row in enumerate(rows)}
+    looks = looks_of(rows)
     timed = [row for row in rows if row.success and row.latency and row.latency.p50]
     counted = [row for row in rows if row.passes is not None]
-    rounds = rounds_by_tenth(latency) if latency else {}
+    rounds = {name: spent for name, spent in rounds_by_tenth(latency).items() if name in looks} if latency else {}
     panels = [bool(timed), bool(counted or rounds)]
     if not any(panels):
         raise NothingToPlot("no sampler has both success and latency, and none has passes: run episodes or time calls")
@@ -73,22 +75,19 @@ def figure_of(rows: Sequence[SummaryRow], latency: LatencyRun | None = None, tit
     if title:
         figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=9)
-        axis.grid(color="#e6e6e6", linewidth=0.6)
-        axis.set_axisbelow(True)
+        style_axes(axis)
     if timed:
-        _prepare_success(axes[0], timed, colors)
+        prepare_success(axes[0], timed, looks)
     if rounds:
-        _prepare_rounds(axes[-1], rounds, colors)
+        prepare_rounds(axes[-1], rounds, looks)
     elif counted:
-        _draw_passes(axes[-1], counted, colors)
+        _draw_passes(axes[-1], counted, looks)
     figure.canvas.draw()  # fixes the layout, on which the places of labels depend
     figure.set_layout_engine("none")
     if timed:
-        _label_success(axes[0], timed, colors)
+        label_success(axes[0], timed, looks)
     if rounds:
-        _label_rounds(axes[-1], rounds, colors)
+        label_rounds(axes[-1], rounds, looks)
     return figure
 
 
@@ -108,6 +107,23 @@ def rounds_by_tenth(latency: LatencyRun) -> dict[str, NDArray[np.float64]]:
     return spent
 
 
+def style_axes(axes: Axes) -> None:
+    """Light grid, no box."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def log_ticks(axes: Axes) -> None:
+    """Make the horizontal axis logarithmic, with plain numbers 1, 2, 5, 10, … or, where these would crowd, 1, 10, …"""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 150 * low else (1.0,), numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _points(rows: Sequence[SummaryRow]) -> list[tuple[float, float]]:
     return [
         (row.latency.p50.value, 100 * row.success.value)
@@ -116,10 +132,11 @@ def _points(rows: Sequence[SummaryRow]) -> list[tuple[float, float]]:
     ]
 
 
-def _prepare_success(axes: Axes, rows: Sequence[SummaryRow], colors: dict[str, str]) -> None:
+def prepare_success(axes: Axes, rows: Sequence[SummaryRow], looks: Mapping[str, Look]) -> None:
+    """Points with intervals on both axes; all rows have success and latency. Labels come when the layout is fixed."""
     for row in rows:
         assert row.latency and row.latency.p50 and row.success
-        x, y, color = row.latency.p50, [100 * value for value in row.success], colors[row.sampler]
+        x, y, look = row.latency.p50, [100 * value for value in row.success], looks[row.sampler]
         axes.errorbar(
             x.value,
             y[0],
@@ -128,29 +145,32 @@ def _prepare_success(axes: Axes, rows: Sequence[SummaryRow], colors: dict[str, s
             fmt="o",
             markersize=7.5,
             markeredgewidth=1.6,
-            color=color,
-            markerfacecolor="white" if row.exact is False else color,
+            color=look.color,
+            markerfacecolor=look.face,
             elinewidth=1.1,
-            ecolor=color,
+            ecolor=look.color,
             capsize=2.5,
             zorder=3,
         )
-    axes.set_xscale("log")
     xs = [value for row in rows if row.latency and row.latency.p50 for value in row.latency.p50]
     ys = [100 * value for row in rows if row.success for value in row.success]
     axes.set_xlim(min(xs) / 1.6, max(xs) * 1.6)
     margin = 0.12 * max(max(ys) - min(ys), 5)
     axes.set_ylim(max(min(ys) - margin, -2), min(max(ys) + margin, 102))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axes)
     axes.set_xlabel("latency of one action chunk, median, ms (log scale)", fontsize=10)
     axes.set_ylabel("success, %", fontsize=10)
-    style = {"marker": "o", "color": "#555555", "linestyle": "none", "markersize": 7, "markeredgewidth": 1.5}
+    style: dict[str, Any] = {
+        "marker": "o",
+        "color": MUTED,
+        "linestyle": "none",
+        "markersize": 7,
+        "markeredgewidth": 1.5,
+    }
     kinds = {row.exact for row in rows}
-    handles = [Line2D([], [], label="exact", **style)] if True in kinds else []  # type: ignore[arg-type]
+    handles = [Line2D([], [], label="exact", **style)] if True in kinds else []
     if False in kinds:
-        handles.append(Line2D([], [], label="approximate", markerfacecolor="white", **style))  # type: ignore[arg-type]
+        handles.append(Line2D([], [], label="approximate", markerfacecolor=PAPER, **style))
     if handles:
         axes.legend(
             handles=handles, fontsize=9, frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2,
@@ -158,50 +178,54 @@ def _prepare_success(axes: Axes, rows: Sequence[SummaryRow], colors: dict[str, s
         )  # fmt: skip
 
 
-def _label_success(axes: Axes, rows: Sequence[SummaryRow], colors: dict[str, str]) -> None:
+def label_success(axes: Axes, rows: Sequence[SummaryRow], looks: Mapping[str, Look]) -> None:
+    """Names beside the points of :func:`prepare_success`, clear of points, bars and one another."""
     bars: list[Bbox] = []
     for row in rows:
         assert row.latency and row.latency.p50 and row.success
         x, y = row.latency.p50, [100 * value for value in row.success]
         bars.append(Bbox.from_extents(x.value / 1.03, y[1], x.value * 1.03, y[2]))
         bars.append(Bbox.from_extents(x.low, y[0] - 0.3, x.high, y[0] + 0.3))
-    label_points(axes, _points(rows), [row.sampler for row in rows], [colors[row.sampler] for row in rows], bars)
+    drawn = [looks[row.sampler] for row in rows]
+    label_points(axes, _points(rows), [look.label for look in drawn], [look.color for look in drawn], bars)
 
 
-def _prepare_rounds(axes: Axes, rounds: dict[str, NDArray[np.float64]], colors: dict[str, str]) -> None:
+def prepare_rounds(axes: Axes, rounds: dict[str, NDArray[np.float64]], looks: Mapping[str, Look]) -> None:
+    """Lines of :func:`rounds_by_tenth`; labels come when the layout is fixed."""
     middles = (np.arange(_PARTS) + 0.5) * 100 / _PARTS
     for name, spent in rounds.items():
-        axes.plot(middles, spent, color=colors.get(name, "#555555"), linewidth=1.6, marker="o", markersize=3.2)
+        look = looks[name]
+        axes.plot(middles, spent, look.line, color=look.color, linewidth=1.6, marker="o", markersize=3.2)
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 1.12 * max(float(spent.max()) for spent in rounds.values()))
     axes.set_xlabel("position in the chain, % (0 noise, 100 action)", fontsize=10)
     axes.set_ylabel("rounds a chunk, by the tenth they begin in", fontsize=10)
 
 
-def _label_rounds(axes: Axes, rounds: dict[str, NDArray[np.float64]], colors: dict[str, str]) -> None:
+def label_rounds(axes: Axes, rounds: dict[str, NDArray[np.float64]], looks: Mapping[str, Look]) -> None:
+    """Names and mean totals at the right ends of the lines of :func:`prepare_rounds`."""
     last = 100 - 50 / _PARTS
     label_line_ends(
         axes,
         [(last, float(spent[-1])) for spent in rounds.values()],
-        [f"{name} {spent.sum():.1f}" for name, spent in rounds.items()],
-        [colors.get(name, "#555555") for name in rounds],
+        [f"{looks[name].label} {spent.sum():.1f}" for name, spent in rounds.items()],
+        [looks[name].color for name in rounds],
     )
 
 
-def _draw_passes(axes: Axes, rows: Sequence[SummaryRow], colors: dict[str, str]) -> None:
+def _draw_passes(axes: Axes, rows: Sequence[SummaryRow], looks: Mapping[str, Look]) -> None:
     for height, row in enumerate(rows):
         assert row.passes is not None
-        color = colors[row.sampler]
+        look = looks[row.sampler]
         axes.errorbar(
             row.passes, height, xerr=None if row.passes_error is None else 1.96 * row.passes_error, fmt="o",
-            markersize=7.5, markeredgewidth=1.6, color=color, capsize=2.5,
-            markerfacecolor="white" if row.exact is False else color, zorder=3,
+            markersize=7.5, markeredgewidth=1.6, color=look.color, capsize=2.5, markerfacecolor=look.face, zorder=3,
         )  # fmt: skip
         axes.annotate(
             f"{row.passes:.1f}", (row.passes, height), xytext=(0, 7), textcoords="offset points", ha="center",
-            fontsize=9, color=color,
+            fontsize=9, color=look.color,
         )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [row.sampler for row in rows])
+    axes.set_yticks(range(len(rows)), [looks[row.sampler].label for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.1 * max(row.passes for row in rows if row.passes is not None))
     axes.set_xlabel("sequential network passes a chunk", fontsize=10)

@@ -26,7 +26,7 @@ class Sampler(Protocol):
 
 
 class Account(Protocol):
-    """What a sampler spent, entry by entry of the batch; ``start`` and ``accepted`` are None without rounds."""
+    """What a sampler spent, entry by entry of the batch; what speaks of rounds is None without them."""
 
     @property
     def passes(self) -> Tensor:
@@ -41,6 +41,11 @@ class Account(Protocol):
     @property
     def start(self) -> Tensor | None:
         """Position in the chain at which each round began, −1 once finished, shape ``(rounds, batch)``."""
+        ...
+
+    @property
+    def proposed(self) -> Tensor | None:
+        """Steps drafted in each round, −1 once finished, shape ``(rounds, batch)``."""
         ...
 
     @property
@@ -69,6 +74,10 @@ class PolicyConfig(Protocol):
     @property
     def observation_horizon(self) -> int:
         """Observation steps that the policy sees."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, to tell one policy from another."""
         ...
 
 

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from specpolicy.workers import Crash, describe
+
 from .episodes import EpisodeKey, EpisodeRecord
 from .pool import EnvPool
 from .protocols import Policy, Sampler
 from .seeding import episode_generator
-from .slots import Crash, Play, Slot, Start, describe
+from .slots import Play, Slot, Start
 
 
 class EvaluationAborted(RuntimeError):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+EVALUATION_SEEDS = 100_000
+"""First seed of an evaluation that only says how many it wants; demonstrations are recorded from 0 upwards."""
+
 _DOMAIN = 0x5EED_9011C7  # keeps these streams apart from others made from the same seeds
 
 

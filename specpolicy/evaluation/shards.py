@@ -7,34 +7,40 @@ import os
 import time
 import warnings
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from specpolicy.atomic import atomic_path
 
-from .atomic import atomic_path
 from .episodes import EpisodeRecord
 
-SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("sampler", pa.string()),
-        ("seed", pa.int64()),
-        ("repeat", pa.int64()),
-        ("success", pa.bool_()),
-        ("crashed", pa.bool_()),
-        ("error", pa.string()),
-        ("steps", pa.int64()),
-        ("return_", pa.float64()),
-        ("chunks", pa.int64()),
-        ("mean_passes", pa.float64()),
-        ("passes", pa.list_(pa.int64())),
-        ("evaluations", pa.int64()),
-        ("duration_s", pa.float64()),
-    ]
-)
 _DERIVED = ("crashed", "chunks", "mean_passes")  # written for those who query the files, computed when read
 _COUNTER = itertools.count()
+
+
+@cache
+def _schema() -> Any:
+    import pyarrow as pa  # not above: it starts a thread, which the processes of environments must not have
+
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("sampler", pa.string()),
+            ("seed", pa.int64()),
+            ("repeat", pa.int64()),
+            ("success", pa.bool_()),
+            ("crashed", pa.bool_()),
+            ("error", pa.string()),
+            ("steps", pa.int64()),
+            ("return_", pa.float64()),
+            ("chunks", pa.int64()),
+            ("mean_passes", pa.float64()),
+            ("passes", pa.list_(pa.int64())),
+            ("evaluations", pa.int64()),
+            ("duration_s", pa.float64()),
+        ]
+    )
 
 
 class CorruptShardWarning(UserWarning):
@@ -43,10 +49,14 @@ class CorruptShardWarning(UserWarning):
 
 def write_shard(folder: Path, records: Iterable[EpisodeRecord]) -> Path:
     """Write records to a new shard; names sort by time."""
-    rows = [{name: getattr(record, name) for name in SCHEMA.names} for record in records]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema()
+    rows = [{name: getattr(record, name) for name in schema.names} for record in records]
     target = folder / f"episodes-{time.time_ns():020d}-{os.getpid()}-{next(_COUNTER)}.parquet"
     with atomic_path(target) as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, write_page_checksum=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, write_page_checksum=True)
     return target
 
 
@@ -76,6 +86,8 @@ def read_shards(folder: Path, set_aside: bool = False) -> list[EpisodeRecord]:
 
 
 def _read_or_warn(path: Path, set_aside: bool) -> list[EpisodeRecord]:
+    import pyarrow as pa
+
     try:
         return _read(path)
     except FileNotFoundError:
@@ -91,8 +103,10 @@ def _read_or_warn(path: Path, set_aside: bool) -> list[EpisodeRecord]:
 
 
 def _read(path: Path) -> list[EpisodeRecord]:
+    import pyarrow.parquet as pq
+
     table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-    if not table.schema.equals(SCHEMA):
+    if not table.schema.equals(_schema()):
         raise TypeError("its columns are not those of an episode record")
     rows = table.drop_columns(list(_DERIVED)).to_pylist()
     return [EpisodeRecord(**{**row, "passes": tuple(row["passes"])}) for row in rows]

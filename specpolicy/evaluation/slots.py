@@ -8,25 +8,16 @@ other: it costs the episode it happened in and none of its neighbours.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import pickle
-import signal
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
-from gymnasium.vector.utils import CloudpickleWrapper
 from numpy.typing import NDArray
 
-from .player import EnvFactory, EpisodePlayer, Segment
+from specpolicy.workers import Crash, Worker, describe
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+from .player import EnvFactory, EpisodePlayer, Segment
 
 
 @dataclass(frozen=True)
@@ -41,13 +32,6 @@ class Play:
     """Execute ``actions``, shape ``(steps, action_dim)``."""
 
     actions: NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Crash:
-    """The request failed; the episode is over. ``error`` says why."""
-
-    error: str
 
 
 @dataclass(frozen=True)
@@ -93,7 +77,7 @@ class LocalSlot:
         self._player.close()
 
 
-class ProcessSlot:
+class ProcessSlot(Worker):
     """A slot in a spawned process with one thread, started when first needed and again after it died.
 
     Args:
@@ -102,85 +86,23 @@ class ProcessSlot:
     """
 
     def __init__(self, settings: PlayerSettings, timeout_s: float) -> None:
-        self._settings, self.timeout_s = settings, timeout_s
-        self._process: SpawnProcess | None = None
-        self._pipe: Connection | None = None
-        self._waiting = False
+        warm_up = partial(_make_and_close, settings.make_env)
+        super().__init__(partial(_PlayerServer, settings), timeout_s, "the environment's process", warm_up)
 
-    @property
-    def pid(self) -> int | None:
-        """The process, if there is one."""
-        return None if self._process is None else self._process.pid
 
-    def send(self, request: Start | Play) -> None:
-        """Send the request, to a new process if there is none."""
-        if self._process is None:
-            self._spawn()
-        assert self._pipe is not None
-        self._waiting = True
-        with suppress(OSError):  # the worker may be gone: receive() finds out and says so
-            self._pipe.send(request)
+class _PlayerServer:
+    def __init__(self, settings: PlayerSettings) -> None:
+        self._player = EpisodePlayer(settings.make_env, settings.observation_horizon, settings.max_steps)
 
-    def receive(self) -> Segment | Crash:
-        """Wait for the answer; a process that died or takes too long is a crash, and the next one starts afresh."""
-        assert self._pipe is not None and self._process is not None
-        try:
-            if self._pipe.poll(self.timeout_s):
-                answer: Segment | Crash = self._pipe.recv()
-                self._waiting = False
-                return answer
-            reason = f"the environment's process gave no answer in {self.timeout_s:g} s and was killed"
-        except (EOFError, OSError):
-            self._process.join(5)
-            reason = f"the environment's process died (exit code {self._process.exitcode}); its error output says why"
-        self.close()
-        return Crash(reason)
+    def __call__(self, request: Start | Play) -> Segment | Crash:
+        return _answer(self._player, request)
 
     def close(self) -> None:
-        """End the process, by force if it is in the middle of something."""
-        if self._process is None or self._pipe is None:
-            return
-        if self._waiting:
-            self._process.kill()
-        self._pipe.close()
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._process = self._pipe = None
-        self._waiting = False
-
-    def _spawn(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, remote = context.Pipe()
-        settings = self._settings
-        factory = pickle.dumps(CloudpickleWrapper(settings.make_env))
-        arguments = remote, factory, settings.observation_horizon, settings.max_steps
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        with _one_thread():
-            self._process.start()
-        remote.close()
+        self._player.close()
 
 
-def _serve(pipe: Connection, pickled: bytes, observation_horizon: int, max_steps: int | None) -> None:
-    """A worker's life: answer requests until the other end closes, be it on purpose or by death."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
-    player: EpisodePlayer | None = None
-    try:
-        while True:
-            request = pipe.recv()
-            try:
-                if player is None:
-                    player = EpisodePlayer(pickle.loads(pickled).fn, observation_horizon, max_steps)
-                answer = _answer(player, request)
-            except Exception as error:
-                answer = Crash(describe(error))
-            pipe.send(answer)
-    except (EOFError, OSError):
-        pass
-    finally:
-        if player is not None:
-            player.close()
+def _make_and_close(make_env: EnvFactory) -> None:
+    make_env().close()
 
 
 def _answer(player: EpisodePlayer, request: Start | Play) -> Segment | Crash:
@@ -193,25 +115,3 @@ def _answer(player: EpisodePlayer, request: Start | Play) -> Segment | Crash:
     except Exception as error:
         crash = Crash(f"{crash.error}; closing the environment failed too: {describe(error)}")
     return crash
-
-
-def describe(error: BaseException) -> str:
-    """Type, message and innermost place of an exception, in one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Numerical libraries read these variables when they load, so a child must be born with them."""
-    before: dict[str, Any] = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -18,8 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from specpolicy.locking import FolderLock
+
 from .episodes import EpisodeKey, EpisodeRecord
-from .locking import FolderLock
 from .manifest import MANIFEST, Manifest
 from .shards import read_shards, shard_paths, write_shard
 

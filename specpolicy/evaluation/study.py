@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from specpolicy.progress import progress_bar
 
 from .episodes import EpisodeRecord, episode_keys
 from .pool import EnvPool
 from .protocols import Policy, Sampler
-from .rollout import rollout
 from .store import ResultStore
+from .units import Batch, Unit, plan_units
+from .workplace import Workplace
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ def run_study(
     *,
     task: str,
     seeds: Sequence[int],
-    repeats: int = 1,
+    repeats: int | Mapping[str, int] = 1,
     block_size: int = 100,
     retry_crashed: bool = False,
     crash_limit: int | None = 20,
@@ -41,7 +43,7 @@ def run_study(
         store: where records go.
         task: name kept in the records.
         seeds: of the initial states.
-        repeats: episodes from each of them, with different random streams of the policy.
+        repeats: episodes from each of them, with different random streams of the policy; one number, or one a sampler.
         block_size: seeds in a block; at least several times the number of environments, or slots idle.
         retry_crashed: run crashed episodes of an earlier run again.
         crash_limit: see :func:`rollout`.
@@ -52,25 +54,51 @@ def run_study(
     Raises:
         EvaluationAborted: nothing but crashes came.
     """
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    counts = (
+        dict.fromkeys(samplers, repeats) if isinstance(repeats, int) else {name: repeats[name] for name in samplers}
+    )
     done = store.done(count_crashed=not retry_crashed)
-    wanted = {key for name in samplers for key in episode_keys(name, seeds, repeats)}
-    successes = {name: 0 for name in samplers}
-    ended = {name: 0 for name in samplers}
-    try:
-        with progress_bar("episodes", total=len(wanted), completed=len(wanted & done)) as bar:
-            for first in range(0, len(seeds), block_size):
-                block = seeds[first : first + block_size]
-                for name, sampler in samplers.items():
-                    missing = [key for key in episode_keys(name, block, repeats) if key not in done]
-                    for record in rollout(policy, sampler, pool, missing, task=task, crash_limit=crash_limit):
-                        store.append(record)
-                        successes[name] += record.success
-                        ended[name] += 1
-                        bar.describe(f"{name} {successes[name]}/{ended[name]}")
-                        bar.advance()
-                    _log.info("%s: %d of %d episodes succeeded in this run", name, successes[name], ended[name])
-    finally:
-        store.flush()
+    units = list(plan_units(task, counts, seeds, done, block_size))
+    wanted = {key for name, count in counts.items() for key in episode_keys(name, seeds, count)}
+    batches = Workplace(policy, samplers, pool, crash_limit).run(units)
+    collect(batches, {task: store}, units, finished=len(wanted & done))
     return [record for record in store.records() if record.key in wanted]
+
+
+def collect(
+    batches: Iterable[Batch],
+    stores: Mapping[str, ResultStore],
+    units: Sequence[Unit],
+    finished: int = 0,
+    before_saving: Callable[[Batch], None] | None = None,
+) -> None:
+    """Save what comes, and show how far it is. However this ends, what came is saved.
+
+    Args:
+        batches: ended episodes.
+        stores: where to put them, by task.
+        units: all that is awaited.
+        finished: episodes that were there before.
+        before_saving: called with each batch before it is saved.
+    """
+    awaited = Counter[tuple[str, str]]()
+    for unit in units:
+        awaited[unit.task, unit.sampler] += len(unit.keys)
+    ended, won = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    try:
+        with progress_bar("episodes", total=finished + awaited.total(), completed=finished) as bar:
+            for batch in batches:
+                if before_saving is not None:
+                    before_saving(batch)
+                for record in batch.records:
+                    stores[batch.task].append(record)
+                    which = batch.task, record.sampler
+                    ended[which] += 1
+                    won[which] += record.success
+                    bar.describe(f"{batch.task} {record.sampler} {won[which]}/{ended[which]}")
+                    bar.advance()
+                    if ended[which] == awaited[which]:
+                        _log.info("%s, %s: %d of %d episodes of this run succeeded", *which, won[which], ended[which])
+    finally:
+        for store in stores.values():
+            store.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from .latency import CallLog, LatencyRun
 from .statistics import (
     Estimate,
     clustered_wilson,
+    mean_interval,
     paired_difference,
     quantile_interval,
     ratio_of_medians,
@@ -44,12 +45,16 @@ class SummaryRow:
         sampler: its name.
         exact: whether it samples the policy's own law.
         episodes, successes, crashed: counts; a crashed episode is among the episodes and not among the successes.
+        seeds: initial states that these episodes began from; fewer than episodes if there are repeats.
         success: success rate; repeats from one seed are treated as a cluster.
-        passes, passes_error: sequential network passes a chunk, and the standard error (between episodes).
+        passes, passes_error: sequential network passes a chunk, and the standard error (between seeds).
         latency: of a chunk.
-        pairs: episodes that the reference has run too.
+        pairs: episodes that the reference has run too, of the same seed and repeat. Repeats that only one of the two
+            has run take no part in the comparison, so ``difference`` may differ from that of the success rates.
         difference: success rate minus the reference's on these pairs.
         p_value: exact and two-sided: McNemar's test on one repeat a seed, the sign-flip test over seeds on several.
+        score: mean sum of rewards of an episode, 0 for a crashed one, where rewards say more than success does (on PushT
+            the best coverage); its interval is between seeds. None where an episode's rewards add up to its success.
     """
 
     sampler: str
@@ -57,6 +62,7 @@ class SummaryRow:
     episodes: int = 0
     successes: int = 0
     crashed: int = 0
+    seeds: int = 0
     success: Estimate | None = None
     passes: float | None = None
     passes_error: float | None = None
@@ -64,6 +70,7 @@ class SummaryRow:
     pairs: int = 0
     difference: Estimate | None = None
     p_value: float | None = None
+    score: Estimate | None = None
 
 
 def summarize(
@@ -118,6 +125,7 @@ def _row(
         episodes=len(mine),
         successes=sum(record.success for record in mine),
         crashed=sum(record.crashed for record in mine),
+        seeds=len({record.seed for record in mine}),
         success=_success(mine),
         passes=passes,
         passes_error=passes_error,
@@ -125,7 +133,17 @@ def _row(
         pairs=pairs,
         difference=difference,
         p_value=p_value,
+        score=_score(mine),
     )
+
+
+def _score(records: list[EpisodeRecord]) -> Estimate | None:
+    if all(record.crashed or record.return_ == float(record.success) for record in records):
+        return None
+    seeds: dict[int, list[float]] = defaultdict(list)
+    for record in records:
+        seeds[record.seed].append(0.0 if record.crashed else record.return_)
+    return mean_interval([float(np.mean(scores)) for scores in seeds.values()]) if len(seeds) > 1 else None
 
 
 def _success(records: list[EpisodeRecord]) -> Estimate | None:
@@ -138,7 +156,11 @@ def _success(records: list[EpisodeRecord]) -> Estimate | None:
 
 
 def _passes(records: list[EpisodeRecord], log: CallLog | None) -> tuple[float | None, float | None]:
-    totals = [(sum(record.passes), record.chunks) for record in records if record.chunks]
+    seeds: dict[int, list[EpisodeRecord]] = defaultdict(list)
+    for record in records:
+        if record.chunks:
+            seeds[record.seed].append(record)
+    totals = [(sum(sum(each.passes) for each in group), sum(each.chunks for each in group)) for group in seeds.values()]
     if not totals and log is not None:
         totals = [(passes, 1) for passes in log.passes]
     if not totals:
@@ -147,12 +169,18 @@ def _passes(records: list[EpisodeRecord], log: CallLog | None) -> tuple[float | 
     return mean, None if math.isnan(error) else error
 
 
-def _compare(mine: list[EpisodeRecord], theirs: list[EpisodeRecord]) -> tuple[int, Estimate | None, float | None]:
+def paired_differences(mine: Iterable[EpisodeRecord], theirs: Iterable[EpisodeRecord]) -> dict[int, list[int]]:
+    """Success of one sampler minus success of another, −1, 0 or 1, for each seed's repeats that both have run."""
     baseline = {(record.seed, record.repeat): record.success for record in theirs}
     seeds: dict[int, list[int]] = defaultdict(list)
     for record in mine:
         if (record.seed, record.repeat) in baseline:
             seeds[record.seed].append(int(record.success) - int(baseline[record.seed, record.repeat]))
+    return seeds
+
+
+def _compare(mine: list[EpisodeRecord], theirs: list[EpisodeRecord]) -> tuple[int, Estimate | None, float | None]:
+    seeds = paired_differences(mine, theirs)
     if not seeds:
         return 0, None, None
     pairs = sum(len(differences) for differences in seeds.values())

@@ -24,6 +24,10 @@ def _percent(row: SummaryRow) -> str:
     return f"{rate:.1f} [{low:.1f}, {high:.1f}]"
 
 
+def _score(row: SummaryRow) -> str:
+    return MISSING if row.score is None else f"{row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]"
+
+
 def _counts(row: SummaryRow) -> str:
     if row.episodes == 0:
         return MISSING
@@ -73,6 +77,7 @@ def _columns(reference: str) -> list[tuple[str, Callable[[SummaryRow], str]]]:
         ("law", lambda row: _EXACT[row.exact]),
         ("succeeded", _counts),
         ("success, % [95 %]", _percent),
+        ("score [95 %]", _score),
         ("passes / chunk", _passes),
         ("p50 ms", _milliseconds(lambda latency: latency.p50)),
         ("p95 ms", _milliseconds(lambda latency: latency.p95)),
@@ -89,6 +94,7 @@ def _compact_columns(reference: str) -> list[tuple[str, Callable[[SummaryRow], s
         ("sampler", lambda row: row.sampler),
         ("law", lambda row: _EXACT[row.exact]),
         ("success [95 %]", _compact_success),
+        ("score", lambda row: MISSING if row.score is None else f"{row.score.value:.3f}"),
         ("passes", lambda row: MISSING if row.passes is None else f"{row.passes:.1f}"),
         ("p50", _milliseconds(lambda latency: latency.p50)),
         ("p95", _milliseconds(lambda latency: latency.p95)),
@@ -159,6 +165,10 @@ def caption(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
         parts.append(
             f"Δ success and p (exact, paired by seed) against {reference}, not corrected for the number of rows."
         )
+    if any(row.seeds < row.episodes for row in rows):
+        parts.append("Repeats of a seed count as a cluster; Δ and p are of the repeats that both samplers have run.")
+    if any(row.score for row in rows):
+        parts.append("Score: mean sum of rewards of an episode, with Student's interval over seeds.")
     return " ".join(parts)
 
 

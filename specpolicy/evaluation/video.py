@@ -12,9 +12,9 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
+from specpolicy.atomic import atomic_path
 from specpolicy.progress import progress_bar
 
-from .atomic import atomic_path
 from .panel import draw_panel
 from .player import EnvFactory, EpisodePlayer
 from .protocols import Account, Policy, Sampler

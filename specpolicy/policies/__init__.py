@@ -6,6 +6,7 @@ from .config import PolicyConfig as PolicyConfig
 from .diffusion_policy import ActionChunk as ActionChunk
 from .diffusion_policy import DiffusionPolicy as DiffusionPolicy
 from .networks import ConditionalUnet1d as ConditionalUnet1d
+from .networks import ResidualMlp as ResidualMlp
 from .normalizer import MinMaxNormalizer as MinMaxNormalizer
 from .observations import ObservationError as ObservationError
 from .observations import ObservationSpec as ObservationSpec

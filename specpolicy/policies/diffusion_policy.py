@@ -64,7 +64,7 @@ class DiffusionPolicy(nn.Module):
         self.config = config
         self.observations = ObservationSpec(config.observations, config.observation_horizon)
         cond_dim = config.observation_horizon * self.observations.dim
-        self.network = build_network(config.network, config.action_dim, cond_dim)
+        self.network = build_network(config.network, config.action_dim, cond_dim, config.action_horizon)
         self.observation_normalizer = MinMaxNormalizer.identity(self.observations.dim)
         self.action_normalizer = MinMaxNormalizer.identity(config.action_dim)
 

@@ -17,11 +17,15 @@ class DemonstrationError(ValueError):
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One episode: ``observations`` (T, observation dim) with all keys joined, ``actions`` (T, action dim)."""
+    """One episode: ``observations`` (T, observation dim) with all keys joined, ``actions`` (T, action dim).
+
+    ``seed`` names its initial state; None if the file does not tell, as for demonstrations by people.
+    """
 
     name: str
     observations: NDArray[np.float32]
     actions: NDArray[np.float32]
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,4 +90,5 @@ def _read_episode(path: Path, name: str, group: object, keys: dict[str, int]) ->
     observations = np.concatenate(parts, axis=-1)
     if not (np.isfinite(actions).all() and np.isfinite(observations).all()):
         raise DemonstrationError(f"{where} contains NaN or infinity; remove or repair this episode")
-    return Demonstration(name, observations, actions)
+    seed = group.attrs.get("seed")  # type: ignore[attr-defined]
+    return Demonstration(name, observations, actions, None if seed is None else int(seed))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from specpolicy.policies import DiffusionPolicy, MinMaxNormalizer, PolicyConfig
+from specpolicy.policies.seen import write_seen_seeds
 
 from .chunks import cut_chunks
 from .demonstrations import read_demonstrations
@@ -53,4 +54,7 @@ def train_policy(
         policy.to(device), cut_chunks(data.train, *horizons), cut_chunks(held_out, *horizons), settings, Path(out)
     )
     trainer.run()
+    seeds = [episode.seed for episode in data.train if episode.seed is not None]
+    if seeds:
+        write_seen_seeds(Path(out), seeds)
     return trainer.averaged_policy()

@@ -1,4 +1,4 @@
-"""Training a diffusion policy: ε-prediction, AdamW, cosine schedule, moving average, resume."""
+"""Training a diffusion policy: AdamW, cosine schedule, moving average, resume."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from specpolicy.progress import progress_bar
 
 from .chunks import Chunks
 from .ema import MovingAverage
+from .target import training_target
 
 STATE = "training.pt"
 LOG = "training.jsonl"
@@ -39,7 +40,8 @@ class TrainingSettings:
         warmup_steps: linear rise of the learning rate.
         seed: of the weights, the order of the data, the noise and the timesteps.
         save_every: steps between two saved states and validations.
-        bfloat16: run the network in bfloat16 autocast (weights and loss stay float32).
+        bfloat16: run the network in bfloat16 autocast (weights and loss stay float32); None does so where the device
+            has instructions for it, since it is slower than float32 elsewhere.
         threads: CPU threads; 0 leaves torch's choice.
     """
 
@@ -50,7 +52,7 @@ class TrainingSettings:
     warmup_steps: int = 500
     seed: int = 0
     save_every: int = 500
-    bfloat16: bool = False
+    bfloat16: bool | None = None
     threads: int = 0
 
 
@@ -67,6 +69,7 @@ class Trainer:
         self.policy, self.settings, self.folder = policy, settings, folder
         self.train, self.valid = train.to(policy.device), valid.to(policy.device)
         self.scheduler: DDPMScheduler = policy.scheduler
+        self.bfloat16 = has_bfloat16(policy.device) if settings.bfloat16 is None else settings.bfloat16
         self.average = MovingAverage(policy)
         self.optimizer = torch.optim.AdamW(
             policy.parameters(),
@@ -112,16 +115,16 @@ class Trainer:
         return self.train.observations[index], self.train.actions[index]
 
     def _loss(self, observations: Tensor, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the predicted noise (Ho et al. 2020, equation 14)."""
+        """Mean squared error of the network's prediction; see :func:`training_target`."""
         policy, device = self.policy, self.policy.device
         clean = policy.action_normalizer.normalize(actions)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         levels = self.scheduler.config.num_train_timesteps
         timestep = torch.randint(levels, (len(clean),), generator=generator).to(device)
         noisy = self.scheduler.add_noise(clean, noise, timestep)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             predicted = policy(noisy, timestep, policy.condition(observations))
-        return torch.nn.functional.mse_loss(predicted.float(), noise)
+        return torch.nn.functional.mse_loss(predicted.float(), training_target(self.scheduler, clean, noise, timestep))
 
     def _step(self) -> float:
         loss = self._loss(*self._batch(), self.generator)
@@ -202,3 +205,17 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"].cpu())
         self.order, self.step = state["order"].cpu(), state["step"]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and "avx512_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux: float32 is never wrong
+        return ""

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from specpolicy_envs.rendering import rendering_problem
+from specpolicy_envs.robosuite_env import RobosuiteEnv
 from specpolicy_envs.square import SquareEnv
+from specpolicy_envs.tool_hang import ToolHangEnv
+from specpolicy_envs.transport import TransportEnv
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +33,24 @@ def square(simulator: None) -> Iterator[SquareEnv]:
     env = SquareEnv()
     yield env
     env.close()
+
+
+@pytest.fixture(scope="session")
+def tool_hang(simulator: None) -> Iterator[ToolHangEnv]:
+    env = ToolHangEnv()
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="session")
+def transport(simulator: None) -> Iterator[TransportEnv]:
+    env = TransportEnv()
+    yield env
+    env.close()
+
+
+@pytest.fixture(params=["square", "tool_hang", "transport"])
+def env(request: pytest.FixtureRequest) -> RobosuiteEnv:
+    """Each task in turn, for what is asked of all of them."""
+    chosen: RobosuiteEnv = request.getfixturevalue(request.param)
+    return chosen

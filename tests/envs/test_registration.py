@@ -11,9 +11,9 @@ from specpolicy_envs.registration import ENVIRONMENTS
 
 def test_importing_registers_the_ids_and_no_simulator() -> None:
     code = (
-        "import sys, gymnasium, specpolicy_envs\n"
+        "import sys, gymnasium, specpolicy_envs, specpolicy_envs.experts\n"
         "assert 'specpolicy/Square-v0' in gymnasium.registry\n"
-        "print(sorted({'robosuite', 'mujoco', 'cv2', 'numba', 'torch'} & set(sys.modules)))"
+        "print(sorted({'robosuite', 'mujoco', 'cv2', 'numba', 'torch', 'pymunk', 'pygame'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
@@ -24,8 +24,9 @@ def test_longest_episodes_are_those_of_the_table(name: str) -> None:
     assert gym.spec(name).max_episode_steps == ENVIRONMENTS[name][1]
 
 
-def test_square_lasts_400_steps() -> None:
-    assert gym.spec("specpolicy/Square-v0").max_episode_steps == 400
+@pytest.mark.parametrize(("task", "steps"), [("Square", 400), ("ToolHang", 700), ("Transport", 700)])
+def test_episodes_last_as_long_as_in_robomimic(task: str, steps: int) -> None:
+    assert gym.spec(f"specpolicy/{task}-v0").max_episode_steps == steps
 
 
 def test_registering_twice_does_not_warn(recwarn: pytest.WarningsRecorder) -> None:

@@ -9,9 +9,11 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
+from specpolicy_envs.robosuite_env import RobosuiteEnv
 from specpolicy_envs.simulator import load_robosuite
 from specpolicy_envs.square import SquareEnv
 
+OBJECTS = {"NutAssemblySquare": 14, "ToolHang": 44, "TwoArmTransport": 41}
 DIMENSIONS = {"object": 14, "robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 
 
@@ -26,14 +28,17 @@ def nut_over_peg(env: SquareEnv) -> NDArray[np.float64]:
     return state
 
 
-def test_the_spaces_are_those_of_the_demonstrations(square: SquareEnv) -> None:
-    space: Any = square.observation_space
-    assert {name: box.shape for name, box in space.items()} == {name: (dim,) for name, dim in DIMENSIONS.items()}
-    assert list(space) == list(DIMENSIONS)
+def test_the_spaces_are_those_of_the_demonstrations(env: RobosuiteEnv) -> None:
+    space: Any = env.observation_space
+    dimensions = {"object": OBJECTS[env.task.name]}
+    for arm in range(len(env.task.robots)):
+        dimensions |= {f"robot{arm}_eef_pos": 3, f"robot{arm}_eef_quat": 4, f"robot{arm}_gripper_qpos": 2}
+    assert {name: box.shape for name, box in space.items()} == {name: (dim,) for name, dim in dimensions.items()}
+    assert list(space) == list(dimensions)
     assert all(box.dtype == np.float64 for box in space.values())
-    assert square.action_space == gym.spaces.Box(-1, 1, (7,), np.float32)
-    observation, _ = square.reset(seed=0)
-    assert list(observation) == list(DIMENSIONS)
+    assert env.action_space == gym.spaces.Box(-1, 1, (7 * len(env.task.robots),), np.float32)
+    observation, _ = env.reset(seed=0)
+    assert list(observation) == list(dimensions)
     assert observation in space
 
 
@@ -79,18 +84,21 @@ def test_observations_describe_the_state_they_come_with(square: SquareEnv) -> No
         np.testing.assert_array_equal(restored[name], observation[name])
 
 
-def test_a_state_comes_back_and_goes_on_alike(square: SquareEnv) -> None:
-    square.reset(seed=1)
-    state = square.state()
-    actions = np.random.default_rng(0).uniform(-1, 1, (10, 7))
+def test_a_state_comes_back_and_goes_on_alike(env: RobosuiteEnv) -> None:
+    first, _ = env.reset(seed=1)
+    state = env.state()
+    actions = np.random.default_rng(0).uniform(-1, 1, (10, env.task.action_dim))
     for action in actions:
-        square.step(action)
-    later = square.state()
-    square.reset(seed=2, options={"state": state})
-    assert np.array_equal(square.state(), state)
+        env.step(action)
+    later = env.state()
+    env.reset(seed=2)
+    restored, _ = env.reset(seed=1, options={"state": state})
+    assert np.array_equal(env.state(), state)
+    for name in first:
+        np.testing.assert_array_equal(restored[name], first[name])
     for action in actions:
-        square.step(action)
-    np.testing.assert_array_equal(square.state(), later)
+        env.step(action)
+    np.testing.assert_array_equal(env.state(), later)
 
 
 def test_a_restored_arm_stays_where_it_was_put(square: SquareEnv) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from specpolicy.evaluation.comparison import Comparison, Contestants
 from specpolicy.evaluation.episodes import EpisodeRecord
+from specpolicy.evaluation.player import MakeEnv
 
 
 class ReachEnv(gymnasium.Env[Any, NDArray[np.float32]]):
@@ -28,9 +32,10 @@ class ReachEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         dying: Sequence[int] = (),
         hanging: Sequence[int] = (),
         step_s: float = 0.0,
+        limit: int = 30,
         render_mode: str | None = None,
     ) -> None:
-        self.raising, self.dying, self.hanging, self.step_s = raising, dying, hanging, step_s
+        self.raising, self.dying, self.hanging, self.step_s, self.limit = raising, dying, hanging, step_s, limit
         self.render_mode = render_mode
         box = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
         self.observation_space = gymnasium.spaces.Dict({"position": box, "goal": box})
@@ -61,7 +66,7 @@ class ReachEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         time.sleep(self.step_s)
         self._position += 0.2 * np.clip(action, -1, 1)  # in place, as simulators do with their buffers
         success = bool(np.linalg.norm(self._position - self._goal) < 0.25)
-        return self._observation(), float(success), success, self._steps >= 30, {"success": success}
+        return self._observation(), float(success), success, self._steps >= self.limit, {"success": success}
 
     def render(self) -> NDArray[np.uint8]:
         frame = np.full((48, 64, 3), 235, np.uint8)
@@ -72,6 +77,7 @@ class ReachEnv(gymnasium.Env[Any, NDArray[np.float32]]):
 
 
 gymnasium.register("Reach-v0", f"{__name__}:ReachEnv")
+gymnasium.register("SlowReach-v0", f"{__name__}:ReachEnv", kwargs={"step_s": 0.01, "limit": 12})
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class FakeResult:
     passes: Tensor
     evaluations: Tensor
     start: Tensor | None = None
+    proposed: Tensor | None = None
     accepted: Tensor | None = None
 
 
@@ -107,6 +114,9 @@ class FakeConfig:
     """Horizons."""
 
     observation_horizon: int = 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass
@@ -144,7 +154,63 @@ class FakePolicy:
         if sampler.rounds is None:
             return FakeChunk(actions, FakeResult(spent, 2 * spent))
         start, accepted = torch.tensor(sampler.rounds).T[:, :, None].expand(2, -1, batch)
-        return FakeChunk(actions, FakeResult(spent, 2 * spent, start, accepted))
+        proposed = torch.where(start >= 0, 8, -1)
+        return FakeChunk(actions, FakeResult(spent, 2 * spent, start, proposed, accepted))
+
+
+@dataclass
+class LethalPolicy(FakePolicy):
+    """Kills its own process when asked for the fifth time: once, if it has a place for a marker, else always."""
+
+    marker: Path | None = None
+
+    def act(self, observation: Any, sampler: Any, generator: Any) -> FakeChunk:
+        if len(self.batches) == 4 and not (self.marker and self.marker.exists()):
+            if self.marker:
+                self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().act(observation, sampler, generator)
+
+
+@dataclass(frozen=True)
+class FakeContestants:
+    """Opens a policy and its samplers in whichever process needs them."""
+
+    policy: FakePolicy = field(default_factory=FakePolicy)
+    samplers: Mapping[str, FakeSampler] = field(
+        default_factory=lambda: {"ddpm": FakeSampler(passes=100), "free": FakeSampler(passes=12, noise=0.5)}
+    )
+
+    def __call__(self) -> Contestants:
+        return Contestants(replace(self.policy, batches=[]), self.samplers)
+
+
+@dataclass(frozen=True)
+class HomeOnly(FakeContestants):
+    """Opens in the process that it was made in, and nowhere else."""
+
+    home: int = field(default_factory=os.getpid)
+
+    def __call__(self) -> Contestants:
+        if os.getpid() != self.home:
+            raise FileNotFoundError("no such checkpoint on this machine")
+        return super().__call__()
+
+
+def reach(
+    checkpoint: Path, *, task: str = "reach", seeds: Sequence[int] = range(6), env: Any = None, **more: Any
+) -> Comparison:
+    """Two samplers on the point that walks to a goal. ``env``: arguments of :class:`ReachEnv`."""
+    checkpoint.touch()
+    make_env = MakeEnv("Reach-v0", {"disable_env_checker": True, "limit": 12, **(env or {})}, imports=(__name__,))
+    values: dict[str, Any] = {"num_envs": 1, "block_size": 3, "latency_calls": 0, "repeats": {"ddpm": 2, "free": 1}}
+    values |= {"contestants": FakeContestants()} | more
+    return Comparison(task=task, make_env=make_env, seeds=seeds, checkpoint=str(checkpoint), **values)
+
+
+def outcomes(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
+    """Records without their wall time."""
+    return [replace(record, duration_s=0.0) for record in records]
 
 
 def record(

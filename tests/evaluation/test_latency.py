@@ -60,8 +60,9 @@ def test_durations_and_accounts_are_those_of_the_calls() -> None:
     assert 1.5 < np.median(slow.nanoseconds) / np.median(fast.nanoseconds) < 6
     assert (slow.passes, fast.evaluations) == ([40] * 15, [20] * 15)
     assert (slow.exact, fast.exact) == (True, False)
-    assert slow.rounds is None
+    assert slow.rounds is None and slow.drafted is None
     assert fast.rounds == [[[0, 5], [6, 3]]] * 15
+    assert fast.drafted == [[8, 8]] * 15
 
 
 def test_threads_and_garbage_collection_are_put_back() -> None:

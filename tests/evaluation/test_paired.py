@@ -56,6 +56,23 @@ def test_difference_interval_covers_and_keeps_its_width() -> None:
     assert -0.05 < low < -0.01 < 0.01 < high < 0.05
 
 
+def test_repeats_of_hard_and_easy_seeds_are_judged_by_seed() -> None:
+    """Two equal methods, three repeats a seed, noise that repeats share: as if each seed were tried once and a half."""
+    rng = np.random.default_rng(3)
+    covered, found, naive = 0, 0, 0
+    for _ in range(400):
+        chance = rng.choice([0.05, 0.95], size=(2, 50, 1), p=[0.3, 0.7])
+        first, second = rng.random((2, 50, 3)) < chance
+        differences = first.astype(int) - second.astype(int)
+        _, low, high = paired_difference(differences.mean(axis=1))
+        covered += low <= 0 <= high
+        found += sign_flip_test(differences.sum(axis=1)) < 0.05
+        naive += mcnemar(first.ravel().tolist(), second.ravel().tolist()) < 0.05
+    assert covered / 400 > 0.93
+    assert found / 400 < 0.07
+    assert naive / 400 > 0.12
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -40,6 +40,18 @@ def test_png_and_svg_are_written(tmp_path: Path) -> None:
     assert svg.startswith("<?xml")
 
 
+def test_labels_stay_beside_their_points_at_every_resolution() -> None:
+    figure = figure_of(ROWS)
+    for dpi in (72, 300):
+        figure.dpi = dpi
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        for label, point in zip(axes.texts, [(600, 85), (100, 85), (99, 85), (30, 70)], strict=True):
+            box, (x, y) = Text.get_window_extent(label), axes.transData.transform(point)
+            away = max(box.x0 - x, x - box.x1, box.y0 - y, y - box.y1, 0)
+            assert away < 60 * dpi / 72, (label.get_text(), dpi)
+
+
 def test_points_are_where_the_numbers_say_and_hollow_where_approximate() -> None:
     axes = figure_of(ROWS).axes[0]
     faces: dict[tuple[float, float], Any] = {}
@@ -55,6 +67,7 @@ def test_points_are_where_the_numbers_say_and_hollow_where_approximate() -> None
 
 def test_labels_do_not_overlap() -> None:
     figure = figure_of([*ROWS, row("block", 101, 0.86), row("linear", 98, 0.84), row("frozen", 103, 0.83)])
+    figure.canvas.draw()  # sets the labels down where their coordinates say
     axes = figure.axes[0]
     extents = [Text.get_window_extent(label) for label in axes.texts]  # of the text, without its leader line
     assert len(extents) == 7

@@ -17,7 +17,8 @@ from specpolicy.evaluation.player import EpisodePlayer, MakeEnv, Segment
 from specpolicy.evaluation.pool import EnvPool
 from specpolicy.evaluation.rollout import EvaluationAborted, rollout
 from specpolicy.evaluation.seeding import episode_generator
-from specpolicy.evaluation.slots import Crash, Play, PlayerSettings, ProcessSlot, Start
+from specpolicy.evaluation.slots import Play, PlayerSettings, ProcessSlot, Start
+from specpolicy.workers import Crash
 
 REACH = MakeEnv("Reach-v0", {"disable_env_checker": True}, imports=("evaluation_fakes",))
 

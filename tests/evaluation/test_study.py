@@ -79,7 +79,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, str(PROGRAM), str(tmp_path), "2", "0.02"], env=environment)
     for _ in _until(lambda: len(list(tmp_path.glob("episodes-*.parquet"))) >= 3):
         assert process.poll() is None, "the study ended before it could be killed"
-    workers = _children(process.pid)
+    workers = _descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
     saved, _ = read_results(tmp_path)
@@ -108,8 +108,9 @@ def _until(condition: Any, timeout_s: float = 60.0) -> Iterator[None]:
         time.sleep(0.02)
 
 
-def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _descendants(pid: int) -> list[int]:
+    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(below for child in children for below in _descendants(child))]
 
 
 def _alive(pid: int) -> bool:

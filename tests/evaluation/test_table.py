@@ -82,6 +82,31 @@ def test_repeats_of_a_seed_are_a_cluster() -> None:
     assert fast.p_value == 0.5
 
 
+def test_passes_have_their_error_between_seeds() -> None:
+    hard, easy = (20, 20), (10, 10)
+    records = [
+        record(seed=seed, repeat=repeat, passes=(easy, hard)[seed % 2]) for seed in range(4) for repeat in range(3)
+    ]
+    once = [each for each in records if each.repeat == 0]
+    ((many,), (few,)) = summarize(records), summarize(once)
+    assert (many.passes, many.seeds, many.episodes) == (15, 4, 12)
+    assert (many.passes_error, few.passes_error) == pytest.approx((5 / np.sqrt(3), 5 / np.sqrt(3)))
+
+
+def test_pairs_are_of_the_same_repeat_where_repeats_differ() -> None:
+    won = {"ddpm": [[1, 0, 0], [1, 1, 1]], "fast": [[1], [0]]}
+    records = [
+        record(name, seed, repeat, success=bool(success))
+        for name, seeds in won.items()
+        for seed, repeats in enumerate(seeds)
+        for repeat, success in enumerate(repeats)
+    ]
+    ddpm, fast = summarize(records)
+    assert (fast.pairs, fast.seeds) == (2, 2)
+    assert fast.difference is not None and fast.difference.value == -0.5  # not 1/2 − 4/6
+    assert "Repeats of a seed count as a cluster" in markdown_table([ddpm, fast])
+
+
 def test_crashes_are_failures_and_shown() -> None:
     records = [record(seed=0), record(seed=1, success=False, error="boom", passes=())]
     (row,) = summarize(records)
@@ -135,3 +160,13 @@ def test_table_in_three_forms() -> None:
 
 def test_only_one_column_separator_survives_odd_names() -> None:
     assert markdown_table(summarize([record("a|b")])).splitlines()[2].startswith("| a\\|b |")
+
+
+def test_a_score_is_shown_only_where_rewards_say_more_than_success() -> None:
+    assert rows()["fast"].score is None and "score" not in markdown_table(summarize(RECORDS, RUN))
+    scored = [replace(each, return_=0.25 + 0.5 * each.success) for each in RECORDS]
+    scored[0] = replace(scored[0], error="crashed", success=False)
+    row = next(row for row in summarize(scored) if row.sampler == "fast")
+    assert row.score is not None and row.score.low < row.score.value < row.score.high
+    assert row.score.value == pytest.approx((sum(each.return_ for each in scored[:40]) - scored[0].return_) / 40)
+    assert "| score [95 %] |" in markdown_table(summarize(scored))

@@ -17,6 +17,7 @@ from specpolicy.policies import (
     MinMaxNormalizer,
     ObservationError,
     PolicyConfig,
+    ResidualMlp,
     load_policy,
 )
 
@@ -97,6 +98,35 @@ def test_network_is_differentiable_everywhere_and_checks_the_length() -> None:
         network(torch.randn(2, 10, 3), torch.tensor([0, 99]), torch.randn(2, 5))
     with pytest.raises(ValueError, match="multiple of groups"):
         ConditionalUnet1d(3, 5, channels=(12,))
+    with pytest.raises(ValueError, match="divisible by 4"):
+        small_policy(network={"name": "unet1d", "channels": [8, 8, 8]}, action_horizon=10)
+
+
+def test_residual_mlp_is_differentiable_everywhere_and_checks_the_shape() -> None:
+    network = ResidualMlp(action_dim=3, cond_dim=5, action_horizon=10, width=16, embed=8, timestep_dim=8)
+    x, timestep, cond = torch.randn(2, 10, 3), torch.tensor([0, 99]), torch.randn(2, 5)
+    out = network(x, timestep, cond)
+    assert out.shape == (2, 10, 3)
+    out.square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+    for changed in ((x + 1, timestep, cond), (x, timestep + 7, cond), (x, timestep, cond + 1)):
+        assert not torch.allclose(network(*changed), out)
+    with pytest.raises(ValueError, match=r"built for \(10, 3\)"):
+        network(torch.randn(2, 16, 3), timestep, cond)
+
+
+def test_a_policy_may_be_a_perceptron(tmp_path: Path) -> None:
+    policy = small_policy(
+        network={"name": "mlp", "width": 16, "embed": 8, "timestep_dim": 8},
+        scheduler={**SCHEDULER, "prediction_type": "v_prediction"},
+    )
+    sampler = SpeculativeSampler(ReverseProcess.from_scheduler(policy.scheduler, 20), FreeDrafter(), window=8)
+    policy.save(tmp_path)
+    chunks = [
+        each.act(observation(2), sampler, torch.Generator().manual_seed(0)).actions
+        for each in (policy, DiffusionPolicy.load(tmp_path))
+    ]
+    np.testing.assert_array_equal(*chunks)
 
 
 def test_standard_network_has_the_published_size() -> None:
@@ -163,5 +193,5 @@ def test_checkpoint_with_broken_json(tmp_path: Path) -> None:
 
 
 def test_unknown_network_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"known: \['unet1d'\]"):
-        small_policy(network={"name": "mlp"})
+    with pytest.raises(ValueError, match=r"known: \['mlp', 'unet1d'\]"):
+        small_policy(network={"name": "transformer"})

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from specpolicy.policies import DiffusionPolicy, PolicyConfig
+from specpolicy.policies.seen import read_seen_seeds
 from specpolicy.training import (
     DemonstrationError,
     ResumeError,
@@ -132,6 +133,17 @@ def test_training_lowers_the_loss_and_writes_a_policy(tmp_path: Path) -> None:
     assert policy.config == config()
     low = np.concatenate([d.actions for d in read_demonstrations(data, KEYS, 2).train]).min(0)
     np.testing.assert_allclose(policy.action_normalizer.low.numpy(), low)
+
+
+def test_a_policy_knows_the_seeds_of_its_demonstrations(tmp_path: Path) -> None:
+    data = write_file(tmp_path / "d.hdf5")
+    train_policy(config(), data, settings(steps=1), tmp_path / "people", validation_demos=2)
+    assert read_seen_seeds(tmp_path / "people") == frozenset()
+    with h5py.File(data, "a") as file:
+        for i in range(6):
+            file[f"data/demo_{i}"].attrs["seed"] = 40 + i
+    train_policy(config(), data, settings(steps=1), tmp_path / "expert", validation_demos=2)
+    assert read_seen_seeds(tmp_path / "expert") == {40, 42, 44, 45}  # those held out are not among them
 
 
 def test_resuming_equals_going_through(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A mean over chunks whose error is taken over episodes."""
+"""A mean over chunks whose error is taken over initial states."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from .estimate import StatisticsError, finite_vector, same_length
 def ratio_of_sums(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float]:
     """``sum(numerators) / sum(denominators)`` and its standard error over independent entries.
 
-    Chunks of one episode resemble each other, so the error of "passes a chunk" is taken between episodes: entry ``i``
-    holds the passes and the chunks of episode ``i``. With one entry the error is NaN.
+    Chunks of one episode resemble each other, and so do episodes from one initial state. The error of "passes a chunk"
+    is therefore taken between initial states: entry ``i`` holds the passes and the chunks of all episodes from the
+    ``i``-th. With one entry the error is NaN.
 
     Args:
         numerators: one for each entry.

@@ -7,24 +7,26 @@ from typing import Any
 
 from torch import nn
 
+from .mlp import ResidualMlp as ResidualMlp
 from .unet1d import ConditionalUnet1d as ConditionalUnet1d
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet1d": ConditionalUnet1d}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": ResidualMlp, "unet1d": ConditionalUnet1d}
 
 
-def build_network(config: dict[str, Any], action_dim: int, cond_dim: int) -> nn.Module:
+def build_network(config: dict[str, Any], action_dim: int, cond_dim: int, action_horizon: int) -> nn.Module:
     """Build the network that ``config`` names.
 
     Args:
         config: ``{"name": one of NETWORKS, **its arguments}``.
         action_dim: coordinates of one action.
         cond_dim: length of the flattened observation history.
+        action_horizon: actions in a chunk.
 
     Raises:
-        ValueError: the name is unknown; the message lists the known ones.
+        ValueError: the name is unknown (the message lists the known ones), or a chunk does not fit the network.
     """
     arguments = dict(config)
     name = arguments.pop("name", None)
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; known: {sorted(NETWORKS)}")
-    return NETWORKS[name](action_dim=action_dim, cond_dim=cond_dim, **arguments)
+    return NETWORKS[name](action_dim=action_dim, cond_dim=cond_dim, action_horizon=action_horizon, **arguments)

@@ -6,7 +6,6 @@ residual block as a scale and a shift per channel (FiLM, Perez et al. 2018).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -14,24 +13,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-
-class TimestepEmbedding(nn.Module):
-    """Sines and cosines of the timestep, then a two-layer perceptron."""
-
-    frequencies: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        half = dim // 2
-        self.register_buffer(
-            "frequencies", torch.exp(-math.log(10_000.0) / (half - 1) * torch.arange(half)), persistent=False
-        )
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
-
-    def forward(self, timestep: Float[Tensor, " n"]) -> Float[Tensor, "n dim"]:
-        """Embed timesteps 0 … T − 1."""
-        angles = timestep[:, None] * self.frequencies
-        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
+from .timestep import TimestepEmbedding
 
 
 def conv_block(channels_in: int, channels_out: int, kernel: int, groups: int) -> nn.Sequential:
@@ -82,6 +64,7 @@ class ConditionalUnet1d(nn.Module):
         timestep_dim: size of the timestep embedding.
         kernel: width of the convolutions.
         groups: groups of the group norms; must divide every entry of ``channels``.
+        action_horizon: actions in a chunk; None if it is not known yet: chunks of any fitting length are taken.
     """
 
     def __init__(
@@ -92,12 +75,15 @@ class ConditionalUnet1d(nn.Module):
         timestep_dim: int = 64,
         kernel: int = 5,
         groups: int = 8,
+        action_horizon: int | None = None,
     ) -> None:
         super().__init__()
         wrong = [c for c in channels if c % groups]
         if wrong or not channels:
             raise ValueError(f"channels={tuple(channels)}: every level must be a positive multiple of groups={groups}")
         self.length_multiple = 2 ** (len(channels) - 1)
+        if action_horizon is not None:
+            self._check_length(action_horizon)
         self.timestep_embedding = TimestepEmbedding(timestep_dim)
         embed = timestep_dim + cond_dim
 
@@ -116,6 +102,10 @@ class ConditionalUnet1d(nn.Module):
             conv_block(channels[0], channels[0], kernel, groups), nn.Conv1d(channels[0], action_dim, 1)
         )
 
+    def _check_length(self, length: int) -> None:
+        if length % self.length_multiple:
+            raise ValueError(f"chunk length {length} is not divisible by {self.length_multiple}")
+
     def forward(
         self,
         x: Float[Tensor, "n time action"],
@@ -123,8 +113,7 @@ class ConditionalUnet1d(nn.Module):
         cond: Float[Tensor, "n cond"],
     ) -> Float[Tensor, "n time action"]:
         """Predict ε (or x0, or v: whatever the training target was) at noisy chunks ``x``."""
-        if x.shape[1] % self.length_multiple:
-            raise ValueError(f"chunk length {x.shape[1]} is not divisible by {self.length_multiple}")
+        self._check_length(x.shape[1])
         # Mish belongs to the conditioning path of every block; all blocks share it, so it is applied once.
         film = nn.functional.mish(torch.cat([self.timestep_embedding(timestep.to(x.dtype)), cond], dim=-1))
         hidden = x.transpose(1, 2)

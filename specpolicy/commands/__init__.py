@@ -1,0 +1,20 @@
+"""The sub-commands of ``specpolicy``, one a module: overrides in, plain objects handed to the library.
+
+A command's docstring is its line in ``specpolicy --help``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .convert import convert
+from .demonstrate import demonstrate
+from .evaluate import evaluate
+from .fidelity import fidelity
+from .report import report
+from .rollout import rollout
+from .train import train
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    command.__name__: command for command in (convert, demonstrate, evaluate, fidelity, report, rollout, train)
+}

@@ -1,0 +1,40 @@
+"""``specpolicy fidelity``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.utils import instantiate
+
+from specpolicy.composition import compose, split_list_override
+
+from .comparisons import composed, tasks_with_checkpoint
+
+
+def fidelity(overrides: Sequence[str]) -> None:
+    """compare the laws of samplers at recorded observations: distance, spread, modes, smoothness"""
+    from specpolicy.evaluation.comparison import TrainedPolicy
+    from specpolicy.evaluation.fidelity import fidelity_table
+    from specpolicy.evaluation.fidelity.job import judge_fidelity
+    from specpolicy.evaluation.provenance import collect_provenance
+    from specpolicy.evaluation.timing import device_of
+
+    names, others = split_list_override(overrides, "sampler")
+    tasks, others = split_list_override(others, "task")
+    common, recipes = composed("fidelity", others, names or ["ddpm", "free_block", "ddim10", "ddim5"])
+    makers = {name: instantiate(recipe) for name, recipe in recipes.items()}
+    several = tasks is not None and (tasks == ["all"] or len(tasks) > 1)
+    for task in tasks_with_checkpoint("fidelity", others) if tasks == ["all"] else tasks or [common.task.name]:
+        cfg = compose("fidelity", [*others, f"task={task}"])
+        folder = Path(cfg.results) / task if several else Path(cfg.results)
+        contestants = TrainedPolicy(str(cfg.checkpoint), task, makers, cfg.device)()
+        results = judge_fidelity(
+            contestants,
+            folder,
+            observations=cfg.observations,
+            chunks=cfg.chunks,
+            seed=cfg.seed,
+            provenance=collect_provenance(cfg.checkpoint, [cfg.seed], device_of(contestants.policy)),
+        )
+        print(f"{task}\n{fidelity_table(results, cfg.chunks)}in {folder}")

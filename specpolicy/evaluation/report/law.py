@@ -1,0 +1,25 @@
+"""Which law an exact sampler samples: two of the same law differ in speed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Recipes that sample the DDPM chain of the policy's own scheduler, whatever their drafter and window.
+_CHAINS = ("specpolicy.recipes.sequential", "specpolicy.recipes.speculative")
+
+
+@dataclass(frozen=True)
+class Law:
+    """The DDPM chain of the policy's scheduler with so many steps."""
+
+    steps: int
+
+
+def law_of(recipe: Any) -> Law | None:
+    """The law of an exact sampler's recipe as a manifest keeps it; None if the recipe does not tell."""
+    if not isinstance(recipe, Mapping) or recipe.get("_target_") not in _CHAINS:
+        return None
+    steps = recipe.get("num_inference_steps")
+    return Law(steps) if isinstance(steps, int) else None

@@ -1,0 +1,16 @@
+"""A comparison in Ray workers as a program of its own, to be killed: ``killable_comparison.py ADDRESS FOLDER``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from evaluation_fakes import reach
+
+from specpolicy.evaluation.compare import run_episodes
+from specpolicy.evaluation.launchers import RayLauncher
+
+if __name__ == "__main__":
+    address, folder = sys.argv[1], Path(sys.argv[2])
+    slow = reach(folder / "weights", env={"step_s": 0.03})
+    run_episodes({"reach": slow}, {"reach": folder / "out"}, RayLauncher(address))

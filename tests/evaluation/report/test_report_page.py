@@ -1,0 +1,131 @@
+"""The page of the measured Square results: everything is on it, and nothing outside it is needed."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from specpolicy.evaluation import LatencyRun, SummaryRow, read_results, summarize
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Outline(HTMLParser):
+    """Checks that elements are nested, and collects attributes and visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def rows(square: Path) -> list[SummaryRow]:
+    records, manifest = read_results(square)
+    exact = {name: entry["exact"] for name, entry in manifest.samplers.items()}
+    return summarize(records, LatencyRun.read(square / "latency.json"), exact)
+
+
+@pytest.fixture(scope="module")
+def outline(square_page: str) -> Outline:
+    return Outline(square_page)
+
+
+def test_the_page_is_one_file(square_page: str, outline: Outline) -> None:
+    assert not outline.open
+    assert "http" not in square_page and "@import" not in square_page
+    for _, name, value in outline.attributes:
+        if name in ("src", "href", "srcset", "poster", "data", "xlink:href"):
+            assert value.startswith(("#", "data:")), value
+    assert set(re.findall(r"url\((.)", square_page)) <= {"#"}
+    assert len(square_page) < 1_500_000
+
+
+def test_ids_are_unique_and_their_references_lead_somewhere(square_page: str, outline: Outline) -> None:
+    ids = [value for _, name, value in outline.attributes if name == "id"]
+    assert len(set(ids)) == len(ids) > 10
+    used = re.findall(r'(?:href="|url\()#([^")]+)', square_page)
+    assert set(used) <= set(ids)
+
+
+def test_the_table_holds_the_numbers_of_the_summary(square_page: str, rows: list[SummaryRow]) -> None:
+    table = square_page[square_page.index('class="sortable"') :].split("</table>")[0]
+    lines = {match[1]: match[0] for match in re.finditer(r"</i>([\w]+).*?</tr>", table, re.DOTALL)}
+    assert list(lines) == [row.sampler for row in rows] and len(rows) == 6
+    for row in rows:
+        line = lines[row.sampler].replace("\u2212", "-")
+        keys = [float(key) for key in re.findall(r'data-key="([^"]+)"', line)]
+        assert row.success and row.latency and row.latency.p50 and row.latency.p95 and row.passes
+        expected = [row.success.value, row.episodes, row.difference and row.difference.value, row.p_value, row.passes]
+        expected += [row.latency.p50.value, row.latency.p95.value, row.latency.speed_up and row.latency.speed_up.value]
+        np.testing.assert_allclose(keys, [number for number in expected if number is not None])
+        low, high = (100 * bound for bound in row.success[1:])
+        assert f"[{low:.1f}, {high:.1f}]" in line and f"{row.successes}/{row.episodes}" in line
+        if row.difference and row.latency.speed_up:
+            assert "[{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in row.difference[1:])) in line
+            bounds = [f"{bound:.1f}" if bound >= 9.995 else f"{bound:.2f}" for bound in row.latency.speed_up[1:]]
+            assert f"[{', '.join(bounds)}]" in line
+
+
+def test_approximate_samplers_are_marked_wherever_they_are_named(outline: Outline, rows: list[SummaryRow]) -> None:
+    text = re.sub(r"\s+", " ", " ".join(outline.words))
+    text = text[: text.index("Where the numbers come from")]  # commands below name samplers as they were typed
+    for row in rows:
+        assert text.count(row.sampler) >= 5
+        named = re.findall(rf"\b{row.sampler}\b(?! \(?approx)", text)
+        assert bool(named) == bool(row.exact), row.sampler
+
+
+def test_the_verdict_and_the_cautions_stand_on_top(outline: Outline) -> None:
+    text = re.sub(r"\s+", " ", unescape(" ".join(outline.words)))
+    assert "Use free_block: it samples the law of ddpm at 3.76× its speed." in text
+    assert text.index("Use free_block") < text.index("Fastest with the law of ddpm") < text.index("All samplers")
+    assert "without results: asd, ddim2 (approximate) and frozen_block" in text
+    assert "8 actions at 20 Hz last 400 ms" in text
+
+
+def test_every_figure_is_there_and_follows_the_colours_of_the_page(square_page: str, outline: Outline) -> None:
+    figures = re.findall(r"<svg.*?</svg>", square_page, re.DOTALL)
+    assert len(figures) == 6  # acceptance is not: these calls were timed before drafted steps were noted
+    assert "acceptance along the chain is not known" in square_page
+    labels = [value for tag, name, value in outline.attributes if (tag, name) == ("svg", "aria-label")]
+    assert len(labels) == 6 and all(label.startswith("square: ") for label in labels)
+    for figure in figures:
+        assert not re.search(r"#[0-9a-f]{6}\b", figure), "a colour that is the same in light and dark"
+        assert "<text" in figure and "viewBox" in figure
+
+
+def test_the_origin_is_told(outline: Outline) -> None:
+    text = re.sub(r"\s+", " ", " ".join(outline.words))
+    for fact in (
+        "747bc6ae77a47306d22b0e632d1d076e94fbd0db0785780f63f7b677474b4220",
+        "torch 2.13.0+cpu",
+        "100000–100099",
+        "revision 7947b037d3b8",
+        "AMD EPYC",
+        "specpolicy rollout task=square seeds=100000:100100",
+        "100 calls of each sampler",
+    ):
+        assert fact in text, fact
