@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "checkpoints" / "square" / "README.md"]
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("checkpoints/*/README.md"))]
 RESULTS = ROOT / "benchmarks" / "results"
 
 

@@ -9,9 +9,9 @@ TOOL_HANG = RobosuiteTask(
     name="ToolHang",
     observations={"object": 44, "robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2},
 )
-"""One Panda arm. ``object`` holds, for the stand, the frame and the tool in turn, position (m) and quaternion
-(x, y, z, w) in the world, then both in the hand's frame; after them two flags, whether the frame is assembled and
-whether the tool hangs on it. Success: both, and the fingers have let go of the tool.
+"""One Panda arm. ``object`` holds, for the stand's base, the frame's upper corner and the tool in turn, position (m)
+and quaternion (x, y, z, w) in the world, then both in the hand's frame; after them two flags: whether the frame is
+assembled, and whether the tool hangs on it. Success: both; the fingers have then let go of the tool.
 """
 
 

@@ -13,4 +13,4 @@ from specpolicy.evaluation.launchers import RayLauncher
 if __name__ == "__main__":
     address, folder = sys.argv[1], Path(sys.argv[2])
     slow = reach(folder / "weights", env={"step_s": 0.03})
-    run_episodes({"reach": slow}, {"reach": folder / "out"}, RayLauncher(address))
+    run_episodes({"reach": slow}, {"reach": folder / "out"}, RayLauncher(address, cpus_per_worker=2))

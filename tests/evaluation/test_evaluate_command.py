@@ -122,7 +122,7 @@ def test_killed_twice_it_ends_with_the_same_table(tasks: Path) -> None:
     for _ in range(2):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         there = set(shard_paths(tasks / "out" / "square"))
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while set(shard_paths(tasks / "out" / "square")) <= there:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)

@@ -22,7 +22,7 @@ from specpolicy.evaluation.compare import run_episodes
 from specpolicy.evaluation.comparison import TrainedPolicy
 from specpolicy.evaluation.launchers import LauncherError, RayLauncher
 from specpolicy.policies import DiffusionPolicy, PolicyConfig
-from specpolicy.recipes import ddim, sequential
+from specpolicy.recipes import sequential
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'specpolicy[ray]'")
 
@@ -73,17 +73,17 @@ def test_a_network_gives_the_same_to_the_bit_where_the_threads_are_the_same(clus
         scheduler={"num_train_timesteps": 10},
     )
     DiffusionPolicy(config).save(tmp_path / "checkpoint")
-    recipes = {"ddpm": partial(sequential, num_inference_steps=10), "ddim": partial(ddim, num_inference_steps=2)}
+    recipes = {"ddpm": partial(sequential, num_inference_steps=10)}
     policy = TrainedPolicy(str(tmp_path / "checkpoint"), "reach", recipes).pinned()
-    same = {"contestants": policy, "repeats": {"ddpm": 2, "ddim": 2}, "num_envs": 3, "threads": 1, "block_size": 6}
+    same = {"contestants": policy, "repeats": {"ddpm": 2}, "num_envs": 3, "threads": 1, "block_size": 6}
     here, there = run(tmp_path / "here", **same), run(tmp_path / "there", RayLauncher(), **same)
-    assert len(here) == 24 and there == here
+    assert len(here) == 12 and there == here
 
 
 def test_a_killed_driver_loses_and_doubles_nothing(cluster: str, tmp_path: Path) -> None:
     program = Path(__file__).with_name("killable_comparison.py")
     process = subprocess.Popen([sys.executable, str(program), cluster, str(tmp_path)], env=driver_environment())
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(tmp_path.glob("out/episodes-*.parquet")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
@@ -91,7 +91,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(cluster: str, tmp_path: Path)
     process.wait()
     saved, _ = read_results(tmp_path / "out")
     assert 0 < len(saved) < 18
-    ended = run(tmp_path / "out", RayLauncher(), env={"step_s": 0.03})
+    ended = run(tmp_path / "out", RayLauncher(cpus_per_worker=2), env={"step_s": 0.03})
     assert len(ended) == 18 and set(outcomes(saved)) < set(ended)
     assert ended == run(tmp_path / "undisturbed")
 

@@ -16,7 +16,8 @@ from .variety import Episode
 
 _HANDLE = 0.057  # from the nut's middle to where its handle is grasped, m, along the nut's x axis
 _THINNEST = 0.02
-_ABOVE_THE_HANDLE = (0.0, 0.0, -0.045)
+_MISSED = (0.0, 0.0, -0.045)  # the fingers close above the handle
+_ATTEMPTS = 3
 _PEG_TOP = 0.1  # above the peg's frame, m
 _YAWS = (np.pi / 2, -np.pi / 2, np.pi)  # a handle that points to +x is out of the hand's reach
 
@@ -45,30 +46,31 @@ def _put_nut_over_peg(scene: Scene, arm: Arm, episode: Episode, rng: np.random.G
         turned = nearest_rotation([down_facing(across), down_facing(-across)], arm.pose.rotation)
         return Pose(pose.position + pose.rotation @ [handle, 0.0, 0.0], turned)
 
-    yield from pick(
-        arm,
-        at_handle,
-        thinnest=_THINNEST,
-        beside=_ABOVE_THE_HANDLE,
-        height=0.07 + rng.uniform(0, episode.jitter),
-        slip=episode.slip("nut"),
-    )
-    yield from reach(arm, arm.pose.raised(0.2).moved(episode.offset(rng)), 0.04, 0.3)
-
     peg = scene.body("peg1").position + _PEG_TOP * UP
-    over_peg = Pose(peg, nearest_rotation([rotation_z(yaw) for yaw in _YAWS], nut().rotation))
+    approach, clearance = rng.uniform(0, episode.jitter, 2)
 
-    def nut_to(target: Pose) -> Pose:
-        return hand_for(arm.pose, nut(), target)
+    def over_peg() -> Pose:
+        return Pose(peg, nearest_rotation([rotation_z(yaw) for yaw in _YAWS], nut().rotation))
 
-    entry = funnel(nut, lambda: over_peg, 0.06 + rng.uniform(0, episode.jitter))
+    entry = funnel(nut, over_peg, 0.06 + clearance)
 
     def entering() -> Pose | None:
-        now = nut()
-        return None if now.distance(over_peg) < 0.008 and now.angle(over_peg) < 0.08 else nut_to(entry())
+        now, end = nut(), over_peg()
+        there = now.distance(end) < 0.008 and now.angle(end) < 0.08
+        lost = arm.opening < _THINNEST
+        return None if there or lost else hand_for(arm.pose, now, entry())
 
-    if not (yield from follow(arm, entering, at_most=160)):
-        raise PlanFailed("the nut does not come to rest over the peg")
-    yield from reach(arm, lambda: nut_to(over_peg.raised(-_PEG_TOP)), 0.02, 0.15, at_most=40)
+    slip = episode.slip("nut")
+    for _ in range(_ATTEMPTS):
+        yield from pick(arm, at_handle, thinnest=_THINNEST, beside=_MISSED, height=0.07 + approach, slip=slip)
+        yield from reach(arm, arm.pose.raised(0.2).moved(episode.offset(rng)), 0.04, 0.3)
+        arrived = yield from follow(arm, entering, at_most=160)
+        if arrived and arm.opening > _THINNEST:
+            break
+        slip = None
+    else:
+        raise PlanFailed("the nut does not come to the peg")
+    around_peg = over_peg().raised(-_PEG_TOP)
+    yield from reach(arm, lambda: hand_for(arm.pose, nut(), around_peg), 0.02, 0.15, at_most=40)
     yield from grip(arm, False, 6)
     yield from reach(arm, arm.pose.raised(0.1), 0.02, 0.3, at_most=40)

@@ -47,3 +47,5 @@ def test_tool_hang_succeeds_with_slips_at_both_grasps(tool_hang: ToolHangEnv) ->
     assembled, hung = played.observations["object"][:, -2:].T
     assert assembled.argmax() < hung.argmax()
     assert assembled[assembled.argmax() + 20 :].all(), "nothing knocks the frame over"
+    _, info = tool_hang.reset(options={"state": played.states[-1]})
+    assert info == {"success": True}
