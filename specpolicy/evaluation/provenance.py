@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from specpolicy.policies.seen import DEMONSTRATIONS
+
 PACKAGES = (
     "specpolicy",
     "torch",
@@ -24,6 +26,8 @@ PACKAGES = (
     "gymnasium",
     "mujoco",
     "robosuite",
+    "gym-pusht",
+    "pymunk",
     "pyarrow",
     "matplotlib",
 )
@@ -86,13 +90,16 @@ def git_revision(file: str | Path = __file__) -> dict[str, Any] | None:
 def checkpoint_digest(path: str | Path) -> str:
     """SHA-256 of a checkpoint file; of a folder, over names and digests of its weights and configuration files.
 
+    What the policy was trained on is not part of it: knowing more about a policy does not make it another.
+
     Raises:
         FileNotFoundError: there is no such checkpoint, or the folder holds no such file.
     """
     root = Path(path)
     if root.is_file():
         return _sha256(root)
-    files = sorted(file for file in root.rglob("*") if file.is_file() and file.suffix in WEIGHT_FILES)
+    kept = (file for file in root.rglob("*") if file.suffix in WEIGHT_FILES and file.name != DEMONSTRATIONS)
+    files = sorted(file for file in kept if file.is_file())
     if not files:
         raise FileNotFoundError(
             f"no checkpoint at {root}: expected a file, or a folder with {sorted(WEIGHT_FILES)} files"
