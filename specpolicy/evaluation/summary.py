@@ -53,8 +53,8 @@ class SummaryRow:
             has run take no part in the comparison, so ``difference`` may differ from that of the success rates.
         difference: success rate minus the reference's on these pairs.
         p_value: exact and two-sided: McNemar's test on one repeat a seed, the sign-flip test over seeds on several.
-        score: mean sum of rewards of an episode, 0 for a crashed one, where rewards say more than success does (on PushT
-            the best coverage); its interval is between seeds. None where an episode's rewards add up to its success.
+        score: mean sum of rewards of an episode, 0 for a crashed one, where rewards say more than success does (on
+            PushT the best coverage); its interval is between seeds. None where rewards add up to success.
     """
 
     sampler: str
