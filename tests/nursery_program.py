@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.forkserver
 import os
 import threading
 import time
@@ -23,26 +24,27 @@ class Teller:
         pass
 
 
-def warm_up() -> None:
+def fail() -> None:
     os.environ["WARM"] = str(os.getpid())
+    raise ArithmeticError("a worker will meet this, too")
 
 
 def start_a_thread() -> None:
-    warm_up()
+    os.environ["WARM"] = str(os.getpid())
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 
 
-def fail() -> None:
-    warm_up()
-    raise ArithmeticError("cold")
+def ask(warm_up: Any) -> list[Any]:
+    workers = [Worker(Teller, 60, warm_up=warm_up) for _ in range(2)]
+    for worker in workers:
+        worker.send("?")
+    told = [worker.receive() for worker in workers]
+    for worker in workers:
+        worker.close()
+    return told
 
 
 if __name__ == "__main__":
-    import sys
-
-    workers = [Worker(Teller, 60, warm_up=globals()[sys.argv[1]]) for _ in range(2)]
-    for worker in workers:
-        worker.send("?")
-    print(json.dumps([worker.receive() for worker in workers]))
-    for worker in workers:
-        worker.close()
+    safe = ask(fail)
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # the next one is another
+    print(json.dumps([safe, ask(start_a_thread)]))

@@ -33,17 +33,13 @@ def read_observations(folder: Path) -> list[Observation]:
 
 
 class ObservationKeeper:
-    """Writes the first observations that come for a folder, and more of them as long as there are more.
-
-    A folder that has some from an earlier run keeps those.
-    """
+    """Writes the observations of a run beside its episodes; a folder that has some from an earlier run keeps those."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._kept: int | None = None if (folder / OBSERVATIONS).exists() else 0
+        self._earlier = (folder / OBSERVATIONS).exists()
 
     def keep(self, observations: Sequence[Observation]) -> None:
-        """Take note of what has been seen so far."""
-        if self._kept is not None and len(observations) > self._kept:
+        """Take note of what the run has kept so far."""
+        if observations and not self._earlier:
             write_observations(observations, self._folder)
-            self._kept = len(observations)

@@ -13,11 +13,11 @@ from .protocols import ActionChunk, Observation, Policy, PolicyConfig
 
 
 class ObservationTap:
-    """Wraps a policy and keeps every observation that passes, one by one.
+    """Wraps a policy and keeps observations that pass, at even distances: late phases of episodes, too.
 
     Args:
         policy: whom to ask.
-        limit: keep no more than this many.
+        limit: keep no more than this many; all of them if None. Between half the limit and the limit are kept of more.
 
     Attributes:
         observations: arrays of shape ``(1, observation_horizon, dim)``, in the order of asking.
@@ -25,6 +25,7 @@ class ObservationTap:
 
     def __init__(self, policy: Policy, limit: int | None = None) -> None:
         self._policy, self._limit = policy, limit
+        self._seen, self._distance = 0, 1
         self.observations: list[dict[str, NDArray[Any]]] = []
 
     @property
@@ -38,6 +39,10 @@ class ObservationTap:
         """Keep the observation, then ask the wrapped policy."""
         batch = len(next(iter(observation.values())))
         for row in range(batch):
-            if self._limit is None or len(self.observations) < self._limit:
+            if self._seen % self._distance == 0:
                 self.observations.append({name: np.array(part[row : row + 1]) for name, part in observation.items()})
+            self._seen += 1
+            if self._limit is not None and len(self.observations) > self._limit:
+                self.observations = self.observations[::2]
+                self._distance *= 2
         return self._policy.act(observation, sampler, generator)

@@ -43,6 +43,12 @@ def tasks(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all the rest."""
+    monkeypatch.setattr("specpolicy.evaluation.plot.plot_summary", lambda *_: None)
+
+
 def job(folder: Path, *more: str) -> list[str]:
     return [
         "evaluate", "sampler=[ddpm20,ddim2]", "task.env=evaluation_fakes:SlowReach-v0", "num_envs=1",
@@ -91,6 +97,7 @@ def test_mistakes_are_answered_in_one_line_before_anything_runs(
     assert not list((tasks / "out").glob("*/episodes*"))
 
 
+@pytest.mark.usefixtures("no_plot")
 def test_a_missing_extra_is_named_and_nothing_is_lost(
     tasks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +109,7 @@ def test_a_missing_extra_is_named_and_nothing_is_lost(
     assert read_results(tasks / "out" / "square")[0] == before
 
 
+@pytest.mark.usefixtures("no_plot")
 def test_seeds_of_demonstrations_are_refused_and_a_rollout_warns(
     tasks: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,11 +117,11 @@ def test_seeds_of_demonstrations_are_refused_and_a_rollout_warns(
     assert main(job(tasks, "seeds=39:41")) == EXIT_USER_ERROR
     assert "1 of 2 seeds (39) are initial states of the demonstrations" in capsys.readouterr().err
     assert not (tasks / "out").exists()
-    arguments = [argument for argument in job(tasks, "seeds=39:41", "video=[]")[1:]]
-    assert main(["rollout", *arguments]) == 0
+    assert main(["rollout", *job(tasks, "seeds=39:41", "video=[]")[1:]]) == 0
     assert "warning: square: 1 of 2 seeds (39)" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_plot")
 def test_killed_twice_it_ends_with_the_same_table(tasks: Path) -> None:
     paths = [str(Path(evaluation_fakes.__file__).parent), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}

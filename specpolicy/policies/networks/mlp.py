@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from .octaves import Octaves
 from .timestep import TimestepEmbedding
 
 
@@ -43,6 +44,8 @@ class ResidualMlp(nn.Module):
         expansion: hidden width of a block as a multiple of ``width``.
         embed: length of the vector that carries timestep and observation into every block.
         timestep_dim: size of the timestep embedding.
+        octaves: sines and cosines of each observation coordinate that the condition is widened by; see
+            :class:`Octaves`.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class ResidualMlp(nn.Module):
         expansion: int = 2,
         embed: int = 256,
         timestep_dim: int = 64,
+        octaves: int = 0,
     ) -> None:
         super().__init__()
         self.shape = (action_horizon, action_dim)
         self.timestep_embedding = TimestepEmbedding(timestep_dim)
+        self.octaves = Octaves(octaves)
         self.embed = nn.Sequential(
-            nn.Linear(timestep_dim + cond_dim, embed), nn.Mish(), nn.Linear(embed, embed), nn.Mish()
+            nn.Linear(timestep_dim + self.octaves.width(cond_dim), embed), nn.Mish(), nn.Linear(embed, embed), nn.Mish()
         )
         self.enter = nn.Linear(action_horizon * action_dim + cond_dim, width)
         self.blocks = nn.ModuleList(ModulatedBlock(width, expansion, embed) for _ in range(blocks))
@@ -75,7 +80,8 @@ class ResidualMlp(nn.Module):
         """Predict ε (or x0, or v: whatever the training target was) at noisy chunks ``x``."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"chunks of shape {tuple(x.shape[1:])}; this network was built for {self.shape}")
-        embedded = self.embed(torch.cat([self.timestep_embedding(timestep.to(x.dtype)), cond], dim=-1))
+        told = torch.cat([self.timestep_embedding(timestep.to(x.dtype)), self.octaves(cond)], dim=-1)
+        embedded = self.embed(told)
         hidden = self.enter(torch.cat([x.flatten(1), cond], dim=-1))
         for block in self.blocks:
             hidden = block(hidden, embedded)

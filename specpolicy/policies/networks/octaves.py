@@ -1,0 +1,39 @@
+"""Finer scales of an observation vector."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Octaves(nn.Module):
+    """A vector followed by the sines and cosines of its coordinates at doubling frequencies.
+
+    Perceptrons learn functions that change fast late or never, and where a part must go into a hole, a millimetre
+    changes the action while it is a few thousandths of a normalized coordinate (Tancik et al. 2020, section 5).
+
+    Args:
+        count: frequencies π, 2π, 4π, …; 0 hands the vector on as it is. Coordinates lie in [-1, 1].
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        if count < 0:
+            raise ValueError(f"octaves must be 0 or more, got {count}")
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(count), persistent=False)
+
+    def width(self, dim: int) -> int:
+        """Length of what a vector of length ``dim`` becomes."""
+        return dim * (1 + 2 * len(self.frequencies))
+
+    def forward(self, vector: Float[Tensor, "n dim"]) -> Float[Tensor, "n wide"]:
+        """Widen ``vector``."""
+        if not len(self.frequencies):
+            return vector
+        angles = (vector[:, :, None] * self.frequencies).flatten(1)
+        return torch.cat([vector, angles.sin(), angles.cos()], dim=-1)
