@@ -6,6 +6,7 @@
     data/demo_0/actions         (T, action dim)
     data/demo_0/obs/<key>       (T, ...), what was seen before each action
     data/demo_0/next_obs/<key>  (T, ...), what was seen after it; optional
+    data/demo_0/taught          (T,), 0 where an expert errs on purpose: training leaves such actions out; optional
     data/demo_0/<other>         (T, ...), e.g. states, rewards, dones
     mask/train, mask/valid      names of episodes
 

@@ -40,6 +40,10 @@ class Performance(Protocol):
         """What was done, shape ``(T, action dim)``."""
 
     @property
+    def taught(self) -> NDArray[Any]:
+        """Whether a policy should learn the action, shape ``(T,)``."""
+
+    @property
     def states(self) -> NDArray[Any]:
         """Simulator states, shape ``(T, n)``."""
 
@@ -124,6 +128,7 @@ class Stage:
             others={
                 "executed_actions": _single(performance.executed_actions)[now],
                 "states": _single(performance.states)[now],
+                "taught": np.asarray(performance.taught, dtype=np.uint8)[now],
                 "rewards": _single(performance.rewards)[now],
                 "dones": np.asarray(performance.dones, dtype=np.int64)[now],
             },

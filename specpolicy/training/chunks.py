@@ -34,7 +34,8 @@ def cut_chunks(
     """One pair for each step of each episode.
 
     The chunk starts at the oldest observation step. At the borders of an episode the first and last entries are
-    repeated, but only as far as the executed part of a chunk can reach (Diffusion Policy, appendix A.2).
+    repeated, but only as far as the executed part of a chunk can reach (Diffusion Policy, appendix A.2). A chunk with
+    an action that is not to be learned (``Demonstration.taught``) is left out; what follows a fault is kept.
 
     Returns:
         Observations ``(n, observation_horizon, obs)`` and actions ``(n, action_horizon, action)``.
@@ -48,6 +49,8 @@ def cut_chunks(
             starts = np.array([-before])
         steps = starts[:, None] + np.arange(action_horizon)
         steps = steps.clip(0, length - 1)
+        if episode.taught is not None:
+            steps = steps[episode.taught[steps[:, before:]].all(axis=1)]
         actions.append(episode.actions[steps])
         observations.append(episode.observations[steps[:, :observation_horizon]])
     return Chunks(torch.from_numpy(np.concatenate(observations)), torch.from_numpy(np.concatenate(actions)))

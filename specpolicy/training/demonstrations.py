@@ -19,13 +19,15 @@ class DemonstrationError(ValueError):
 class Demonstration:
     """One episode: ``observations`` (T, observation dim) with all keys joined, ``actions`` (T, action dim).
 
-    ``seed`` names its initial state; None if the file does not tell, as for demonstrations by people.
+    ``seed`` names its initial state; None if the file does not tell, as for demonstrations by people. ``taught`` (T,)
+    is false where an action is no example: a fault that an expert makes in order to show its repair. None: all are.
     """
 
     name: str
     observations: NDArray[np.float32]
     actions: NDArray[np.float32]
     seed: int | None = None
+    taught: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,4 +93,7 @@ def _read_episode(path: Path, name: str, group: object, keys: dict[str, int]) ->
     if not (np.isfinite(actions).all() and np.isfinite(observations).all()):
         raise DemonstrationError(f"{where} contains NaN or infinity; remove or repair this episode")
     seed = group.attrs.get("seed")  # type: ignore[attr-defined]
-    return Demonstration(name, observations, actions, None if seed is None else int(seed))
+    taught = np.asarray(group["taught"]) != 0 if "taught" in group else None  # type: ignore[index,operator]
+    if taught is not None and taught.shape != (len(actions),):
+        raise DemonstrationError(f"{where}/taught has shape {taught.shape}; expected {(len(actions),)}")
+    return Demonstration(name, observations, actions, None if seed is None else int(seed), taught)

@@ -34,6 +34,7 @@ class FakePerformance:
     observations: dict[str, NDArray[Any]]
     actions: NDArray[Any]
     executed_actions: NDArray[Any]
+    taught: NDArray[Any]
     rewards: NDArray[Any]
     dones: NDArray[Any]
     success: bool
@@ -67,6 +68,7 @@ class FakeExpert:
             observations={"object": rng.normal(size=(steps, 3)), "image": np.full((steps, 4, 4, 3), seed, np.uint8)},
             actions=rng.uniform(-1, 1, (steps, 2)),
             executed_actions=rng.uniform(-1, 1, (steps, 2)),
+            taught=np.arange(steps) % 5 > 0,
             rewards=np.ones(steps),
             dones=np.ones(steps),
             success=seed not in self.failing,

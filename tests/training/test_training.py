@@ -78,6 +78,24 @@ def test_chunks_line_up_and_repeat_the_borders() -> None:
     assert chunks.actions[-1, :, 0].tolist() == [*range(111, 120), *[119] * 7]
 
 
+def test_faults_made_on_purpose_are_left_out_and_their_repair_is_kept(tmp_path: Path) -> None:
+    t = np.arange(60, dtype=np.float32)
+    taught = (t < 20) | (t >= 25)
+    episode = Demonstration("d", observations=t[:, None], actions=t[:, None], taught=taught)
+    chunks = cut_chunks([episode], observation_horizon=2, action_horizon=16, executed_actions=8)
+    learned = chunks.actions[:, 1:, 0]  # the first entry lies before the present step
+    assert not ((learned >= 20) & (learned < 25)).any()
+    assert {float(chunk[0]) for chunk in learned} == {*range(6), *range(25, 53)}
+
+    def mark(group: h5py.Group) -> None:
+        group.create_dataset("taught", data=np.arange(32) > 3)
+
+    data = read_demonstrations(_spoil(write_file(tmp_path / "d.hdf5"), mark), KEYS, validation_demos=2)
+    marked = {d.name: d.taught for d in (*data.train, *data.valid)}
+    assert marked["demo_1"] is None and marked["demo_2"] is not None
+    assert marked["demo_2"].tolist() == [False] * 4 + [True] * 28
+
+
 def test_short_episodes_still_teach() -> None:
     episode = Demonstration("d", np.zeros((3, 1), np.float32), np.arange(3, dtype=np.float32)[:, None])
     chunks = cut_chunks([episode], 2, 16, 8)
@@ -97,6 +115,7 @@ def _spoil(path: Path, edit) -> Path:  # type: ignore[no-untyped-def]
         (lambda g: g.__delitem__("obs/eef"), r"lacks \['eef'\]"),
         (lambda g: g["actions"].__setitem__((0, 0), np.nan), "NaN"),
         (lambda g: (g.__delitem__("obs/eef"), g.create_dataset("obs/eef", data=np.zeros((32, 9)))), "expected"),
+        (lambda g: g.create_dataset("taught", data=np.ones(31)), r"taught has shape \(31,\); expected \(32,\)"),
     ],
 )
 def test_bad_files_name_the_episode(tmp_path: Path, edit, says: str) -> None:  # type: ignore[no-untyped-def]

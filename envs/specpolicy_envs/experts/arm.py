@@ -23,6 +23,7 @@ class Arm:
         gain: how far the action reaches beyond the error; 3 is brisk and overshoots a little; plans write it.
         speed: largest component of an action, as a fraction of the episode's ``pace``, in (0, 1]; plans write it.
         noise: disturbances as a fraction of the episode's ``sigma``; plans lower it where precision counts.
+        errs: whether a plan does something wrong on purpose at present, which nobody should learn; plans write it.
 
     Args:
         scene: where the arm is.
@@ -37,6 +38,7 @@ class Arm:
         self.gain = 3.0
         self.speed = 1.0
         self.noise = 1.0
+        self.errs = False
         self._scene = scene
         self._pace = pace
         self._sigma = sigma

@@ -78,6 +78,8 @@ def pick(
         arm.closed = False
         miss = np.asarray(beside, dtype=np.float64) * (fault is Slip.BESIDE)
 
+        arm.errs = fault is Slip.BESIDE
+
         def place(miss: np.ndarray = miss) -> Pose:
             pose = at()
             return pose.moved(pose.rotation @ miss)
@@ -91,9 +93,11 @@ def pick(
         held = fault is None and arm.opening > thinnest
         if held:
             return True
+        arm.errs = fault is Slip.DROPPED
         fault = None
         arm.closed = False
         yield from wait(_LOOSE)
+        arm.errs = False
     raise PlanFailed(f"the hand closed {attempts} times and holds nothing")
 
 

@@ -33,6 +33,8 @@ class Performance:
             from wherever a disturbance has brought the arm.
         executed_actions: what was done: the above with disturbances; played after ``env.reset(seed=seed)`` they give
             all states, bit for bit.
+        taught: whether the action is worth learning: not while a fault is made on purpose, only to be repaired,
+            shape ``(T,)``.
         rewards: 1 where the task was done after the action, else 0, shape ``(T,)``.
         dones: 1 where the reward is 1 and at the last step, else 0, shape ``(T,)``.
         failure: why the plan was given up, None if it was not.
@@ -43,6 +45,7 @@ class Performance:
     observations: Mapping[str, NDArray[np.float64]]
     actions: NDArray[np.float64]
     executed_actions: NDArray[np.float32]
+    taught: NDArray[np.bool_]
     rewards: NDArray[np.float64]
     dones: NDArray[np.int64]
     failure: str | None = None
@@ -74,7 +77,7 @@ def perform(env: RobosuiteEnv, expert: Expert, seed: int, variety: Variety | Non
     scene = Scene(env.robosuite)
     arms = [Arm(scene, index, episode.pace, episode.sigma) for index in range(scene.arms)]
     plans = dict(expert.plan(scene, arms, episode, rng))
-    states, observations, actions, executed_actions = [], [], [], []
+    states, observations, actions, executed_actions, taught = [], [], [], [], []
     rewards: list[float] = []
     failure, done_for, patience = None, 0, _PATIENCE
     while len(rewards) < expert.horizon and done_for < HOLD and patience > 0:
@@ -90,6 +93,7 @@ def perform(env: RobosuiteEnv, expert: Expert, seed: int, variety: Variety | Non
         observations.append(observation)
         actions.append(action)
         executed_actions.append(executed)
+        taught.append(not any(arm.errs for arm in arms))
         observation, reward, *_ = env.step(executed)
         rewards.append(reward)
         done_for = done_for + 1 if reward else 0
@@ -103,6 +107,7 @@ def perform(env: RobosuiteEnv, expert: Expert, seed: int, variety: Variety | Non
         },
         actions=np.array(actions).reshape(len(rewards), env.task.action_dim),
         executed_actions=np.array(executed_actions, dtype=np.float32).reshape(len(rewards), env.task.action_dim),
+        taught=np.array(taught, dtype=np.bool_),
         rewards=np.array(rewards, dtype=np.float64),
         dones=np.array([reward > 0 or t == len(rewards) - 1 for t, reward in enumerate(rewards)], dtype=np.int64),
         failure=failure,

@@ -123,6 +123,26 @@ def test_a_slip_is_repaired(slip: Slip | None, closings: int) -> None:
     assert hand.opening == hand.thickness and hand.pose.distance(at) < 0.01
 
 
+def test_a_fault_is_marked_but_not_its_repair() -> None:
+    """Closing above a thing, and letting go of one that is held; not what leads there and not what comes after."""
+    steps = {}
+    for slip in (None, Slip.BESIDE, Slip.DROPPED):
+        hand = PointHand(thing=THING)
+        arm = Arm(hand, 0)
+        at = Pose(THING, rotation_z(0.6) @ hand.pose.rotation)
+        rows = []
+        for _ in pick(arm, lambda at=at: at, thinnest=0.02, beside=(0, 0, -0.045), slip=slip):
+            rows.append((arm.errs, arm.closed, hand.pose.distance(at)))
+            hand.step(arm.intended())
+        steps[slip] = rows
+    assert not any(errs for errs, *_ in steps[None])
+    beside, dropped = ([row for row in steps[slip] if row[0]] for slip in (Slip.BESIDE, Slip.DROPPED))
+    assert all(distance > 0.03 for _, closed, distance in beside if closed) and any(closed for _, closed, _ in beside)
+    assert dropped and not any(closed for _, closed, _ in dropped)
+    for rows in steps.values():
+        assert rows[-1][1] and not rows[-1][0]
+
+
 def test_a_hand_that_holds_nothing_gives_up(hand: PointHand, arm: Arm) -> None:
     with pytest.raises(PlanFailed, match="closed 3 times and holds nothing"):
         play(hand, arm, pick(arm, lambda: Pose(THING, hand.pose.rotation), thinnest=0.02, beside=(0, 0, 0), attempts=3))

@@ -73,6 +73,14 @@ def test_actions_are_what_was_meant_and_differ_from_what_was_done(performance: P
     assert set(performance.actions[:, 6]) == {-1, 1}
 
 
+def test_faults_on_purpose_are_marked(square: SquareEnv, performance: Performance) -> None:
+    slipped = perform(square, load_expert("square"), seed=1001, variety=Variety(slip=1.0))
+    assert slipped.success
+    assert 5 <= (~slipped.taught).sum() < 0.7 * len(slipped)
+    assert slipped.taught[-HOLD:].all()
+    assert perform(square, Riser(3, gives_up=False), seed=5).taught.all()
+
+
 def test_it_goes_on_until_success_has_held(performance: Performance) -> None:
     assert performance.success and performance.failure is None
     assert performance.rewards[-HOLD:].all() and not performance.rewards[-HOLD - 1]
