@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from specpolicy.speculative.denoiser import Denoiser
+from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.randomness import RandomSource
 from specpolicy.speculative.result import SampleResult
 
@@ -34,6 +35,27 @@ class Sampler(Protocol):
         self, denoiser: Denoiser, noise: Tensor, cond: Any = None, generator: Generators = None, record: bool = False
     ) -> SampleResult:
         """Sample one chain for each row of ``noise``."""
+        ...
+
+
+@runtime_checkable
+class PreDraftingSampler(Sampler, Protocol):
+    """A sampler that can draft whole chains ahead of the observation."""
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        cond: Any = None,
+        generator: Generators = None,
+        record: bool = False,
+        predraft: PreDraft | None = None,
+    ) -> SampleResult:
+        """As :class:`Sampler`; with a pre-draft, verify it first. ``noise`` must then be ``predraft.start``."""
+        ...
+
+    def predraft(self, denoiser: Denoiser, noise: Tensor, cond: Any = None, generator: Generators = None) -> PreDraft:
+        """Sample one chain for each row of ``noise``, to be verified later under another condition."""
         ...
 
 
@@ -105,6 +127,7 @@ class DiffusionPolicy(nn.Module):
         sampler: Sampler,
         generator: Generators = None,
         record: bool = False,
+        predraft: PreDraft | None = None,
     ) -> ActionChunk:
         """Sample one action chunk for each observation of a batch.
 
@@ -114,18 +137,50 @@ class DiffusionPolicy(nn.Module):
             generator: one generator, or one for each entry of the batch (then a chunk does not depend on its
                 neighbours in the batch).
             record: keep the whole trajectory in ``ActionChunk.result``.
+            predraft: of :meth:`predraft` with this sampler. Fewer passes are then left to do now, and the chunk still
+                has exactly the policy's law at ``observation``. ``generator`` must not be set back to where it stood
+                before the pre-draft.
 
         Raises:
             ObservationError: the observation does not fit the policy.
             DenoiserError: the network returned NaN or infinity.
+            ValueError: the pre-draft is of another batch size or chain.
+            TypeError: the sampler cannot use pre-drafts.
         """
         cond = self.encode(observation)
-        noise = draw_noise((len(cond), *self.event_shape), generator, self.device)
-        result = sampler(self, noise, cond=cond, generator=generator, record=record)
+        if predraft is None:
+            noise = draw_noise((len(cond), *self.event_shape), generator, self.device)
+            result = sampler(self, noise, cond=cond, generator=generator, record=record)
+        else:
+            result = _predrafting(sampler)(
+                self, predraft.start, cond=cond, generator=generator, record=record, predraft=predraft
+            )
         prediction = self.action_normalizer.unnormalize(result.sample).float().cpu().numpy()
         first = self.config.observation_horizon - 1
         actions = prediction[:, first : first + self.config.executed_actions]
         return ActionChunk(actions=actions, prediction=prediction, result=result)
+
+    @torch.inference_mode()
+    def predraft(
+        self, observation: Mapping[str, NDArray[np.floating]], sampler: Sampler, generator: Generators = None
+    ) -> PreDraft:
+        """Draft chunks for a predicted (or simply the latest) observation, while the robot is still busy.
+
+        Hand them to :meth:`act` once the true observation is there. Use a pre-draft once, and neither play it nor
+        choose among several by what is in them: see :class:`PreDraft`.
+
+        Args:
+            observation: as in :meth:`act`.
+            sampler: the one that will be handed to :meth:`act`.
+            generator: as in :meth:`act`.
+
+        Raises:
+            ObservationError, DenoiserError: as :meth:`act`.
+            TypeError: the sampler cannot pre-draft.
+        """
+        cond = self.encode(observation)
+        noise = draw_noise((len(cond), *self.event_shape), generator, self.device)
+        return _predrafting(sampler).predraft(self, noise, cond=cond, generator=generator)
 
     def save(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``policy.safetensors`` into ``folder``."""
@@ -139,6 +194,12 @@ class DiffusionPolicy(nn.Module):
         from .checkpoint import load_policy
 
         return load_policy(Path(folder), device)
+
+
+def _predrafting(sampler: Sampler) -> PreDraftingSampler:
+    if not isinstance(sampler, PreDraftingSampler):
+        raise TypeError(f"{type(sampler).__name__} cannot use pre-drafts; take a SpeculativeSampler")
+    return sampler
 
 
 def draw_noise(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:

@@ -9,6 +9,13 @@ from .denoiser import DenoiserError as DenoiserError
 from .drafters import Drafter as Drafter
 from .drafters import FreeDrafter as FreeDrafter
 from .drafters import FrozenDrafter as FrozenDrafter
+from .drafters import LinearDrafter as LinearDrafter
+from .gains import Gains as Gains
+from .opening import KernelOpening as KernelOpening
+from .opening import LinearOpening as LinearOpening
+from .opening import Opening as Opening
+from .opening import ZeroOpening as ZeroOpening
+from .predraft import PreDraft as PreDraft
 from .process import ReverseProcess as ReverseProcess
 from .result import SampleResult as SampleResult
 from .sampler import SequentialSampler as SequentialSampler

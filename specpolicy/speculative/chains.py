@@ -41,6 +41,7 @@ class Chains:
         anchor_k, anchor_x, anchor_x0: latest state at which the target's x̂0 is known; ``anchor_k`` is −1 before the
             first pass.
         passes, evaluations: the account of network use, shape ``(B,)``.
+        replayed: whether the first round was a pre-drafted one.
     """
 
     def __init__(self, chain: LinearChain, denoiser: Denoiser, noise: Tensor, cond: Cond, record: bool) -> None:
@@ -52,7 +53,7 @@ class Chains:
         self.anchor_k = torch.full_like(self.k, -1)
         self.anchor_x, self.anchor_x0 = self.x.clone(), torch.zeros_like(self.x)
         self.passes, self.evaluations = torch.zeros_like(self.k), torch.zeros_like(self.k)
-        self.account = Account()
+        self.account, self.replayed = Account(), False
         steps, event = self.process.num_steps, noise.shape[1:]
         self.trajectory = self.x.new_empty((steps + 1, batch, *event)) if record else None
         self.recorded_x0 = self.x.new_empty((steps, batch, *event)) if record else None
@@ -106,6 +107,7 @@ class Chains:
             start=account.stacked(account.start, batch),
             proposed=account.stacked(account.proposed, batch),
             accepted=account.stacked(account.accepted, batch),
+            replayed=account.accepted[0] if self.replayed else None,
             trajectory=self.trajectory,
             x0=self.recorded_x0,
         )

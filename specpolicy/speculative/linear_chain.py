@@ -1,8 +1,8 @@
-"""Many steps of the chain at once, when x̂0 is held constant.
+"""Many steps of the chain at once, when each step's x̂0 is known beforehand.
 
-With x̂0 = f throughout, the chain is linear in the start x, in f and in the noises ξ_i::
+The chain is then linear in the start x, in the x̂0_i and in the noises ξ_i::
 
-    x_{k+j} = P(k, k+j) x + Σ_{i<j} P(k+i+1, k+j) (b_{k+i} f + σ_{k+i} ξ_i),      P(i, j) = a_i a_{i+1} ⋯ a_{j−1}
+    x_{k+j} = P(k, k+j) x + Σ_{i<j} P(k+i+1, k+j) (b_{k+i} x̂0_{k+i} + σ_{k+i} ξ_i),    P(i, j) = a_i a_{i+1} ⋯ a_{j−1}
 
 so a whole window is drafted by one small matrix product, not step by step.
 """
@@ -30,8 +30,11 @@ class LinearChain:
         index = torch.arange(steps + 1, device=a.device)
         # Row i holds 1 up to column i and a_{j-1} beyond; its running product is P(i, j) for j >= i.
         factors = torch.where(index[None, :] > index[:, None], torch.cat([a.new_ones(1), a])[None, :], a.new_ones(1))
-        products = factors.cumprod(dim=1)
-        self.products = torch.where(index[None, :] >= index[:, None], products, 0.0).to(process.a.dtype)
+        products = torch.where(index[None, :] >= index[:, None], factors.cumprod(dim=1), 0.0)
+        self.products = products.to(process.a.dtype)
+        # drifts[i, j] = Σ_{i<=m<j} P(m+1, j) b_m: what one constant x̂0 adds on the way from i to j.
+        terms = (products[1:] * process.b.double()[:, None]).flip(0).cumsum(dim=0).flip(0)
+        self.drifts = torch.cat([terms, torch.zeros_like(terms[:1])]).to(process.a.dtype)
 
     def draft(
         self,
@@ -46,19 +49,54 @@ class LinearChain:
             k: position of each start. x: the starts. x0: the held x̂0.
             noise: one draw for each drafted step.
         """
-        window, last = noise.shape[1], self.process.num_steps
-        step = torch.arange(window, device=x.device)
-        begin = k[:, None].expand(-1, window + 1)
-        end = (k[:, None] + torch.arange(window + 1, device=x.device)).clamp(max=last)
-        after = (k[:, None] + step + 1).clamp(max=last)
-        which = (k[:, None] + step).clamp(max=last - 1)
-        weights = self.products[after[:, None, :], end[:, :, None]]  # (n, w + 1, w)
-        weights = weights * (step[None, None, :] < torch.arange(window + 1, device=x.device)[None, :, None])
+        weights, which = self._weights(k, noise.shape[1])
         drift = (weights * self.process.b[which][:, None, :]).sum(dim=-1)
-        decay = self.products[begin, end]
         kicks = torch.bmm(weights * self.process.sigma[which][:, None, :], noise.flatten(2))
-        flat = decay[..., None] * x.flatten(1)[:, None] + drift[..., None] * x0.flatten(1)[:, None] + kicks
-        return flat.view(len(x), window + 1, *x.shape[1:])
+        flat = (
+            self._decay(k, noise.shape[1])[..., None] * x.flatten(1)[:, None]
+            + drift[..., None] * x0.flatten(1)[:, None]
+        )
+        return (flat + kicks).view(len(x), -1, *x.shape[1:])
+
+    def draft_along(
+        self,
+        k: Int[Tensor, " n"],
+        x: Float[Tensor, "n ..."],
+        x0: Float[Tensor, "n w ..."],
+        noise: Float[Tensor, "n w ..."],
+    ) -> Float[Tensor, "n w1 ..."]:
+        """As :meth:`draft`, with an x̂0 of its own for each step, shape ``(n, w, *event)``."""
+        weights, which = self._weights(k, noise.shape[1])
+        b, sigma = self.process.b[which][..., None], self.process.sigma[which][..., None]
+        kicks = torch.bmm(weights, b * x0.flatten(2) + sigma * noise.flatten(2))
+        flat = self._decay(k, noise.shape[1])[..., None] * x.flatten(1)[:, None] + kicks
+        return flat.view(len(x), -1, *x.shape[1:])
+
+    def mean(
+        self,
+        begin: Int[Tensor, " n"],
+        end: Int[Tensor, " n"],
+        x: Float[Tensor, "n ..."],
+        x0: Float[Tensor, "n ..."],
+    ) -> Float[Tensor, "n ..."]:
+        """Mean of x_end given x_begin = ``x``, under constant ``x0``."""
+        shape = (-1, *[1] * (x.ndim - 1))
+        return self.products[begin, end].view(shape) * x + self.drifts[begin, end].view(shape) * x0
+
+    def _weights(self, k: Tensor, window: int) -> tuple[Tensor, Tensor]:
+        """P(k+i+1, k+j) for i < j, shape ``(n, w + 1, w)``, and the position k + i of each step, ``(n, w)``."""
+        last, step = self.process.num_steps, torch.arange(window, device=k.device)
+        end = self._end(k, window)
+        after = (k[:, None] + step + 1).clamp(max=last)
+        weights = self.products[after[:, None, :], end[:, :, None]]
+        weights = weights * (step[None, None, :] < torch.arange(window + 1, device=k.device)[None, :, None])
+        return weights, (k[:, None] + step).clamp(max=last - 1)
+
+    def _decay(self, k: Tensor, window: int) -> Tensor:
+        return self.products[k[:, None].expand(-1, window + 1), self._end(k, window)]
+
+    def _end(self, k: Tensor, window: int) -> Tensor:
+        return (k[:, None] + torch.arange(window + 1, device=k.device)).clamp(max=self.process.num_steps)
 
 
 def reach(process: ReverseProcess) -> Int[Tensor, " k"]:

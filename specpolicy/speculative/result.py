@@ -14,12 +14,14 @@ class SampleResult:
 
     Attributes:
         sample: shape ``(B, *event)``, dtype of the noise that was handed in.
-        passes: network passes that each chain had to wait for, in sequence, shape ``(B,)``.
+        passes: network passes that each chain had to wait for in this call, in sequence, shape ``(B,)``. With a
+            pre-draft these are the passes after the true condition was known; what the pre-draft took is not in them.
         evaluations: rows that the network computed for each chain, shape ``(B,)``.
         start: position in the chain (0 … K − 1) at which each round began, −1 once a chain was finished,
             shape ``(rounds, B)``; None for samplers without rounds.
         proposed: drafted steps that were verified in each round, −1 as above.
         accepted: how many of them were accepted, −1 as above; the round advances by ``accepted + 1`` steps.
+        replayed: with a pre-draft: how many of its steps each chain kept, shape ``(B,)``; None without.
         trajectory: with ``record``: every state from noise to sample, shape ``(K + 1, B, *event)``.
         x0: with ``record``: the target's x̂0 at the first K of these states, shape ``(K, B, *event)``.
     """
@@ -30,6 +32,7 @@ class SampleResult:
     start: Int[Tensor, "rounds b"] | None = None
     proposed: Int[Tensor, "rounds b"] | None = None
     accepted: Int[Tensor, "rounds b"] | None = None
+    replayed: Int[Tensor, " b"] | None = None
     trajectory: Float[Tensor, "k1 b ..."] | None = None
     x0: Float[Tensor, "k b ..."] | None = None
 

@@ -7,21 +7,33 @@ from torch import Tensor
 
 from .chains import Chains
 from .denoiser import gather_rows
-from .drafters import Drafter, DraftStart
+from .drafters import Draft, Drafter, DraftStart
+from .opening import Opening
+from .predraft import PreDraft
 from .process import per_row
 from .randomness import RandomSource
 from .verifiers import Comparison, Rejection, Verifier
 
 
-def run_round(chains: Chains, drafter: Drafter, verifier: Verifier, lengths: Tensor, random: RandomSource) -> None:
-    """Advance every unfinished chain by the accepted steps and one more.
+def run_round(
+    chains: Chains,
+    drafter: Drafter,
+    verifier: Verifier,
+    lengths: Tensor,
+    random: RandomSource,
+    opening: Opening | None = None,
+) -> None:
+    """Draft, verify, and advance every unfinished chain by the accepted steps and one more.
 
     Args:
         chains: changed in place.
         lengths: steps to draft from each position, shape ``(K,)``.
+        opening: what takes the place of x̂0 where the target's is not known yet; None: a pass is spent on it.
     """
-    process, active = chains.process, chains.active()
+    active = chains.active()
     stale = chains.anchor_k[active] < (chains.k[active] if drafter.refreshes else 0)
+    if opening is not None:
+        stale &= chains.anchor_k[active] >= 0
     if stale.any():
         chains.anchor(active[stale])
 
@@ -30,15 +42,58 @@ def run_round(chains: Chains, drafter: Drafter, verifier: Verifier, lengths: Ten
     noise = random.window_noise(drawn, event, order)
     uniform = random.window_uniform(drawn, order)
     fresh_noise = random.noise(event, order)
-    anchor = (chains.anchor_k[active], chains.anchor_x[active], chains.anchor_x0[active])
-    draft = drafter.draft(DraftStart(chains.chain, k, x, *anchor, noise, gather_rows(chains.cond, active)))
+    cond = gather_rows(chains.cond, active)
+    anchor_k, anchor_x, anchor_x0 = chains.anchor_k[active], chains.anchor_x[active], chains.anchor_x0[active]
+    new = anchor_k < 0
+    if opening is not None and new.any():
+        guess = opening.x0(x[new], gather_rows(cond, new.nonzero().squeeze(1))).to(x.dtype)
+        anchor_k, anchor_x = torch.where(new, k, anchor_k), anchor_x.index_put((new,), x[new])
+        anchor_x0 = anchor_x0.index_put((new,), guess)
+    draft = drafter.draft(DraftStart(chains.chain, k, x, anchor_k, anchor_x, anchor_x0, noise, cond))
+    _verify(chains, active, draft, noise, length, verifier, uniform, fresh_noise)
 
+
+def replay_round(chains: Chains, predraft: PreDraft, steps: int, verifier: Verifier, random: RandomSource) -> None:
+    """Verify the first ``steps`` steps of a pre-drafted chain in one pass, as if they had just been drafted.
+
+    The chains must be at its start. Its noises are fresh: independent of the condition and of all else.
+    """
+    active = chains.active()
+    drawn, order = [steps] * len(active), active.tolist()
+    uniform = random.window_uniform(drawn, order)
+    fresh_noise = random.noise(chains.x.shape[1:], order)
+    draft = Draft(predraft.states[: steps + 1].transpose(0, 1), predraft.x0[:steps].transpose(0, 1))
+    noise, length = predraft.noise[:steps].transpose(0, 1), torch.full_like(active, steps)
+    _verify(chains, active, draft, noise, length, verifier, uniform, fresh_noise)
+    chains.replayed = True
+
+
+def _verify(
+    chains: Chains,
+    active: Tensor,
+    draft: Draft,
+    noise: Tensor,
+    length: Tensor,
+    verifier: Verifier,
+    uniform: Tensor,
+    fresh_noise: Tensor,
+) -> None:
+    """Evaluate a draft in one batched pass, keep what the verifier allows, and make one more step.
+
+    Args:
+        chains: changed in place. active: those drafted for, shape ``(n,)``.
+        draft: from the present state of each on. noise: what it was drafted with, shape ``(n, w, *event)``.
+        length: drafted steps that count, shape ``(n,)``.
+        uniform: numbers in [0, 1), shape ``(n, w + 1)``. fresh_noise: for the one more step, shape ``(n, *event)``.
+    """
+    process, k, x = chains.process, chains.k[active], chains.x[active]
+    event = x.shape[1:]
     # The pass: every drafted state and the start, unless the start's x̂0 is known already.
     column = torch.arange(noise.shape[1] + 1, device=k.device)
-    known = (anchor[0] == k)[:, None] & (column == 0)
+    known = (chains.anchor_k[active] == k)[:, None] & (column == 0)
     ask = (column <= length[:, None]) & ~known
     where = (k[:, None] + column).clamp(max=process.num_steps - 1)
-    target = anchor[2][:, None].repeat(1, len(column), *[1] * len(event))
+    target = chains.anchor_x0[active][:, None].repeat(1, len(column), *[1] * len(event))
     if ask.any():
         owner = active[:, None].expand_as(ask)[ask]
         target[ask] = chains.target_x0(owner, where[ask], draft.states[ask])

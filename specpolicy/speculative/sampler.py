@@ -11,10 +11,12 @@ from .chains import Chains
 from .denoiser import Cond, Denoiser, check_cond
 from .drafters import Drafter, FreeDrafter, FrozenDrafter
 from .linear_chain import LinearChain, reach
+from .opening import Opening
+from .predraft import PreDraft
 from .process import ReverseProcess, per_row
 from .randomness import RandomSource
 from .result import SampleResult
-from .round import run_round
+from .round import replay_round, run_round
 from .verifiers import BlockVerifier, ReflectionVerifier, Verifier
 from .window import Window, window_lengths
 
@@ -54,9 +56,12 @@ class SpeculativeSampler(_ChainSampler):
         process: the chain to sample.
         drafter: proposes steps. verifier: keeps a prefix of them and repairs the first miss; any pair goes together.
         window: steps to draft a round, one number or one for each position of the chain.
+        opening: guesses x̂0 for the first round's drafts, which saves the pass at pure noise; None spends it.
+        replay: steps of a pre-drafted chain to verify in the first pass; None for all that have noise. Fewer are
+            worth while where rows cost time and pre-drafts are poor.
 
     Raises:
-        ValueError: the window is below 1, or no step of the process has noise.
+        ValueError: the window or ``replay`` is below 1, or no step of the process has noise.
 
     The joint law of all states is that of :class:`SequentialSampler` for every drafter and window, if ``exact``.
     """
@@ -67,18 +72,26 @@ class SpeculativeSampler(_ChainSampler):
         drafter: Drafter | None = None,
         verifier: Verifier | None = None,
         window: Window = 24,
+        opening: Opening | None = None,
+        replay: int | None = None,
     ) -> None:
         super().__init__(process)
         if not bool((process.sigma > 0).any()):
             raise ValueError("no step of this process has noise (sigma = 0 throughout): there is nothing to verify")
         self.drafter = drafter if drafter is not None else FreeDrafter()
         self.verifier = verifier if verifier is not None else BlockVerifier()
-        self.window = window
+        self.window, self.opening, self.replay = window, opening, replay
         self.exact = self.verifier.exact
-        self._lengths = window_lengths(window, reach(process))
+        within = reach(process)
+        self._lengths = window_lengths(window, within)
+        if replay is not None and replay < 1:
+            raise ValueError(f"replay={replay}; verify at least 1 step of a pre-draft, or None for all")
+        self._replayed = min(int(within[0]), replay or process.num_steps)
 
     def __repr__(self) -> str:
         parts = f"{type(self.drafter).__name__}, {type(self.verifier).__name__}, window={self.window}"
+        if self.opening is not None:
+            parts += f", {type(self.opening).__name__}"
         return f"SpeculativeSampler(K={self.process.num_steps}, {parts})"
 
     @torch.no_grad()
@@ -89,25 +102,44 @@ class SpeculativeSampler(_ChainSampler):
         cond: Cond = None,
         generator: Generators = None,
         record: bool = False,
+        predraft: PreDraft | None = None,
     ) -> SampleResult:
         """Sample one chain for each row of ``noise``.
 
         Args:
             denoiser: see :class:`Denoiser`; called with the noise's dtype.
-            noise: x_0 of each chain, shape ``(B, *event)``.
+            noise: x_0 of each chain, shape ``(B, *event)``. With a pre-draft it must be ``predraft.start``.
             cond: nested dict or tuple of tensors with leading dimension B; the rows that a pass needs are gathered.
             generator: one, or one for each chain; with a list, a chain does not depend on its neighbours.
             record: keep all states and x̂0 (memory for K + 1 events a chain).
+            predraft: chains drafted under other conditions, of this process and with other random numbers than this
+                call's. The first pass verifies them under ``cond``, the rest is drafted as usual. The sample is
+                exact at ``cond``, whatever the pre-draft's conditions were.
 
         Raises:
             DenoiserError: the denoiser returned NaN, infinity or another shape.
-            ValueError: shapes or the number of generators do not fit.
+            ValueError: shapes, steps or the number of generators do not fit.
         """
         chains, random = self._start(denoiser, noise, cond, generator, record)
         lengths = self._lengths.to(noise.device)
+        if predraft is not None:
+            predraft.check(noise, self.process)
+            if self._replayed:
+                replay_round(chains, predraft, self._replayed, self.verifier, random)
         while len(chains.active()):
-            run_round(chains, self.drafter, self.verifier, lengths, random)
+            run_round(chains, self.drafter, self.verifier, lengths, random, self.opening)
         return chains.result()
+
+    def predraft(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None) -> PreDraft:
+        """Sample whole chains ahead of time, under a condition that is only a guess; arguments as in a call.
+
+        Hand the outcome to a later call, with ``predraft.start`` as noise and the true condition. That call must draw
+        from other random numbers: go on with the same generators, or take new ones, but do not set them back.
+
+        Raises:
+            DenoiserError, ValueError: as a call does.
+        """
+        return PreDraft.of(self.process, self(denoiser, noise, cond, generator, record=True))
 
 
 class SequentialSampler(_ChainSampler):

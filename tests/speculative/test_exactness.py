@@ -173,7 +173,7 @@ class StaleNoise(RandomSource):
 
 
 def test_stale_noise_after_a_block_rejection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stale_round(chains, drafter, verifier, lengths, random):  # type: ignore[no-untyped-def]
+    def stale_round(chains, drafter, verifier, lengths, random, opening):  # type: ignore[no-untyped-def]
         run_round(chains, drafter, verifier, lengths, random)
         used = chains.account.accepted[-1]
         random.left = {chain: noise[int(used[chain]) + 1 :] for chain, noise in random.drawn.items()}

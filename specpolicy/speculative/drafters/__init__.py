@@ -5,3 +5,4 @@ from .base import Drafter as Drafter
 from .base import DraftStart as DraftStart
 from .held import FreeDrafter as FreeDrafter
 from .held import FrozenDrafter as FrozenDrafter
+from .linear import LinearDrafter as LinearDrafter
