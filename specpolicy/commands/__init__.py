@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from .control import control
 from .convert import convert
 from .demonstrate import demonstrate
 from .evaluate import evaluate
 from .fidelity import fidelity
 from .report import report
 from .rollout import rollout
+from .serve import serve
 from .train import train
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (convert, demonstrate, evaluate, fidelity, report, rollout, train)
+    command.__name__: command
+    for command in (control, convert, demonstrate, evaluate, fidelity, report, rollout, serve, train)
 }

@@ -1,0 +1,112 @@
+"""``specpolicy control``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from specpolicy.composition import ConfigError, choices, compose, parse_seeds, plain, split_list_override
+
+if TYPE_CHECKING:
+    from specpolicy.control.experiment import Cell
+    from specpolicy.control.experiment.solo import MakeViews
+
+
+def control(overrides: Sequence[str]) -> None:
+    """run a policy in a real-time loop: executors, clocks, guards; lists are crossed into an experiment"""
+    from specpolicy.control.experiment import ControlExperiment, run_control
+    from specpolicy.evaluation.comparison import TrainedPolicy
+    from specpolicy.evaluation.player import MakeEnv
+    from specpolicy.evaluation.seeding import EVALUATION_SEEDS
+    from specpolicy.policies.seen import read_seen_seeds
+
+    samplers, others = split_list_override(overrides, "sampler")
+    executors, others = split_list_override(others, "executor")
+    latencies, others = split_list_override(others, "latency")
+    samplers, executors = samplers or ["free_block"], executors or ["receding_horizon"]
+    by_sampler = {name: _composed(others, name, executors[0]) for name in samplers}
+    by_executor = {name: _composed(others, samplers[0], name) for name in executors}
+    cfg = next(iter(by_executor.values()))
+    recipes = {name: each.sampler for name, each in by_sampler.items()}
+    real_time = cfg.clock._target_.endswith("RealTimeClock")
+    if real_time and latencies is not None:
+        raise ConfigError(f"latency={latencies}: in real time it is what it is; take clock=charged to choose one")
+    if "actions" not in cfg:
+        raise ConfigError(
+            f"nothing says what the actions of task {cfg.task.name!r} mean: add configs/actions/{cfg.task.name}.yaml "
+            f"as for {', '.join(choices('actions'))}"
+        )
+    seeds = parse_seeds(plain(cfg.seeds), EVALUATION_SEEDS)
+    if seen := read_seen_seeds(Path(cfg.checkpoint)) & set(seeds):
+        warnings.warn(f"{len(seen)} of {len(seeds)} seeds are initial states of the policy's training", stacklevel=1)
+    contestants = TrainedPolicy(
+        str(cfg.checkpoint), cfg.task.name, {name: instantiate(recipe) for name, recipe in recipes.items()}, cfg.device
+    ).pinned()
+    experiment = ControlExperiment(
+        task=cfg.task.name,
+        contestants=contestants,
+        make_env=MakeEnv(cfg.task.env, {"render_mode": "rgb_array"} if cfg.camera else {}),
+        cells=_cells(cfg, by_executor, list(recipes), latencies or [str(plain(cfg.latency))], real_time),
+        seeds=seeds,
+        meaning=instantiate(cfg.actions),
+        checkpoint=str(cfg.checkpoint),
+        recipes={name: plain(recipe) for name, recipe in recipes.items()},
+        repeats=cfg.repeats,
+        rate_hz=cfg.rate_hz,
+        guards=instantiate(cfg.guards),
+        max_ticks=cfg.max_ticks,
+        make_clock=instantiate(cfg.clock) if real_time else None,
+        make_views=_views(cfg.view),
+        num_envs=cfg.num_envs,
+        threads=cfg.threads or None,
+        block_size=cfg.block_size,
+        retry_crashed=cfg.retry_crashed,
+        timeline=cfg.timeline,
+    )
+    run_control(experiment, Path(cfg.out))
+
+
+def _composed(overrides: Sequence[str], sampler: str, executor: str) -> DictConfig:
+    return compose("control", [*overrides, f"sampler={sampler}", f"executor={executor}"])
+
+
+def _cells(
+    cfg: DictConfig, by_executor: Mapping[str, DictConfig], samplers: Sequence[str], latencies: Sequence[str],
+    real_time: bool,
+) -> list[Cell]:  # fmt: skip
+    from specpolicy.control.experiment import Charge, cross, parse_charge
+    from specpolicy.control.latency import Measured
+
+    executors = {name: (instantiate(each.executor), plain(each.executor)) for name, each in by_executor.items()}
+    own = Charge("real time", Measured(), {"law": "real time"})
+    charges = {
+        sampler: [own] if real_time else [parse_charge(text, sampler, cfg.recording) for text in latencies]
+        for sampler in samplers
+    }
+    return cross(executors, charges)
+
+
+def _views(view: str | None) -> MakeViews | None:
+    """Who watches; what they need is looked for here, before anything is run."""
+    from specpolicy._extras import require
+    from specpolicy.control.views import RerunView, TerminalView
+
+    if view is None:
+        return None
+    if view == "terminal":
+        return lambda cell: [TerminalView(cell.name)]
+    if view != "rerun" and not view.endswith(".rrd"):
+        raise ConfigError(f"view={view!r}; write terminal, rerun, or a path that ends in .rrd")
+    require("rerun", "rerun")
+    folder = None if view == "rerun" else Path(view)
+
+    def views(cell: Cell) -> list[Any]:
+        save = None if folder is None else folder.with_name(f"{folder.stem}-{cell.slug}.rrd")
+        return [RerunView(cell.name, save), TerminalView(cell.name)]
+
+    return views

@@ -1,0 +1,53 @@
+"""``specpolicy serve``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+from specpolicy.composition import ConfigError, compose, plain
+
+
+def serve(overrides: Sequence[str]) -> None:
+    """answer robots over a websocket with a policy's actions: specpolicy serve checkpoint=checkpoints/square"""
+    from specpolicy.serving.access import TOKEN_VARIABLE, find_token, listening_addresses, local
+    from specpolicy.serving.settings import ServerSettings
+
+    if any(override.lstrip("+").startswith("token=") for override in overrides):
+        raise ConfigError(
+            "a token on the command line can be read by every user of this machine; put it into the environment "
+            f"variable {TOKEN_VARIABLE} or into a file and token_file=<file>"
+        )
+    cfg: dict[str, Any] = plain(compose("serve", overrides))
+    checkpoint, device, threads, recipe, token_file = (
+        cfg.pop(name) for name in ("checkpoint", "device", "threads", "sampler", "token_file")
+    )
+    settings = ServerSettings(**cfg)
+    token = find_token(token_file)
+    addresses = listening_addresses(settings.host, token)  # before the policy is loaded, which takes longer
+    if settings.tls_cert is None and not local(addresses):
+        logging.getLogger(__name__).warning("without tls_cert and tls_key the token travels in clear")
+
+    import torch
+
+    from specpolicy.policies import load_policy
+    from specpolicy.serving.engine import PolicyEngine
+    from specpolicy.serving.run import run_until_stopped
+    from specpolicy.serving.server import PolicyServer
+
+    if threads:
+        torch.set_num_threads(threads)
+    policy = load_policy(Path(checkpoint), device)
+    engine = PolicyEngine(policy, instantiate(recipe)(policy.scheduler))
+    server = PolicyServer(engine, settings, token)
+    engine.warm_up([1, 1, settings.max_batch])
+
+    def started(url: str) -> None:
+        law = "exact" if engine.describe()["exact"] else "approximate"
+        print(f"serving {checkpoint} ({policy.config.task}, {law}) at {url}; Ctrl-C stops it", flush=True)
+
+    run_until_stopped(server, started)

@@ -1,0 +1,207 @@
+"""Executors: how a robot lives with a policy that takes its time.
+
+An executor answers four questions, which have nothing to do with one another:
+
+* *when* to infer: ``play`` actions of a chunk are played, the next chunk is asked for ``lead`` ticks before they end;
+* *from which observation*: the present one; or, ahead of it, from a predicted one (:class:`Ahead`);
+* *what plays meanwhile*: nothing, for the world waits; a hold; or the rest of the present chunk (:class:`Meanwhile`);
+* *how chunks are merged*: aligned in time or begun on arrival, and blended where they overlap.
+
+The answers are :class:`Rules`, all that the loop knows of an executor; the classes name useful sets of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from .plan import Blend, Newest, Plan
+from .predictors import LastObservation, Predictor
+
+
+class Meanwhile(StrEnum):
+    """What happens between the end of what was to be played and the next chunk."""
+
+    WORLD_WAITS = "world waits"
+    HOLD = "hold"
+    REST = "rest"
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """When and under what to pre-draft.
+
+    Attributes:
+        ticks: how long before the next observation is due the draft is begun, at least 1. Long enough for the draft
+            to be finished by then, or the chunk has to wait for it; no longer, for older guesses are worse. None: as
+            long as the longest of the episode's last eight drafts and whole inferences took.
+        predictor: guesses the observation.
+    """
+
+    ticks: int | None = None
+    predictor: Predictor = field(default_factory=LastObservation)
+
+    def __post_init__(self) -> None:
+        if self.ticks is not None and self.ticks < 1:
+            raise ValueError(f"pre-drafting {self.ticks} ticks ahead; it takes at least 1")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """An executor's four answers.
+
+    Attributes:
+        play: actions of a chunk that are played, at least 1.
+        lead: ticks before their end at which the next chunk is asked for, 0 to ``play``.
+        meanwhile: what plays while there is nothing planned.
+        aligned: actions keep the ticks that the policy meant them for, and those that have passed are dropped; else a
+            chunk begins with its first action whenever it arrives.
+        blend: what is done where chunks overlap.
+        ahead: pre-drafting; None without.
+
+    Raises:
+        ValueError: out of range, or chunks that are blended but not aligned.
+    """
+
+    play: int
+    lead: int = 0
+    meanwhile: Meanwhile = Meanwhile.REST
+    aligned: bool = True
+    blend: Blend = field(default_factory=Newest)
+    ahead: Ahead | None = None
+
+    def __post_init__(self) -> None:
+        if self.play < 1:
+            raise ValueError(f"play={self.play}; at least 1 action of a chunk must be played")
+        if not 0 <= self.lead <= self.play:
+            raise ValueError(f"lead={self.lead}; expected 0 to play={self.play} ticks")
+        if not self.aligned and not isinstance(self.blend, Newest):
+            raise ValueError(
+                "chunks that begin on arrival cannot be blended: their actions for one tick were meant for different "
+                "times; choose meanwhile='rest', or no ensembling"
+            )
+
+    @property
+    def world_waits(self) -> bool:
+        """Whether the world stands still while the policy computes."""
+        return self.meanwhile is Meanwhile.WORLD_WAITS
+
+    def plan(self) -> Plan:
+        """An empty plan that follows these rules."""
+        return Plan(self.play, self.meanwhile is Meanwhile.REST, self.aligned, self.blend)
+
+
+class Executor(Protocol):
+    """Anything that has rules."""
+
+    @property
+    def rules(self) -> Rules:
+        """See :class:`Rules`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lockstep:
+    """The world waits while the policy computes, as in ordinary simulated evaluations. No robot can have this.
+
+    Attributes:
+        play: actions of each chunk that are played.
+        blend: see :class:`Rules`.
+    """
+
+    play: int = 8
+    blend: Blend = field(default_factory=Newest)
+
+    @property
+    def rules(self) -> Rules:
+        """See :class:`Rules`."""
+        return Rules(self.play, meanwhile=Meanwhile.WORLD_WAITS, blend=self.blend)
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """Plays, then computes, then plays.
+
+    Attributes:
+        play: actions of each chunk that are played.
+        meanwhile: ``"hold"``: the robot stands still while it computes, then plays the chunk from its first action,
+            for which it still is in the right place. ``"rest"``: it plays on, as :class:`RecedingHorizon`.
+        blend: see :class:`Rules`.
+    """
+
+    play: int = 8
+    meanwhile: Literal["hold", "rest"] = "hold"
+    blend: Blend = field(default_factory=Newest)
+
+    def __post_init__(self) -> None:
+        if self.meanwhile not in ("hold", "rest"):
+            raise ValueError(f"meanwhile={self.meanwhile!r}; a blocking executor knows 'hold' and 'rest'")
+
+    @property
+    def rules(self) -> Rules:
+        """See :class:`Rules`."""
+        meanwhile = Meanwhile(self.meanwhile)
+        return Rules(self.play, meanwhile=meanwhile, aligned=meanwhile is Meanwhile.REST, blend=self.blend)
+
+
+@dataclass(frozen=True)
+class RecedingHorizon:
+    """Plays ``play`` actions, asks for the next chunk, and plays the rest of the present one until it comes.
+
+    The real-time loop of Chi et al. (*Diffusion Policy*, 2023, section IV-D): actions carry the times that they are
+    for, and those whose time has passed are dropped.
+
+    Attributes:
+        play: actions of each chunk that are played before the next one is asked for, e.g. 8 of 16.
+        blend: see :class:`Rules`.
+    """
+
+    play: int = 8
+    blend: Blend = field(default_factory=Newest)
+
+    @property
+    def rules(self) -> Rules:
+        """See :class:`Rules`."""
+        return Rules(self.play, blend=self.blend)
+
+
+@dataclass(frozen=True)
+class Asynchronous:
+    """Computes the next chunk while the present one plays; it takes over as soon as it comes, aligned in time.
+
+    Attributes:
+        play: actions of each chunk that are played if the next one is late.
+        lead: ticks before their end at which the next chunk is asked for; ``lead=play`` computes without pause.
+        blend: see :class:`Rules`.
+    """
+
+    play: int = 8
+    lead: int = 4
+    blend: Blend = field(default_factory=Newest)
+
+    @property
+    def rules(self) -> Rules:
+        """See :class:`Rules`."""
+        return Rules(self.play, self.lead, blend=self.blend)
+
+
+@dataclass(frozen=True)
+class PreDrafting:
+    """Any executor that spends its idle time on a draft of the next chunk, under a predicted observation.
+
+    When the observation comes, the draft is verified under it and mended. The chunk has the policy's law at the true
+    observation, whatever was predicted. If the draft takes longer than expected, the observation is kept for it.
+
+    Attributes:
+        executor: whose rules hold otherwise.
+        ahead: when the draft is begun, and under what.
+    """
+
+    executor: Executor = field(default_factory=RecedingHorizon)
+    ahead: Ahead = field(default_factory=Ahead)
+
+    @property
+    def rules(self) -> Rules:
+        """See :class:`Rules`."""
+        return replace(self.executor.rules, ahead=self.ahead)

@@ -1,0 +1,132 @@
+"""What a controller's episodes say about it: delays, gaps, jumps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .account import EpisodeAccount, Job
+from .guards import Fault
+from .questions import Kind
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Of ``n`` values: median, 95th and 99th percentile, and the largest."""
+
+    p50: float
+    p95: float
+    p99: float
+    max: float
+    n: int
+
+
+@dataclass(frozen=True)
+class ControlMetrics:
+    """Of all episodes of a controller together; None where there is nothing to measure.
+
+    Attributes:
+        episodes, ticks, chunks: counts; a chunk counts once it is played.
+        reaction_ms: from an observation to the first action that was computed from it, chunk by chunk.
+        age_ms: from the observation to the sending of an action, action by action.
+        inference_ms: duration of whole inferences on the loop's clock; finish_ms: of those that finish a draft.
+        jitter_ms: how long after its due time an action was sent.
+        held: share of ticks without a policy's action: the robot waited, held or braked.
+        stale: share of the policy's actions that were older than any is in lockstep without latency, (play − 1) ticks.
+        missed: share of the clock's ticks without an action, late or skipped, for which the executor had planned one.
+        border_jump, inner_jump: mean L2 distance of consecutive actions of the policy in the environment's units, where
+            the chunk changes and where it does not.
+        passes: mean sequential passes of whole inferences; finish_passes: of those that finish a draft.
+        acceptance: mean share of accepted drafted steps.
+        faults: how often each fault occurred.
+        stopped: episodes that a guard ended.
+    """
+
+    episodes: int
+    ticks: int
+    chunks: int
+    reaction_ms: Quantiles | None
+    age_ms: Quantiles | None
+    inference_ms: Quantiles | None
+    finish_ms: Quantiles | None
+    jitter_ms: Quantiles | None
+    held: float | None
+    stale: float | None
+    missed: float | None
+    border_jump: float | None
+    inner_jump: float | None
+    passes: float | None
+    finish_passes: float | None
+    acceptance: float | None
+    faults: dict[str, int]
+    stopped: int
+
+
+def measure(accounts: Iterable[EpisodeAccount]) -> ControlMetrics:
+    """The metrics of a controller's episodes; they may come one by one, from a disk."""
+    reaction, ages, jitter, border, inner = [list[float]() for _ in range(5)]
+    jobs: list[Job] = []
+    faults: Counter[str] = Counter()
+    episodes = ticks = skipped = held = stale = missed = stopped = 0
+    for account in accounts:
+        episodes += 1
+        ticks += len(account.ticks)
+        stopped += account.stopped is not None
+        faults.update(account.faults)
+        jobs += account.jobs
+        skipped += account.skipped
+        missed += account.skipped + sum(row.fault in (Fault.MISSED, Fault.LATE) for row in account.ticks)
+        fresh_s = (account.play - 1) / account.rate_hz + 1e-9
+        seen: set[int] = set()
+        for before, row in zip([None, *account.ticks], account.ticks, strict=False):
+            jitter.append(1e3 * (row.sent_s - row.due_s))
+            if row.job is None or row.age_s is None:
+                held += 1
+                continue
+            ages.append(1e3 * row.age_s)
+            stale += row.age_s > fresh_s
+            if row.job not in seen:
+                seen.add(row.job)
+                reaction.append(1e3 * row.age_s)
+            if before is not None and before.job is not None:
+                jump = float(np.linalg.norm(np.subtract(row.action, before.action)))
+                (inner if row.job == before.job else border).append(jump)
+    by_kind = {kind: [job for job in jobs if job.kind is kind] for kind in Kind}
+    return ControlMetrics(
+        episodes=episodes,
+        ticks=ticks,
+        chunks=len(reaction),
+        reaction_ms=_quantiles(reaction),
+        age_ms=_quantiles(ages),
+        inference_ms=_quantiles(_durations_ms(by_kind[Kind.WHOLE])),
+        finish_ms=_quantiles(_durations_ms(by_kind[Kind.FINISH])),
+        jitter_ms=_quantiles(jitter),
+        held=held / ticks if ticks else None,
+        stale=stale / len(ages) if ages else None,
+        missed=missed / (ticks + skipped) if ticks else None,
+        border_jump=_mean(border),
+        inner_jump=_mean(inner),
+        passes=_mean([job.passes for job in by_kind[Kind.WHOLE] if job.passes is not None]),
+        finish_passes=_mean([job.passes for job in by_kind[Kind.FINISH] if job.passes is not None]),
+        acceptance=_mean([job.acceptance for job in jobs if job.acceptance is not None]),
+        faults=dict(faults),
+        stopped=stopped,
+    )
+
+
+def _durations_ms(jobs: Sequence[Job]) -> list[float]:
+    return [1e3 * (job.ended_s - job.begun_s) for job in jobs if job.ended_s is not None]
+
+
+def _quantiles(values: Sequence[float]) -> Quantiles | None:
+    if not values:
+        return None
+    p50, p95, p99 = (float(each) for each in np.quantile(values, (0.5, 0.95, 0.99)))
+    return Quantiles(p50, p95, p99, float(max(values)), len(values))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None

@@ -1,0 +1,5 @@
+"""Views: whoever watches a control loop."""
+
+from .rerun import RerunView as RerunView
+from .terminal import TerminalView as TerminalView
+from .view import View as View

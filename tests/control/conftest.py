@@ -1,0 +1,8 @@
+"""Makes ``control_fakes`` importable here and in spawned workers, whichever import mode pytest uses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,110 @@
+"""``specpolicy control``: mistakes in one line, and a real policy in a real environment."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import gymnasium
+import pytest
+from hydra.utils import instantiate
+
+from specpolicy.cli import EXIT_USER_ERROR, main
+from specpolicy.composition import choices, compose
+from specpolicy.control import ActionMeaning, Executor, Guards, PreDrafting
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = f"checkpoint={ROOT}/checkpoints/pusht"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["executor=levitating"], "unknown executor 'levitating'; known: asynchronous, blocking"),
+        (["executor=[lockstep,lockstep]"], "twice"),
+        (["clock=sundial"], "unknown clock 'sundial'; known: charged, real_time"),
+        (["guards=none"], "unknown guards 'none'; known: standard, strict"),
+        (["guards.failure=pray"], "possible responses are brake, hold, last_safe, stop"),
+        (["executor=asynchronous", "executor.lead=20"], "expected 0 to play=8"),
+        (["latency=soon"], "latency='soon'; write milliseconds"),
+        (["latency=recorded", "recording=nowhere.json"], "there is no latency recording at nowhere.json"),
+        (["clock=real_time", "latency=100"], "in real time it is what it is"),
+        (["executor=predrafting", "sampler=ddim5"], "'predrafting' pre-drafts, and 'ddim5' cannot"),
+        (["view=telescope"], "write terminal, rerun, or a path that ends in .rrd"),
+        (["seeds=3:3"], "at least one seed"),
+        (["actions=transport"], "the policy's actions have 2 entries"),
+        (["checkpoint=/nowhere"], "no checkpoint at /nowhere"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    common = ["task=pusht", CHECKPOINT, f"out={tmp_path / 'out'}", "seeds=1", "latency=0", "num_envs=1"]
+    asked = [each.partition("=")[0] for each in arguments]
+    kept = [each for each in common if each.partition("=")[0] not in (*asked, "latency" if "clock" in asked else "")]
+    status = main(["control", *kept, *arguments])
+    error = capsys.readouterr().err
+    assert status == EXIT_USER_ERROR and error.startswith("error: ") and says in error and "Traceback" not in error
+
+
+def test_a_missing_viewer_is_named_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    assert main(["control", "task=pusht", CHECKPOINT, "view=x.rrd", f"out={tmp_path / 'x'}"]) == EXIT_USER_ERROR
+    assert "pip install 'specpolicy[rerun]'" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_every_choice_can_be_made() -> None:
+    for name in choices("executor"):
+        executor: Executor = instantiate(compose("control", [f"executor={name}"]).executor)
+        assert executor.rules.play == 8 and executor.rules.world_waits == (name == "lockstep")
+        assert isinstance(executor, PreDrafting) == (executor.rules.ahead is not None)
+    for name in choices("guards"):
+        assert isinstance(instantiate(compose("control", [f"guards={name}"]).guards), Guards)
+    for name in choices("clock"):
+        assert callable(instantiate(compose("control", [f"clock={name}"]).clock))
+
+
+@pytest.mark.parametrize("task", choices("actions"))
+def test_the_meaning_of_each_tasks_actions_has_their_dimension(task: str) -> None:
+    cfg = compose("control", [f"task={task}"])
+    meaning: ActionMeaning = instantiate(cfg.actions)
+    assert meaning.dim == cfg.task.action_dim
+    assert meaning.initial_from is None or cfg.task.observations[meaning.initial_from] == len(meaning.kept)
+
+
+def test_a_task_whose_actions_nobody_describes(capsys: pytest.CaptureFixture[str]) -> None:
+    undescribed = sorted(set(choices("task")) - set(choices("actions")))
+    for task in undescribed:
+        assert main(["control", f"task={task}"]) == EXIT_USER_ERROR
+        assert f"add configs/actions/{task}.yaml" in capsys.readouterr().err
+    cfg = compose("control", ["~actions"])
+    assert "actions" not in cfg
+
+
+@pytest.mark.skipif(find_spec("gym_pusht") is None, reason="needs PushT: pip install 'specpolicy[pusht]'")
+def test_a_real_policy_in_a_real_loop(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [
+        "control", "task=pusht", CHECKPOINT, "executor=[lockstep,predrafting]", "executor.ahead.ticks=2",
+    ]  # fmt: skip
+    assert main(arguments) == EXIT_USER_ERROR  # lockstep has no such setting
+    assert "ahead" in capsys.readouterr().err
+    gymnasium.make("specpolicy_envs:specpolicy/PushT-v0").close()
+    arguments = [
+        "control", "task=pusht", CHECKPOINT, "executor=[receding_horizon,predrafting]", "sampler=free_block20",
+        "latency=200", "seeds=7:8", "num_envs=1", f"out={out}", "timeline=false", "max_ticks=50",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert "receding_horizon" in capsys.readouterr().out
+    whole, drafted = json.loads((out / "summary.json").read_text())["cells"]
+    assert whole["exact"] and whole["charged"]["ms"] == 200.0
+    assert whole["loop"]["reaction_ms"]["max"] == pytest.approx(200.0)  # two ticks of 10 Hz
+    assert drafted["loop"]["finish_passes"] < 0.9 * drafted["loop"]["passes"]
+    assert drafted["loop"]["finish_ms"]["p50"] < 200.0 and not drafted["loop"]["faults"]
+    before = {path: path.stat().st_mtime_ns for path in out.glob("ticks/*/*")}
+    assert main(arguments) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("ticks/*/*")} == before and len(before) == 2

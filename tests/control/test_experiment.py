@@ -1,0 +1,300 @@
+"""Executors × samplers × latencies × seeds, into a folder, from wherever it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from control_fakes import MEANING, FakeDiffusion, FakeSampler, FewSteps, TickEnv
+
+from specpolicy.control import (
+    Asynchronous,
+    Blocking,
+    Constant,
+    Empirical,
+    Executor,
+    Guards,
+    Lockstep,
+    LogNormal,
+    Measured,
+    PreDrafting,
+    RealTimeClock,
+)
+from specpolicy.control.experiment import (
+    Cell,
+    Charge,
+    ControlExperiment,
+    LatencyError,
+    cross,
+    parse_charge,
+    run_control,
+)
+from specpolicy.control.experiment.crew import Assignment, play_together
+from specpolicy.control.experiment.seats import Begin, LocalSeat, Stage, take_seats
+from specpolicy.control.experiment.solo import play_alone
+from specpolicy.control.recording import read_account
+from specpolicy.evaluation import ConfigurationMismatch, EvaluationAborted, LatencyRun, MakeEnv, read_results
+from specpolicy.evaluation.comparison import Contestants
+from specpolicy.evaluation.latency import CallLog
+from specpolicy.workers import Crash
+
+MAKE_ENV = MakeEnv("Tick-v0", {"disable_env_checker": True, "limit": 20, "succeed_at": 18}, imports=("control_fakes",))
+STAGE = Stage(MAKE_ENV, MEANING, Guards(), 20.0, 2)
+SAMPLERS: Mapping[str, Any] = {"exact": FakeSampler(), "few": FewSteps()}
+
+
+@dataclass(frozen=True)
+class FakeContestants:
+    policy: FakeDiffusion = field(default_factory=FakeDiffusion)
+
+    def __call__(self) -> Contestants:
+        return Contestants(self.policy, SAMPLERS)  # type: ignore[arg-type]
+
+
+def cells(**executors: Executor) -> list[Cell]:
+    chosen: Mapping[str, Executor] = executors or {"lockstep": Lockstep(4), "async": Asynchronous(4, 2)}
+    charges = {name: [parse_charge(ms, name, "nowhere") for ms in (0, 100)] for name in SAMPLERS}
+    return cross({name: (each, {"play": 4}) for name, each in chosen.items()}, charges)
+
+
+def experiment(tmp_path: Path, **more: Any) -> ControlExperiment:
+    checkpoint = tmp_path / "policy.pt"
+    checkpoint.touch()
+    values: dict[str, Any] = {"cells": cells(), "seeds": range(3), "num_envs": 1, "timeline": False} | more
+    return ControlExperiment(
+        task="tick", meaning=MEANING, checkpoint=str(checkpoint),
+        **{"contestants": FakeContestants(), "make_env": MAKE_ENV, **values},
+    )  # fmt: skip
+
+
+def assignments(*executors: Executor, latency_s: float = 0.1, seeds: int = 3) -> list[Assignment]:
+    charge = Charge("x", Constant(latency_s))
+    return [
+        Assignment(Cell(str(number), executor, "exact", charge), seed, 0)
+        for seed in range(seeds)
+        for number, executor in enumerate(executors)
+    ]
+
+
+def test_episodes_that_share_passes_are_those_of_episodes_alone() -> None:
+    wanted = assignments(Lockstep(4), Blocking(4), Asynchronous(4, 4), PreDrafting(), latency_s=0.12)
+    policy = FakeDiffusion()
+    together = {
+        (each.assignment.cell.name, each.assignment.seed): each.account
+        for each in play_together(policy, SAMPLERS, [LocalSeat(STAGE) for _ in range(5)], wanted)
+    }
+    assert max(policy.batches) >= 4 and len(together) == 12
+    from specpolicy.control import ChargedClock
+
+    for each in play_alone(FakeDiffusion(), SAMPLERS, STAGE, ChargedClock, wanted):
+        account = together[each.assignment.cell.name, each.assignment.seed]
+        assert account is not None and each.account is not None
+        assert [row.action for row in account.ticks] == [row.action for row in each.account.ticks]
+        assert account.ticks == each.account.ticks and account.jobs == each.account.jobs
+    grips = {tuple(row.action[2] for row in account.ticks) for account in together.values() if account}
+    assert len(grips) == 12  # each seed has noise of its own, and executors use it differently
+
+
+def test_in_processes_of_their_own() -> None:
+    wanted = assignments(Lockstep(4), seeds=3)
+    seats = take_seats(STAGE, 2)
+    try:
+        outcomes = list(play_together(FakeDiffusion(), SAMPLERS, seats, wanted))
+        assert {each.assignment.seed for each in outcomes} == {0, 1, 2}
+        assert all(each.account is not None and each.account.success for each in outcomes), outcomes
+        seats[0].send(Begin(Lockstep(4), Measured(), 0, 0))
+        seats[0].receive()
+        from specpolicy.control import Answer
+
+        seats[0].send(Answer(np.ones((5, 3))))
+        crash = seats[0].receive()
+        assert isinstance(crash, Crash) and "num_envs=1" in crash.error
+    finally:
+        for seat in seats:
+            seat.close()
+
+
+def test_an_experiment_ends_in_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    rows = run_control(experiment(tmp_path, timeline=True), out)
+    names = [row.cell.name for row in rows]
+    assert names == [
+        "lockstep, exact, 0 ms", "async, exact, 0 ms", "async, exact, 100 ms",
+        "lockstep, few, 0 ms", "async, few, 0 ms", "async, few, 100 ms",
+    ]  # fmt: skip
+    assert [row.exact for row in rows] == [True] * 3 + [False] * 3
+    assert all(row.summary.episodes == 3 and row.summary.success is not None for row in rows)
+    assert [row.latency_ms for row in rows] == [0.0, 0.0, 100.0] * 2
+    assert rows[2].summary.pairs == 3 and rows[0].summary.pairs == 0
+    summary = json.loads((out / "summary.json").read_text())
+    cell = summary["cells"][2]
+    assert (cell["executor"], cell["sampler"], cell["exact"]) == ("async", "exact", True)
+    assert cell["charged"] == {"label": "100 ms", "law": "constant", "ms": 100.0}
+    assert cell["success"]["value"] == 1.0 and 0.3 < cell["success"]["low"] < 0.6
+    assert cell["loop"]["reaction_ms"]["p50"] == pytest.approx(100.0) and cell["loop"]["chunks"] > 0
+    assert "| async | few | approx. | 100 ms | 3/3" in (out / "table.md").read_text()
+    assert (out / "success_against_latency.png").stat().st_size > 10_000
+    assert len(list((out / "timelines").glob("*.png"))) == 6
+    printed = capsys.readouterr().out
+    assert "tick, 3 seeds" in printed and "async" in printed
+    ticks = pq.read_table(out / "ticks" / "async-exact-100-ms" / "1-0.parquet").to_pydict()
+    assert ticks["executor"][0] == "async" and ticks["charged"][0] == "100 ms" and len(ticks["tick"]) == 18
+    records, manifest = read_results(out)
+    assert len(records) == 18 and all(record.success and record.passes for record in records)
+    recipe = manifest.samplers["async, exact, 100 ms"]
+    assert recipe["executor"] == {"name": "async", "settings": {"play": 4}} and recipe["charged"]["ms"] == 100.0
+
+
+class Interrupting(FakeDiffusion):
+    """Ctrl-C at the tenth question."""
+
+    def act(self, observation: Any, sampler: Any, generator: Any, predraft: Any = None) -> Any:
+        if len(self.batches) == 10:
+            raise KeyboardInterrupt
+        return super().act(observation, sampler, generator, predraft)
+
+
+def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    with pytest.raises(KeyboardInterrupt):
+        run_control(experiment(tmp_path, contestants=FakeContestants(Interrupting())), out)
+    before = {record.key for record in read_results(out)[0]}
+    assert 0 < len(before) < 18
+    counted = FakeDiffusion()
+    rows = run_control(experiment(tmp_path, contestants=FakeContestants(counted)), out)
+    reference = run_control(experiment(tmp_path), whole)
+    assert [row.metrics for row in rows] == [row.metrics for row in reference]
+    assert [row.summary.successes for row in rows] == [3] * 6
+    again = FakeDiffusion()
+    run_control(experiment(tmp_path, contestants=FakeContestants(again)), out)
+    assert len(counted.batches) > 0 and again.batches == []
+    rows = run_control(experiment(tmp_path, seeds=range(4)), out)
+    assert [row.summary.episodes for row in rows] == [4] * 6
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_control(experiment(tmp_path, seeds=[0]), out)
+    with pytest.raises(ConfigurationMismatch, match=r"guards\.brake_ticks"):
+        run_control(experiment(tmp_path, seeds=[0], guards=Guards(brake_ticks=9)), out)
+    changed = [replace(cell, settings={"play": 5}) for cell in cells()]
+    with pytest.raises(ConfigurationMismatch, match="play: 4 there, 5 now"):
+        run_control(experiment(tmp_path, seeds=[0], cells=changed), out)
+    with pytest.raises(ValueError, match="two cells of the name"):
+        run_control(experiment(tmp_path, cells=cells() * 2), out)
+
+
+class Fragile(TickEnv):
+    """Breaks at the third step of some seeds."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._fragile = seed in (1, 5)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        if self._fragile and len(self.actions) == 2:
+            raise RuntimeError("simulated failure of the environment")
+        return super().step(action)
+
+
+@dataclass(frozen=True)
+class MakeFragile(MakeEnv):
+    def __call__(self) -> Any:
+        return Fragile(limit=20, succeed_at=18)
+
+
+@pytest.mark.parametrize("seats", [1, 3])
+def test_a_crash_costs_one_episode(seats: int) -> None:
+    stage = replace(STAGE, make_env=MakeFragile("x"))
+    wanted = assignments(Lockstep(4), seeds=7)
+    outcomes = list(play_together(FakeDiffusion(), SAMPLERS, [LocalSeat(stage) for _ in range(seats)], wanted))
+    errors = {each.assignment.seed: each.error for each in outcomes if each.error is not None}
+    assert sorted(errors) == [1, 5] and "simulated failure of the environment" in errors[1]
+    assert len(outcomes) == 7 and all(each.account is not None for each in outcomes if each.error is None)
+
+
+def test_crashes_are_failures_and_only_crashes_are_the_end(tmp_path: Path) -> None:
+    settings = {"make_env": MakeFragile("x"), "cells": cells(lockstep=Lockstep(4))[:1]}
+    out = tmp_path / "out"
+    (row,) = run_control(experiment(tmp_path, seeds=range(7), **settings), out)
+    assert (row.summary.episodes, row.summary.successes, row.summary.crashed) == (7, 5, 2)
+    assert row.metrics.episodes == 5
+    with pytest.raises(EvaluationAborted, match="simulated failure"):
+        run_control(experiment(tmp_path, seeds=[1, 5], crash_limit=2, **settings), tmp_path / "other")
+
+
+def test_a_sampler_that_cannot_pre_draft_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="'ahead' pre-drafts, and 'few' cannot"):
+        run_control(experiment(tmp_path, cells=cells(ahead=PreDrafting())), out)
+    assert not out.exists()
+
+
+def test_in_real_time_episodes_run_one_by_one(tmp_path: Path) -> None:
+    own = Charge("real time", Measured(), {"law": "real time"})
+    chosen = [Cell("async", Asynchronous(4, 2), "exact", own)]
+    quick = experiment(tmp_path, cells=chosen, seeds=[0], make_clock=lambda hz, latency: RealTimeClock(200.0))
+    assert quick.alone
+    (row,) = run_control(quick, tmp_path / "out")
+    assert row.metrics.inference_ms is not None and 0 < row.metrics.inference_ms.p50 < 500
+    assert row.latency_ms == row.metrics.inference_ms.p50
+    account = read_account(tmp_path / "out" / "ticks" / "async-exact-real-time" / "0-0.parquet")
+    assert len(account.ticks) == 18
+
+
+def test_the_world_that_waits_is_run_at_one_latency_only() -> None:
+    names = [cell.name for cell in cells(lockstep=Lockstep(), blocking=Blocking())]
+    assert names[:3] == ["lockstep, exact, 0 ms", "blocking, exact, 0 ms", "blocking, exact, 100 ms"]
+    cell = replace(cells()[0], charge=parse_charge("lognormal:120:0.3", "x", ""))
+    assert cell.slug == "lockstep-exact-about-120-ms"
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    log = CallLog(True, nanoseconds=[200_000_000, 100_000_000, 300_000_000], passes=[8] * 3)
+    run = LatencyRun({"ddpm": log}, "cpu", 1, 2, 3, {"machine": {"cpu": "a processor"}})
+    run.write(tmp_path / "latency.json")
+    return tmp_path / "latency.json"
+
+
+def test_latencies_by_name(recording: Path) -> None:
+    assert parse_charge(25, "ddpm", recording) == Charge("25 ms", Constant(0.025), {"law": "constant", "ms": 25.0})
+    assert parse_charge("measured", "ddpm", recording).latency == Measured()
+    assert parse_charge("lognormal:120:0.3", "ddpm", recording).latency == LogNormal(0.12, 0.3)
+    recorded = parse_charge("recorded", "ddpm", recording)
+    assert recorded.latency == Empirical((0.2, 0.1, 0.3)) and recorded.label == "recorded"
+    assert recorded.description["median_ms"] == 200.0 and recorded.description["cpu"] == "a processor"
+    other = parse_charge("recorded:ddpm", "ddim5", recording)  # the latency of one, whatever computes
+    assert other.latency == recorded.latency and other.label == "recorded ddpm"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("soon", "write milliseconds"),
+        ("-5", "0 or more"),
+        ("lognormal:120", "write milliseconds"),
+        ("lognormal:0:1", "median > 0"),
+        ("recorded", "it has ddpm"),
+    ],
+)
+def test_latencies_that_cannot_be_had(recording: Path, text: str, says: str) -> None:
+    with pytest.raises(LatencyError, match=says):
+        parse_charge(text, "asd", recording)
+
+
+def test_a_missing_recording_says_how_to_make_one() -> None:
+    with pytest.raises(LatencyError, match="specpolicy rollout"):
+        parse_charge("recorded", "asd", "nowhere.json")
+
+
+def test_a_seat_starts_afresh_after_a_failure() -> None:
+    seat = LocalSeat(replace(STAGE, make_env=MakeFragile("x")))
+    sent: Iterator[Any] = play_together(FakeDiffusion(), SAMPLERS, [seat], assignments(Lockstep(4), seeds=3))
+    assert [outcome.error is None for outcome in sent] == [True, False, True]
