@@ -7,11 +7,13 @@ TORCH  ?= torch==2.13.0
 EXTRAS ?= dev
 ROBOMIMIC ?= robomimic==0.3.0
 SEEDS  ?= 0:12
+REPEATS ?= ddpm:3,asd:3,free_block:3
+CONTROL_SEEDS ?= 50
 OUT    ?= runs/square
 BIN    := $(VENV)/bin
 
 # `install` runs when the dependencies have changed
-.PHONY: rollout benchmark-square test lint format typecheck build clean install
+.PHONY: rollout headline reality test lint format typecheck build clean install
 
 install: $(VENV)/.installed
 
@@ -32,10 +34,21 @@ $(VENV)/.robomimic: $(VENV)/.installed
 rollout: install
 	$(BIN)/specpolicy rollout task=square sampler=[ddpm,ddim10,ddim5,asd,free_block,free_block20] seeds=$(SEEDS) out=$(OUT)
 
-# The numbers of the README: 100 seeds, six samplers; about half an hour on two cores.
-benchmark-square: install
-	$(BIN)/specpolicy rollout task=square seeds=100000:100100 out=benchmarks/results/square \
-	  sampler=[ddpm,free_block,ddim10,ddim5,ddpm20,free_block20]
+# The numbers of the README: 100 seeds, nine samplers, three tasks; some hours on two cores. It can be stopped at any time.
+headline: install
+	$(BIN)/specpolicy evaluate task=[square,transport,tool_hang] seeds=100 repeats=[$(REPEATS)] out=benchmarks/results \
+	  sampler=[ddpm,ddpm20,ddim10,ddim5,ddim2,asd,frozen_block,free_block,free_block20]
+	$(BIN)/python benchmarks/readme_tables.py
+
+# What latency costs on a robot that does not wait: recorded latencies, then injected ones.
+reality: install
+	for task in square transport tool_hang; do \
+	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=recorded out=benchmarks/results/recorded/$$task \
+	    sampler=[ddpm,ddim10,ddim5,free_block,free_block20] \
+	    executor=[lockstep,blocking,receding_horizon,asynchronous,predrafting] && \
+	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=[0,25,50,100,200,400,800] \
+	    sampler=free_block20 executor=[blocking,receding_horizon,asynchronous] out=benchmarks/results/injected/$$task || exit 1; \
+	done
 
 test: install $(VENV)/.robomimic
 	$(BIN)/python -m pytest

@@ -1,8 +1,9 @@
 """Put the measured tables into the documents that quote them; ``--check`` only compares.
 
 A document marks the place with ``<!-- NAME -->`` and ``<!-- /NAME -->``; the table is
-``benchmarks/results/NAME/table.md``. Times in milliseconds are quoted from GPUs only: those of a CPU say more about the
-machine than about the sampler, so that only their ratios are shown.
+``benchmarks/results/NAME/table.md``, and for ``headline`` the one over all tasks, ``benchmarks/results/table.md``.
+Times in milliseconds are quoted from GPUs only: those of a CPU say more about the machine than about the sampler, so
+that only their ratios are shown.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def quoted(folder: Path) -> str:
-    """The folder's table as the documents show it."""
-    table = (folder / "table.md").read_text(encoding="utf-8").strip()
+    """The folder's table as the documents show it: the first, where one of each task follows."""
+    table = (folder / "table.md").read_text(encoding="utf-8").split("\n## ")[0].strip()
     latency = folder / "latency.json"
     if latency.exists() and json.loads(latency.read_text())["device"].startswith("cuda"):
         return table
@@ -31,9 +32,12 @@ def quoted(folder: Path) -> str:
 
 def filled(text: str) -> str:
     """``text`` with every marked place holding the table of its results folder."""
-    for folder in sorted(path for path in RESULTS.iterdir() if (path / "table.md").exists()):
+    folders = {"headline": RESULTS, **{path.name: path for path in sorted(RESULTS.iterdir())}}
+    for name, folder in folders.items():
+        if not (folder / "table.md").exists():
+            continue
         table = quoted(folder)
-        place = re.compile(rf"(<!-- {folder.name} -->\n).*?(<!-- /{folder.name} -->)", re.DOTALL)
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = place.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
     return text
 

@@ -15,6 +15,7 @@ from specpolicy.composition import ConfigError, choices, compose, parse_seeds, p
 if TYPE_CHECKING:
     from specpolicy.control.experiment import Cell
     from specpolicy.control.experiment.solo import MakeViews
+    from specpolicy.evaluation.comparison import Contestants
 
 
 def control(overrides: Sequence[str]) -> None:
@@ -47,11 +48,12 @@ def control(overrides: Sequence[str]) -> None:
     contestants = TrainedPolicy(
         str(cfg.checkpoint), cfg.task.name, {name: instantiate(recipe) for name, recipe in recipes.items()}, cfg.device
     ).pinned()
+    cells = _cells(cfg, by_executor, list(recipes), latencies or [str(plain(cfg.latency))], real_time)
     experiment = ControlExperiment(
         task=cfg.task.name,
         contestants=contestants,
         make_env=MakeEnv(cfg.task.env, {"render_mode": "rgb_array"} if cfg.camera else {}),
-        cells=_cells(cfg, by_executor, list(recipes), latencies or [str(plain(cfg.latency))], real_time),
+        cells=_possible(cells, contestants()),
         seeds=seeds,
         meaning=instantiate(cfg.actions),
         checkpoint=str(cfg.checkpoint),
@@ -89,6 +91,22 @@ def _cells(
         for sampler in samplers
     }
     return cross(executors, charges)
+
+
+def _possible(cells: list[Cell], contestants: Contestants) -> list[Cell]:
+    """In a crossing of lists, the pairs that there are: a few-step sampler cannot finish a pre-draft."""
+    from specpolicy.control.sampled import can_predraft
+
+    able = {name for name, sampler in contestants.samplers.items() if can_predraft(contestants.policy, sampler)}
+    kept = [cell for cell in cells if cell.executor.rules.ahead is None or cell.sampler in able]
+    executors, samplers = ({getattr(cell, name) for cell in kept} for name in ("executor_name", "sampler"))
+    left_out = [cell for cell in cells if cell not in kept]
+    if any(cell.executor_name not in executors or cell.sampler not in samplers for cell in left_out):
+        return cells  # something that was asked for would be gone altogether: whoever runs the cells says why not
+    if left_out:
+        names = ", ".join(dict.fromkeys(cell.sampler for cell in left_out))
+        warnings.warn(f"without pre-drafting, which they cannot: {names}", stacklevel=1)
+    return kept
 
 
 def _views(view: str | None) -> MakeViews | None:

@@ -95,16 +95,18 @@ def test_a_real_policy_in_a_real_loop(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "ahead" in capsys.readouterr().err
     gymnasium.make("specpolicy_envs:specpolicy/PushT-v0").close()
     arguments = [
-        "control", "task=pusht", CHECKPOINT, "executor=[receding_horizon,predrafting]", "sampler=free_block20",
+        "control", "task=pusht", CHECKPOINT, "executor=[receding_horizon,predrafting]", "sampler=[free_block20,ddim2]",
         "latency=200", "seeds=7:8", "num_envs=1", f"out={out}", "timeline=false", "max_ticks=50",
     ]  # fmt: skip
     assert main(arguments) == 0
-    assert "receding_horizon" in capsys.readouterr().out
-    whole, drafted = json.loads((out / "summary.json").read_text())["cells"]
+    shown = capsys.readouterr()
+    assert "receding" in shown.out and "without pre-drafting, which they cannot: ddim2" in shown.err
+    whole, drafted, few = json.loads((out / "summary.json").read_text())["cells"]
+    assert (few["executor"], few["sampler"]) == ("receding_horizon", "ddim2")  # it cannot pre-draft
     assert whole["exact"] and whole["charged"]["ms"] == 200.0
     assert whole["loop"]["reaction_ms"]["max"] == pytest.approx(200.0)  # two ticks of 10 Hz
     assert drafted["loop"]["finish_passes"] < 0.9 * drafted["loop"]["passes"]
     assert drafted["loop"]["finish_ms"]["p50"] < 200.0 and not drafted["loop"]["faults"]
     before = {path: path.stat().st_mtime_ns for path in out.glob("ticks/*/*")}
     assert main(arguments) == 0
-    assert {path: path.stat().st_mtime_ns for path in out.glob("ticks/*/*")} == before and len(before) == 2
+    assert {path: path.stat().st_mtime_ns for path in out.glob("ticks/*/*")} == before and len(before) == 3

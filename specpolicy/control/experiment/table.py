@@ -113,7 +113,9 @@ def rich_table(rows: Sequence[CellRow], title: str) -> Table:
         caption_justify="left",
     )
     for name, _ in columns:
-        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in _WORDS else "right", no_wrap=name not in _WORDS, overflow="fold"
+        )
     for row in rows:
         table.add_row(*(cell(row) for _, cell in columns))
     return table
