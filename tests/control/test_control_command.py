@@ -100,7 +100,7 @@ def test_a_real_policy_in_a_real_loop(capsys: pytest.CaptureFixture[str], tmp_pa
     ]  # fmt: skip
     assert main(arguments) == 0
     shown = capsys.readouterr()
-    assert "receding" in shown.out and "without pre-drafting, which they cannot: ddim2" in shown.err
+    assert "pusht, 1 seed, 200 ms" in shown.out and "without pre-drafting, which they cannot: ddim2" in shown.err
     whole, drafted, few = json.loads((out / "summary.json").read_text())["cells"]
     assert (few["executor"], few["sampler"]) == ("receding_horizon", "ddim2")  # it cannot pre-draft
     assert whole["exact"] and whole["charged"]["ms"] == 200.0
