@@ -55,6 +55,7 @@ class SummaryRow:
         p_value: exact and two-sided: McNemar's test on one repeat a seed, the sign-flip test over seeds on several.
         score: mean sum of rewards of an episode, 0 for a crashed one, where rewards say more than success does (on
             PushT the best coverage); its interval is between seeds. None where rewards add up to success.
+        steps: mean length of the episodes that succeeded, in environment steps; its interval is between seeds.
     """
 
     sampler: str
@@ -71,6 +72,7 @@ class SummaryRow:
     difference: Estimate | None = None
     p_value: float | None = None
     score: Estimate | None = None
+    steps: Estimate | None = None
 
 
 def summarize(
@@ -134,16 +136,21 @@ def _row(
         difference=difference,
         p_value=p_value,
         score=_score(mine),
+        steps=_mean_over_seeds((record.seed, record.steps) for record in mine if record.success),
     )
 
 
 def _score(records: list[EpisodeRecord]) -> Estimate | None:
     if all(record.crashed or record.return_ == float(record.success) for record in records):
         return None
+    return _mean_over_seeds((record.seed, 0.0 if record.crashed else record.return_) for record in records)
+
+
+def _mean_over_seeds(values: Iterable[tuple[int, float]]) -> Estimate | None:
     seeds: dict[int, list[float]] = defaultdict(list)
-    for record in records:
-        seeds[record.seed].append(0.0 if record.crashed else record.return_)
-    return mean_interval([float(np.mean(scores)) for scores in seeds.values()]) if len(seeds) > 1 else None
+    for seed, value in values:
+        seeds[seed].append(value)
+    return mean_interval([float(np.mean(group)) for group in seeds.values()]) if len(seeds) > 1 else None
 
 
 def _success(records: list[EpisodeRecord]) -> Estimate | None:

@@ -28,6 +28,10 @@ def _score(row: SummaryRow) -> str:
     return MISSING if row.score is None else f"{row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]"
 
 
+def _steps(row: SummaryRow) -> str:
+    return MISSING if row.steps is None else f"{row.steps.value:.0f} [{row.steps.low:.0f}, {row.steps.high:.0f}]"
+
+
 def _counts(row: SummaryRow) -> str:
     if row.episodes == 0:
         return MISSING
@@ -78,6 +82,7 @@ def _columns(reference: str) -> list[tuple[str, Callable[[SummaryRow], str]]]:
         ("succeeded", _counts),
         ("success, % [95 %]", _percent),
         ("score [95 %]", _score),
+        ("steps to success", _steps),
         ("passes / chunk", _passes),
         ("p50 ms", _milliseconds(lambda latency: latency.p50)),
         ("p95 ms", _milliseconds(lambda latency: latency.p95)),
@@ -166,6 +171,8 @@ def caption(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
         )
     if any(row.seeds < row.episodes for row in rows):
         parts.append("Repeats of a seed count as a cluster; Δ and p are of the repeats that both samplers have run.")
+    if any(row.steps for row in rows):
+        parts.append("Steps to success: mean over the episodes that succeeded, with Student's interval over seeds.")
     if any(row.score for row in rows):
         parts.append("Score: mean sum of rewards of an episode, with Student's interval over seeds.")
     return " ".join(parts)

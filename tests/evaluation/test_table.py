@@ -162,6 +162,16 @@ def test_only_one_column_separator_survives_odd_names() -> None:
     assert markdown_table(summarize([record("a|b")])).splitlines()[2].startswith("| a\\|b |")
 
 
+def test_steps_to_success_are_of_the_episodes_that_succeeded() -> None:
+    assert all(each.steps == RECORDS[0].steps for each in RECORDS)
+    longer = [replace(each, steps=1000 if not each.success else 100 + each.seed) for each in RECORDS]
+    row = next(row for row in summarize(longer) if row.sampler == "fast")
+    mine = [100 + each.seed for each in longer if each.sampler == "fast" and each.success]
+    assert row.steps is not None and row.steps.value == pytest.approx(sum(mine) / len(mine))
+    assert row.steps.low < row.steps.value < row.steps.high < 1000
+    assert "| steps to success |" in markdown_table(summarize(longer))
+
+
 def test_a_score_is_shown_only_where_rewards_say_more_than_success() -> None:
     assert rows()["fast"].score is None and "score" not in markdown_table(summarize(RECORDS, RUN))
     scored = [replace(each, return_=0.25 + 0.5 * each.success) for each in RECORDS]
