@@ -74,7 +74,14 @@ def control(overrides: Sequence[str]) -> None:
 
 
 def _composed(overrides: Sequence[str], sampler: str, executor: str) -> DictConfig:
-    return compose("control", [*overrides, f"sampler={sampler}", f"executor={executor}"])
+    """One choice of each; what an executor plays is the policy's to say, unless somebody does."""
+    from specpolicy.policies.checkpoint import read_config
+
+    chosen = [*overrides, f"sampler={sampler}", f"executor={executor}"]
+    cfg = compose("control", chosen)
+    if cfg.play is not None:
+        return cfg
+    return compose("control", [*chosen, f"play={read_config(Path(cfg.checkpoint)).executed_actions}"])
 
 
 def _cells(

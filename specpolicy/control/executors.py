@@ -172,18 +172,19 @@ class Asynchronous:
 
     Attributes:
         play: actions of each chunk that are played if the next one is late.
-        lead: ticks before their end at which the next chunk is asked for; ``lead=play`` computes without pause.
+        lead: ticks before their end at which the next chunk is asked for; ``lead=play`` computes without pause. None:
+            half of ``play``.
         blend: see :class:`Rules`.
     """
 
     play: int = 8
-    lead: int = 4
+    lead: int | None = None
     blend: Blend = field(default_factory=Newest)
 
     @property
     def rules(self) -> Rules:
         """See :class:`Rules`."""
-        return Rules(self.play, self.lead, blend=self.blend)
+        return Rules(self.play, self.play // 2 if self.lead is None else self.lead, blend=self.blend)
 
 
 @dataclass(frozen=True)

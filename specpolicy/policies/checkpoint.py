@@ -35,6 +35,20 @@ def save_policy(policy: DiffusionPolicy, folder: Path) -> None:
     partial.replace(folder / CONFIG)
 
 
+def read_config(folder: Path) -> PolicyConfig:
+    """What a checkpoint is of, without its weights. Raises :class:`CheckpointError` as :func:`load_policy` does."""
+    for file in (folder / CONFIG, folder / WEIGHTS):
+        if not file.is_file():
+            raise CheckpointError(
+                f"no checkpoint at {folder}: {file.name} is missing; expected a folder with {CONFIG} and {WEIGHTS}, "
+                "as written by `specpolicy train`"
+            )
+    try:
+        return PolicyConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
+
+
 def load_policy(folder: Path, device: str | torch.device = "cpu", task: str | None = None) -> DiffusionPolicy:
     """Read a policy.
 
@@ -49,16 +63,7 @@ def load_policy(folder: Path, device: str | torch.device = "cpu", task: str | No
     """
     from .diffusion_policy import DiffusionPolicy
 
-    for file in (folder / CONFIG, folder / WEIGHTS):
-        if not file.is_file():
-            raise CheckpointError(
-                f"no checkpoint at {folder}: {file.name} is missing; expected a folder with {CONFIG} and {WEIGHTS}, "
-                "as written by `specpolicy train`"
-            )
-    try:
-        config = PolicyConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
+    config = read_config(folder)
     if task is not None and config.task != task:
         raise CheckpointError(
             f"{folder} is of task {config.task!r}, not {task!r}; choose another checkpoint, or task={config.task}"
@@ -72,4 +77,5 @@ def load_policy(folder: Path, device: str | torch.device = "cpu", task: str | No
         ) from error
     except RuntimeError as error:
         raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
+    policy.folder = folder
     return policy.to(device).eval().requires_grad_(False)

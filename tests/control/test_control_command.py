@@ -59,7 +59,7 @@ def test_a_missing_viewer_is_named_before_anything_runs(
 
 def test_every_choice_can_be_made() -> None:
     for name in choices("executor"):
-        executor: Executor = instantiate(compose("control", [f"executor={name}"]).executor)
+        executor: Executor = instantiate(compose("control", [f"executor={name}", "play=8"]).executor)
         assert executor.rules.play == 8 and executor.rules.world_waits == (name == "lockstep")
         assert isinstance(executor, PreDrafting) == (executor.rules.ahead is not None)
     for name in choices("guards"):
