@@ -179,6 +179,37 @@ def write(out: Path, results: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
+def overview(folder: Path) -> str:
+    """All measured tasks as one markdown table, drafts under the linear predictor."""
+    head = ["task", "sampler", "no draft", *(f"{age} tick{'s' * (age > 1)} old" for age in AGES)]
+    head += ["time, 1 tick old, × ddim10", "× ddim5"]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    counts = set()
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if "times" not in results:
+            continue  # was interrupted
+        counts.add(results["n"])
+        for sampler in dict.fromkeys(row["sampler"] for row in results["rows"]):
+            mine = [row for row in results["rows"] if row["sampler"] == sampler]
+            shown = [row for row in mine if row.get("predictor", "linear") == "linear"]
+            cells = [f"{row['passes']['value']:.1f}" for row in shown]
+            timed = next(row for row in results["times"] if (row["sampler"], row["age"]) == (sampler, 1))
+            cells += [_interval(timed[f"times_{few}"]) for few in FEW]
+            lines.append([results["task"], f"`{sampler}`", *cells])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    moments_seen = " or ".join(map(str, sorted(counts)))
+    return (
+        f"{table}\n\nPasses after the observation, means over {moments_seen} moments of played episodes, when the draft was made under an observation so many ticks old and extrapolated linearly; then the "
+        "time from observation to actions at batch 1 against few-step DDIM in the same run, with 95 % intervals. All "
+        "samplers are exact, for the 100-step chain or (20) the 20-step one; DDIM is not.\n"
+    )
+
+
+def _interval(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
 def show(results: Mapping[str, Any]) -> None:
     """Passes after the observation, by age of what was drafted under."""
     table = Table(title=f"{results['task']}: passes after the observation (one is enough), n = {results['n']}")
@@ -211,6 +242,8 @@ def main() -> int:
     for task in options.tasks:
         out = RESULTS / f"{task}.json"
         show(measure(task, options.samplers, options.moments, options.timed, options.episodes, out))
+        with atomic_path(RESULTS / "table.md") as path:
+            path.write_text(overview(RESULTS), encoding="utf-8")
     return 0
 
 
