@@ -200,8 +200,8 @@ def overview(folder: Path) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     moments_seen = " or ".join(map(str, sorted(counts)))
     return (
-        f"{table}\n\nPasses after the observation, means over {moments_seen} moments of played episodes, when the draft "
-        "was made under an observation so many ticks old and extrapolated linearly; then the "
+        f"{table}\n\nPasses after the observation, means over {moments_seen} moments of played episodes, when the "
+        "draft was made under an observation so many ticks old and extrapolated linearly; then the "
         "time from observation to actions at batch 1 against few-step DDIM in the same run, with 95 % intervals. All "
         "samplers are exact, for the 100-step chain or (20) the 20-step one; DDIM is not.\n"
     )

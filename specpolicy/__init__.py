@@ -1,5 +1,6 @@
 """specpolicy: exact speculative sampling of diffusion policies."""
 
+from .speculative import AdaptiveWindow as AdaptiveWindow
 from .speculative import BlockVerifier as BlockVerifier
 from .speculative import DenoiserError as DenoiserError
 from .speculative import Drafter as Drafter

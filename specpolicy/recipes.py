@@ -1,38 +1,112 @@
-"""From a policy's training scheduler to a sampler: the recipes that ``configs/sampler`` names.
+"""From a policy to a sampler: the recipes that ``configs/sampler`` names.
 
-Each takes the ``DDPMScheduler`` that the policy was trained with, so that one configuration serves every checkpoint.
+Each takes the policy, so that one configuration serves every checkpoint. Most need no more of it than the
+``DDPMScheduler`` that it was trained with, and take that as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from .speculative import ReverseProcess, SchedulerSampler, SequentialSampler, SpeculativeSampler
+from .calibration.store import load_calibration
+from .policies import DiffusionPolicy
+from .speculative import LinearDrafter, ReverseProcess, SchedulerSampler, SequentialSampler, SpeculativeSampler
 from .speculative.drafters import Drafter
+from .speculative.opening import Opening, ZeroOpening
 from .speculative.verifiers import Verifier
 from .speculative.window import Window
+from .tuning.store import load_windows, sampler_key
 
-Recipe = Callable[[DDPMScheduler], Any]
-"""Makes a sampler from the training scheduler."""
+Trained: TypeAlias = DiffusionPolicy | DDPMScheduler
+"""A policy, or the scheduler that it was trained with."""
+
+Recipe = Callable[[DiffusionPolicy], Any]
+"""Makes a sampler for a policy."""
 
 
-def sequential(scheduler: DDPMScheduler, num_inference_steps: int) -> SequentialSampler:
+def sequential(policy: Trained, num_inference_steps: int) -> SequentialSampler:
     """The DDPM chain of ``num_inference_steps`` steps, one network pass each."""
-    return SequentialSampler(ReverseProcess.from_scheduler(scheduler, num_inference_steps))
+    return SequentialSampler(ReverseProcess.from_scheduler(_scheduler(policy), num_inference_steps))
 
 
 def speculative(
-    scheduler: DDPMScheduler, num_inference_steps: int, drafter: Drafter, verifier: Verifier, window: Window
+    policy: Trained, num_inference_steps: int, drafter: Drafter, verifier: Verifier, window: Window | str
 ) -> SpeculativeSampler:
-    """The same chain in rounds; exactly its law if the verifier is exact."""
-    process = ReverseProcess.from_scheduler(scheduler, num_inference_steps)
-    return SpeculativeSampler(process, drafter, verifier, window)
+    """The same chain in rounds; exactly its law if the verifier is exact.
+
+    Args:
+        policy: loaded from a checkpoint if its windows are asked for.
+        num_inference_steps: K.
+        drafter, verifier: of the :class:`SpeculativeSampler`.
+        window: likewise; or ``"auto"``, those that ``specpolicy tune`` chose for this checkpoint and device.
+
+    Raises:
+        WindowsError: none were chosen for this sampler.
+        ValueError: ``"auto"`` for a policy that is of no checkpoint, or no window.
+    """
+    process = ReverseProcess.from_scheduler(_scheduler(policy), num_inference_steps)
+    return _with_window(policy, partial(SpeculativeSampler, process, drafter, verifier), window)
 
 
-def ddim(scheduler: DDPMScheduler, num_inference_steps: int, eta: float = 0.0) -> SchedulerSampler:
+def linear(
+    policy: Trained, num_inference_steps: int, verifier: Verifier, window: Window | str, opening: str | None = "fitted"
+) -> SpeculativeSampler:
+    """The same chain with the drafter that ``specpolicy calibrate`` fitted to the policy's checkpoint.
+
+    Args:
+        policy: loaded from a checkpoint; a scheduler will not do.
+        num_inference_steps: K, of chain and calibration.
+        verifier: of the :class:`SpeculativeSampler`.
+        window: likewise; or ``"auto"``, as for :func:`speculative`.
+        opening: what stands in for x̂0 before the first pass: ``"fitted"``, ``"zero"``, or None for a pass at pure
+            noise.
+
+    Raises:
+        CalibrationError: the checkpoint has no calibration of its own for so many steps.
+        WindowsError: ``"auto"``, and no windows were chosen for this sampler.
+        ValueError: the policy is of no checkpoint, or ``opening`` is none of these.
+    """
+    process = ReverseProcess.from_scheduler(_scheduler(policy), num_inference_steps)
+    calibration = load_calibration(_loaded(policy)[0], num_inference_steps)
+    openings: dict[str | None, Opening | None] = {"fitted": calibration.opening, "zero": ZeroOpening(), None: None}
+    if opening not in openings:
+        raise ValueError(f"opening={opening!r}; expected fitted, zero or null")
+    drafter = LinearDrafter(calibration.gains)
+    return _with_window(
+        policy, partial(SpeculativeSampler, process, drafter, verifier, opening=openings[opening]), window
+    )
+
+
+def ddim(policy: Trained, num_inference_steps: int, eta: float = 0.0) -> SchedulerSampler:
     """Few-step DDIM (Song et al. 2021). Approximate: not the law of the training chain."""
-    few = DDIMScheduler.from_config(scheduler.config)
+    few = DDIMScheduler.from_config(_scheduler(policy).config)
     return SchedulerSampler(few, num_inference_steps, {"eta": eta})
+
+
+def _with_window(policy: Trained, make: Callable[..., SpeculativeSampler], window: Window | str) -> SpeculativeSampler:
+    if not isinstance(window, str):
+        return make(window=window)
+    if window != "auto":
+        raise ValueError(f"window={window!r}; give a number of steps, one for each step, or auto")
+    sampler, (checkpoint, device) = make(window=1), _loaded(policy)
+    return make(window=load_windows(sampler_key(sampler), sampler.process.num_steps, checkpoint, device))
+
+
+def _scheduler(policy: Trained) -> DDPMScheduler:
+    return policy.scheduler if isinstance(policy, DiffusionPolicy) else policy
+
+
+def _loaded(policy: Trained) -> tuple[Path, torch.device]:
+    """The folder that a policy was loaded from, and where it computes."""
+    if not isinstance(policy, DiffusionPolicy) or policy.folder is None:
+        raise ValueError(
+            "this sampler reads what was found out about a checkpoint: make it for a policy that was loaded from one "
+            "(DiffusionPolicy.load), not for a scheduler or a policy made in memory"
+        )
+    return policy.folder, policy.device

@@ -42,7 +42,7 @@ def serve(overrides: Sequence[str]) -> None:
     if threads:
         torch.set_num_threads(threads)
     policy = load_policy(Path(checkpoint), device)
-    engine = PolicyEngine(policy, instantiate(recipe)(policy.scheduler))
+    engine = PolicyEngine(policy, instantiate(recipe)(policy))
     server = PolicyServer(engine, settings, token)
     engine.warm_up([1, 1, settings.max_batch])
 

@@ -31,7 +31,7 @@ class TrainedPolicy:
     Attributes:
         checkpoint: folder of the policy.
         task: name of the task that it must have been trained on.
-        recipes: for each sampler what makes it from the policy's training scheduler.
+        recipes: for each sampler what makes it for the policy.
         device: where the policy computes.
         digest: what :func:`checkpoint_digest` must say of the folder, wherever it is opened; None for anything.
     """
@@ -54,7 +54,7 @@ class TrainedPolicy:
                 f"{self.checkpoint} is not the checkpoint that this run began with; every machine must see the same "
                 "files there, and nobody may change them meanwhile"
             )
-        return Contestants(policy, {name: make(policy.scheduler) for name, make in self.recipes.items()})
+        return Contestants(policy, {name: make(policy) for name, make in self.recipes.items()})
 
     def pinned(self) -> TrainedPolicy:
         """The same, but only for the checkpoint as it is now, which has shown that it loads. Raises as a call does."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -15,7 +14,8 @@ from typing import Any
 
 import torch
 
-from specpolicy.policies.seen import DEMONSTRATIONS
+from specpolicy.machine import cpu_model as cpu_model
+from specpolicy.policies.digest import checkpoint_digest as checkpoint_digest
 
 PACKAGES = (
     "specpolicy",
@@ -31,7 +31,6 @@ PACKAGES = (
     "pyarrow",
     "matplotlib",
 )
-WEIGHT_FILES = frozenset({".safetensors", ".json", ".pt", ".pth", ".ckpt", ".bin"})
 
 
 def collect_provenance(
@@ -87,27 +86,6 @@ def git_revision(file: str | Path = __file__) -> dict[str, Any] | None:
     return None if revision is None else {"revision": revision, "dirty": status != ""}
 
 
-def checkpoint_digest(path: str | Path) -> str:
-    """SHA-256 of a checkpoint file; of a folder, over names and digests of its weights and configuration files.
-
-    What the policy was trained on is not part of it: knowing more about a policy does not make it another.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint, or the folder holds no such file.
-    """
-    root = Path(path)
-    if root.is_file():
-        return _sha256(root)
-    kept = (file for file in root.rglob("*") if file.suffix in WEIGHT_FILES and file.name != DEMONSTRATIONS)
-    files = sorted(file for file in kept if file.is_file())
-    if not files:
-        raise FileNotFoundError(
-            f"no checkpoint at {root}: expected a file, or a folder with {sorted(WEIGHT_FILES)} files"
-        )
-    lines = [f"{_sha256(file)}  {file.relative_to(root).as_posix()}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     """CPU model, cores usable by this process, load, torch's threads, and the GPU if ``device`` is one."""
     affinity = getattr(os, "sched_getaffinity", None)
@@ -122,22 +100,6 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(used) if used.type == "cuda" else None,
         "cuda": torch.version.cuda if used.type == "cuda" else None,
     }
-
-
-def cpu_model() -> str:
-    """The processor's name, as well as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

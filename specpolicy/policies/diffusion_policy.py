@@ -79,11 +79,15 @@ class DiffusionPolicy(nn.Module):
 
     The sampler is not part of the policy: the same weights are sampled by sequential DDPM, DDIM or speculation,
     whichever is handed to :meth:`act`.
+
+    Attributes:
+        folder: the checkpoint that it was loaded from; None if it was made here.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
+        self.folder: Path | None = None
         self.observations = ObservationSpec(config.observations, config.observation_horizon)
         cond_dim = config.observation_horizon * self.observations.dim
         self.network = build_network(config.network, config.action_dim, cond_dim, config.action_horizon)

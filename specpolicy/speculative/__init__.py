@@ -25,3 +25,4 @@ from .verifiers import BlockVerifier as BlockVerifier
 from .verifiers import ReflectionVerifier as ReflectionVerifier
 from .verifiers import ResidualVerifier as ResidualVerifier
 from .verifiers import Verifier as Verifier
+from .window import AdaptiveWindow as AdaptiveWindow

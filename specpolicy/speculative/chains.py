@@ -10,6 +10,7 @@ from torch import Tensor
 from .denoiser import Cond, Denoiser, call_denoiser, gather_rows
 from .linear_chain import LinearChain
 from .result import SampleResult
+from .trail import Trail
 
 
 @dataclass
@@ -41,10 +42,23 @@ class Chains:
         anchor_k, anchor_x, anchor_x0: latest state at which the target's x̂0 is known; ``anchor_k`` is −1 before the
             first pass.
         passes, evaluations: the account of network use, shape ``(B,)``.
+        missed, missed_from: how far the latest draft was off: the distance from the drafter's x̂0 to the target's at
+            ``anchor_k``, and the position of the x̂0 that it drafted from; shape ``(B,)``, infinite before the first
+            comparison. None unless somebody wants to know (``measure``).
+        trail: keeps settled states for a reader that follows the rounds; None without one.
         replayed: whether the first round was a pre-drafted one.
     """
 
-    def __init__(self, chain: LinearChain, denoiser: Denoiser, noise: Tensor, cond: Cond, record: bool) -> None:
+    def __init__(
+        self,
+        chain: LinearChain,
+        denoiser: Denoiser,
+        noise: Tensor,
+        cond: Cond,
+        record: bool,
+        measure: bool = False,
+        trail: Trail | None = None,
+    ) -> None:
         batch, device = len(noise), noise.device
         self.chain, self.process, self.denoiser, self.cond = chain, chain.process, denoiser, cond
         self.input_dtype = noise.dtype
@@ -53,7 +67,9 @@ class Chains:
         self.anchor_k = torch.full_like(self.k, -1)
         self.anchor_x, self.anchor_x0 = self.x.clone(), torch.zeros_like(self.x)
         self.passes, self.evaluations = torch.zeros_like(self.k), torch.zeros_like(self.k)
-        self.account, self.replayed = Account(), False
+        self.missed = torch.full_like(self.k, torch.inf, dtype=torch.float64) if measure else None
+        self.missed_from = torch.zeros_like(self.k)
+        self.account, self.replayed, self.trail = Account(), False, trail
         steps, event = self.process.num_steps, noise.shape[1:]
         self.trajectory = self.x.new_empty((steps + 1, batch, *event)) if record else None
         self.recorded_x0 = self.x.new_empty((steps, batch, *event)) if record else None
@@ -88,15 +104,20 @@ class Chains:
             chains: shape ``(n,)``. k: position of the first column. visited: mask ``(n, w + 1)`` of columns to keep.
             states: x_k …, shape ``(n, w + 1, *event)``. x0: the target's x̂0 there.
         """
-        if self.trajectory is None or self.recorded_x0 is None:
+        if self.trail is None and self.trajectory is None:
             return
         row, column = visited.nonzero(as_tuple=True)
         where = k[row] + column
+        if self.trail is not None:
+            self.trail.keep(where, chains[row], states[row, column])
+        if self.trajectory is None or self.recorded_x0 is None:
+            return
         self.trajectory[where, chains[row]] = states[row, column]
         self.recorded_x0[where, chains[row]] = x0[row, column]
 
     def result(self) -> SampleResult:
-        """Samples and account, once all chains have finished."""
+        """Samples and account; the trajectory only once all chains have finished."""
+        finished = not len(self.active())
         if self.trajectory is not None:
             self.trajectory[-1] = self.x
         batch, account = len(self.x), self.account
@@ -108,6 +129,6 @@ class Chains:
             proposed=account.stacked(account.proposed, batch),
             accepted=account.stacked(account.accepted, batch),
             replayed=account.accepted[0] if self.replayed else None,
-            trajectory=self.trajectory,
-            x0=self.recorded_x0,
+            trajectory=self.trajectory if finished else None,
+            x0=self.recorded_x0 if finished else None,
         )

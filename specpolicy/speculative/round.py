@@ -13,13 +13,14 @@ from .predraft import PreDraft
 from .process import per_row
 from .randomness import RandomSource
 from .verifiers import Comparison, Rejection, Verifier
+from .window import Lengths
 
 
 def run_round(
     chains: Chains,
     drafter: Drafter,
     verifier: Verifier,
-    lengths: Tensor,
+    lengths: Lengths,
     random: RandomSource,
     opening: Opening | None = None,
 ) -> None:
@@ -27,7 +28,7 @@ def run_round(
 
     Args:
         chains: changed in place.
-        lengths: steps to draft from each position, shape ``(K,)``.
+        lengths: says how many steps to draft from where the chains are.
         opening: what takes the place of x̂0 where the target's is not known yet; None: a pass is spent on it.
     """
     active = chains.active()
@@ -37,7 +38,7 @@ def run_round(
     if stale.any():
         chains.anchor(active[stale])
 
-    k, x, length = chains.k[active], chains.x[active], lengths[chains.k[active]]
+    k, x, length = chains.k[active], chains.x[active], lengths(chains, active)
     event, order, drawn = x.shape[1:], active.tolist(), length.tolist()
     noise = random.window_noise(drawn, event, order)
     uniform = random.window_uniform(drawn, order)
@@ -123,10 +124,20 @@ def _verify(
         final_noise = fresh_noise.index_copy(0, rejected, _set_coordinate(base, gap[rejected, at], coordinate))
     x_next = process.mean(x_end, x0_end, end) + per_row(process.sigma[end], x) * final_noise
 
+    if chains.missed is not None:
+        _measure(chains, chains.missed, active, end, draft.x0[row, taken.clamp(max=draft.x0.shape[1] - 1)] - x0_end)
     chains.record(active, k, column <= taken[:, None], draft.states, target)
     chains.account.add(active, k, length, taken, len(chains.k))
     chains.set_anchor(active, end, x_end, x0_end)
     chains.x[active], chains.k[active] = x_next, end + 1
+
+
+def _measure(chains: Chains, missed: Tensor, active: Tensor, end: Tensor, difference: Tensor) -> None:
+    """Note how far the draft's x̂0 was from the target's at ``end``; nothing where it was the target's own."""
+    begin = torch.where(chains.anchor_k[active] < 0, chains.k[active], chains.anchor_k[active])
+    told = begin < end
+    missed[active[told]] = torch.linalg.vector_norm(difference[told].flatten(1).double(), dim=1)
+    chains.missed_from[active[told]] = begin[told]
 
 
 def _set_coordinate(noise: Tensor, direction: Tensor, coordinate: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from .process import ReverseProcess, per_row
 from .randomness import RandomSource
 from .result import SampleResult
 from .round import replay_round, run_round
+from .trail import Trail
 from .verifiers import BlockVerifier, ReflectionVerifier, Verifier
-from .window import Window, window_lengths
+from .window import AdaptiveLengths, AdaptiveWindow, FixedLengths, Lengths, Window, window_lengths
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -33,7 +34,14 @@ class _ChainSampler:
         self._chains: dict[tuple[torch.device, torch.dtype], LinearChain] = {}
 
     def _start(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond, generator: Generators, record: bool
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        cond: Cond,
+        generator: Generators,
+        record: bool,
+        measure: bool = False,
+        trail: Trail | None = None,
     ) -> tuple[Chains, RandomSource]:
         if noise.ndim < 2 or not noise.is_floating_point():
             raise ValueError(
@@ -46,7 +54,7 @@ class _ChainSampler:
         if place not in self._chains:
             self._chains[place] = LinearChain(self.process.to(*place))
         random = RandomSource(generator, len(noise), noise.device, dtype)
-        return Chains(self._chains[place], denoiser, noise, cond, record), random
+        return Chains(self._chains[place], denoiser, noise, cond, record, measure, trail), random
 
 
 class SpeculativeSampler(_ChainSampler):
@@ -55,7 +63,8 @@ class SpeculativeSampler(_ChainSampler):
     Args:
         process: the chain to sample.
         drafter: proposes steps. verifier: keeps a prefix of them and repairs the first miss; any pair goes together.
-        window: steps to draft a round, one number or one for each position of the chain.
+        window: steps to draft a round, one number or one for each position of the chain; or an
+            :class:`AdaptiveWindow`.
         opening: guesses x̂0 for the first round's drafts, which saves the pass at pure noise; None spends it.
         replay: steps of a pre-drafted chain to verify in the first pass; None for all that have noise. Fewer are
             worth while where rows cost time and pre-drafts are poor.
@@ -83,7 +92,8 @@ class SpeculativeSampler(_ChainSampler):
         self.window, self.opening, self.replay = window, opening, replay
         self.exact = self.verifier.exact
         within = reach(process)
-        self._lengths = window_lengths(window, within)
+        self._adapts = isinstance(window, AdaptiveWindow)
+        self._table = within if self._adapts else window_lengths(window, within)
         if replay is not None and replay < 1:
             raise ValueError(f"replay={replay}; verify at least 1 step of a pre-draft, or None for all")
         self._replayed = min(int(within[0]), replay or process.num_steps)
@@ -120,8 +130,8 @@ class SpeculativeSampler(_ChainSampler):
             DenoiserError: the denoiser returned NaN, infinity or another shape.
             ValueError: shapes, steps or the number of generators do not fit.
         """
-        chains, random = self._start(denoiser, noise, cond, generator, record)
-        lengths = self._lengths.to(noise.device)
+        chains, random = self._start(denoiser, noise, cond, generator, record, self._adapts)
+        lengths = self._lengths(noise.device)
         if predraft is not None:
             predraft.check(noise, self.process)
             if self._replayed:
@@ -129,6 +139,46 @@ class SpeculativeSampler(_ChainSampler):
         while len(chains.active()):
             run_round(chains, self.drafter, self.verifier, lengths, random, self.opening)
         return chains.result()
+
+    def rounds(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        cond: Cond = None,
+        generator: Generators = None,
+        record: bool = False,
+        begin: int = 0,
+        trail: Trail | None = None,
+    ) -> Iterator[Chains]:
+        """The same, round by round: for callers that follow the chain on its way, or may want to stop.
+
+        Args:
+            denoiser, noise, cond, generator, record: as in a call.
+            begin: position at which all chains start; ``noise`` is then their state there.
+            trail: keeps the settled states for the caller.
+
+        Yields:
+            The chains after each round, always the same object: do not change it.
+
+        Raises:
+            DenoiserError, ValueError: as a call does; ``begin`` is no position of the chain.
+        """
+        if not 0 <= begin < self.process.num_steps:
+            raise ValueError(f"begin={begin}; the positions of this chain are 0 … {self.process.num_steps - 1}")
+        with torch.no_grad():
+            chains, random = self._start(denoiser, noise, cond, generator, record, self._adapts, trail)
+            chains.k.fill_(begin)
+            lengths = self._lengths(noise.device)
+        while len(chains.active()):
+            with torch.no_grad():
+                run_round(chains, self.drafter, self.verifier, lengths, random, self.opening)
+            yield chains
+
+    def _lengths(self, device: torch.device) -> Lengths:
+        table = self._table.to(device)
+        if isinstance(self.window, AdaptiveWindow):
+            return AdaptiveLengths(self.window, self.process, table)
+        return FixedLengths(table)
 
     def predraft(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None) -> PreDraft:
         """Sample whole chains ahead of time, under a condition that is only a guess; arguments as in a call.

@@ -56,7 +56,7 @@ def set_stage(results: TaskResults, sampler: str, checkpoint: str | None = None,
     recipe = results.manifest.samplers.get(sampler, {}).get("recipe")
     return Stage(
         policy,
-        _sampler(recipe, sampler, policy.scheduler),
+        _sampler(recipe, sampler, policy),
         MakeEnv(environment.pop("id"), {**environment, "render_mode": "rgb_array"}),
     )
 
@@ -69,7 +69,7 @@ def _recorded_checkpoint(results: TaskResults) -> str:
     raise StageError("the manifest does not say where the checkpoint is; say so with checkpoint=")
 
 
-def _sampler(recipe: Any, name: str, scheduler: Any) -> Sampler:
+def _sampler(recipe: Any, name: str, policy: Policy) -> Sampler:
     """Make a sampler from its recipe, which may come from anywhere: it must name nothing but parts of this library."""
     from hydra.utils import instantiate
 
@@ -78,7 +78,7 @@ def _sampler(recipe: Any, name: str, scheduler: Any) -> Sampler:
     strange = [target for target in _targets(recipe) if not _is_a_part(target)]
     if strange:
         raise StageError(f"the recipe of {name} names {', '.join(strange)}, which is no part of specpolicy")
-    made: Sampler = instantiate(dict(recipe))(scheduler)
+    made: Sampler = instantiate(dict(recipe))(policy)
     return made
 
 

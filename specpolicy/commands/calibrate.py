@@ -1,0 +1,41 @@
+"""``specpolicy calibrate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from specpolicy.composition import compose
+
+from .sources import histories_for
+
+
+def calibrate(overrides: Sequence[str]) -> None:
+    """fit the linear drafter and its opening to a checkpoint, from chains that this records"""
+    import torch
+
+    from specpolicy.calibration import calibrate
+    from specpolicy.evaluation.provenance import git_revision, machine, package_versions
+    from specpolicy.policies import load_policy
+
+    cfg = compose("calibrate", overrides)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    policy = load_policy(Path(cfg.checkpoint), cfg.device)
+    name = f"calibrate-{Path(cfg.checkpoint).resolve().name}-{cfg.num_inference_steps}"
+    calibration, path = calibrate(
+        policy,
+        histories_for(policy, cfg.dataset, cfg.observations),
+        cfg.num_inference_steps,
+        Path(cfg.out or f"runs/{name}"),
+        chains=cfg.chains,
+        seed=cfg.seed,
+        most_centres=cfg.centres,
+        provenance={"packages": package_versions(), "git": git_revision(), "machine": machine(policy.device)},
+    )
+    held_out = calibration.about["held_out"]
+    for lag, distance in held_out["distance"].items():
+        print(f"{lag}: drafts miss by {distance['linear']:.2f} standard deviations (free: {distance['free']:.2f})")
+    opening = calibration.about["opening"]
+    print(f"opening: {opening}, {held_out['opening'][opening]:.2f} (zero: {held_out['opening']['zero']:.2f})")
+    print(f"on {held_out['chains']} chains held out of {calibration.about['chains']}; calibration in {path}")

@@ -1,0 +1,48 @@
+"""``specpolicy images``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.utils import instantiate
+
+from specpolicy._extras import require
+from specpolicy.composition import plain, split_list_override
+
+from .comparisons import composed
+
+
+def images(overrides: Sequence[str]) -> None:
+    """sample a diffusers pipeline with one or more samplers: a sheet of images, times, and what was accepted"""
+    for module in ("PIL", "matplotlib"):
+        require(module, "images")
+    from specpolicy.atomic import atomic_path
+    from specpolicy.images import ImageJob, acceptance_figure, image_grid, load_pipeline, sample_images
+    from specpolicy.images.job import table
+
+    names, others = split_list_override(overrides, "sampler")
+    cfg, recipes = composed("images", others, names or ["ddpm", "free_adaptive"])
+    fixed = {name: plain(cfg[name]) for name in ("images", "batch", "seed", "labels", "prompts", "call")}
+    if cfg.guidance_scale is not None:
+        fixed["call"]["guidance_scale"] = cfg.guidance_scale
+    job = ImageJob(
+        {name: instantiate(recipe) for name, recipe in recipes.items()},
+        {
+            "model": str(cfg.model),
+            "dtype": cfg.dtype,
+            "samplers": {name: plain(recipe) for name, recipe in recipes.items()},
+            **fixed,
+        },
+        **fixed,
+    )
+    out = Path(cfg.out)
+    results = sample_images(load_pipeline(cfg.model, cfg.device, cfg.dtype), job, out)
+    sheet = image_grid({name: [out / name / f"{each:05d}.png" for each in range(job.images)] for name in results})
+    with atomic_path(out / "grid.png") as temporary:
+        sheet.save(temporary, format="png")
+    with atomic_path(out / "acceptance.png") as temporary:
+        acceptance_figure(results).savefig(temporary, format="png")
+    with atomic_path(out / "table.md") as temporary:
+        temporary.write_text(table(results), encoding="utf-8")
+    print(f"{table(results)}in {out}: grid.png, acceptance.png, table.md")

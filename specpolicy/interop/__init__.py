@@ -1,0 +1,1 @@
+"""Foreign checkpoints and objects: one room for each project that they come from."""

@@ -1,0 +1,125 @@
+"""``specpolicy calibrate``, the samplers that read what it wrote, and the shipped calibrations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from calibration_fakes import save_untrained
+from hydra.utils import instantiate
+
+from specpolicy import LinearDrafter, ReverseProcess, SpeculativeSampler, ZeroOpening, recipes
+from specpolicy.calibration import CalibrationError, load_calibration
+from specpolicy.calibration.fit import FILE_BYTES
+from specpolicy.cli import EXIT_USER_ERROR, main
+from specpolicy.composition import compose
+from specpolicy.evaluation.exactness import check_exactness
+from specpolicy.policies import DiffusionPolicy
+from specpolicy.speculative.opening import LinearOpening
+from specpolicy.speculative.verifiers import BlockVerifier
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def observations(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "o.npz", position=rng.normal(size=(20, 2, 2)), goal=rng.normal(size=(20, 2, 2)))
+    return tmp_path / "o.npz"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    save_untrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def sampler_of(name: str, policy: DiffusionPolicy, *overrides: str) -> Any:
+    return instantiate(compose("rollout", [f"sampler={name}", *overrides]).sampler)(policy)
+
+
+def test_from_observations_to_a_sampler(
+    checkpoint: Path, observations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = DiffusionPolicy.load(checkpoint)
+    with pytest.raises(CalibrationError, match=r"`specpolicy calibrate checkpoint=\S+ num_inference_steps=20`"):
+        sampler_of("linear_block20", policy)
+    job = [
+        "calibrate", f"checkpoint={checkpoint}", f"observations={observations}", "num_inference_steps=20",
+        "chains=60", f"out={tmp_path / 'rec'}",
+    ]  # fmt: skip
+    assert main(job) == 0
+    said = capsys.readouterr().out
+    assert "held out of 100" in said and "calibration-20.safetensors" in said and "lag 1: drafts miss by" in said
+    about = load_calibration(checkpoint, 20).about
+    assert about["observations"]["file"] == "o.npz" and {"packages", "git", "machine"} <= set(about["provenance"])
+    assert str(tmp_path) not in str(about), "no paths of this machine"
+    sampler = sampler_of("linear_block20", policy)
+    assert isinstance(sampler, SpeculativeSampler) and isinstance(sampler.drafter, LinearDrafter) and sampler.exact
+    observation = {"position": np.zeros((3, 2, 2)), "goal": np.zeros((3, 2, 2))}
+    chunk = policy.act(observation, sampler, torch.Generator().manual_seed(0))
+    assert chunk.actions.shape == (3, 8, 2) and np.isfinite(chunk.actions).all()
+
+
+def test_the_opening_can_be_chosen(checkpoint: Path) -> None:
+    policy = DiffusionPolicy.load(ROOT / "checkpoints" / "square")
+    assert isinstance(sampler_of("linear_block20", policy, "sampler.opening=zero").opening, ZeroOpening)
+    assert sampler_of("linear_block20", policy, "sampler.opening=null").opening is None
+    with pytest.raises(ValueError, match="opening='warm'; expected fitted, zero or null"):
+        recipes.linear(policy, 20, BlockVerifier(), 12, "warm")
+
+
+def test_a_scheduler_or_an_unsaved_policy_will_not_do(checkpoint: Path) -> None:
+    policy = DiffusionPolicy.load(checkpoint)
+    for source in (policy.scheduler, DiffusionPolicy(policy.config)):
+        with pytest.raises(ValueError, match="loaded from one"):
+            recipes.linear(source, 20, BlockVerifier(), 12)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["dataset=a.hdf5", "observations=b.npz"], "give one of them"),
+        ([], "nothing says where observations of task 'reach' are"),
+        (["observations=/nowhere.npz"], "cannot be read"),
+        (["dataset=/nowhere.hdf5"], "no demonstrations at /nowhere.hdf5"),
+        (["chains=0", "observations={observations}"], "chains=0"),
+        (["num_inference_steps=0", "observations={observations}"], "num_inference_steps=0"),
+    ],
+)
+def test_mistakes(
+    checkpoint: Path, observations: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], says: str
+) -> None:
+    filled = [each.format(observations=observations) for each in overrides]
+    assert main(["calibrate", f"checkpoint={checkpoint}", *filled, f"out={checkpoint / 'rec'}"]) == EXIT_USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and says in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("task", ["square", "pusht", "tool_hang", "transport"])
+@pytest.mark.parametrize("steps", [20, 100])
+def test_shipped_calibrations_belong_to_their_checkpoints(task: str, steps: int) -> None:
+    calibration = load_calibration(ROOT / "checkpoints" / task, steps)
+    assert calibration.gains.num_steps == steps
+    assert (ROOT / "checkpoints" / task / f"calibration-{steps}.safetensors").stat().st_size < FILE_BYTES
+    held_out = calibration.about["held_out"]
+    assert all(each["linear"] < 0.9 * each["free"] for each in held_out["distance"].values())
+    assert held_out["opening"][calibration.about["opening"]] < 0.7 * held_out["opening"]["zero"]
+    if task in ("square", "pusht"):  # learned from people's demonstrations, whose observations are not ours to ship
+        assert isinstance(calibration.opening, LinearOpening)
+
+
+def test_the_shipped_calibration_saves_passes_at_observations_that_it_has_not_seen_and_stays_exact() -> None:
+    policy, results = DiffusionPolicy.load(ROOT / "checkpoints" / "square"), {}
+    with np.load(ROOT / "tests" / "policies" / "square_observations.npz") as arrays:
+        observation = {name: arrays[name] for name in arrays.files}
+    for name in ("free_block20", "linear_block20"):
+        generator = torch.Generator().manual_seed(0)
+        results[name] = policy.act(observation, sampler_of(name, policy), generator, record=True).result
+    passes = {name: float(result.passes.double().mean()) for name, result in results.items()}
+    assert passes["linear_block20"] < 0.9 * passes["free_block20"]
+    process = ReverseProcess.from_scheduler(policy.scheduler, 20)
+    assert check_exactness(process, results["linear_block20"]).smallest > 1e-3

@@ -1,0 +1,122 @@
+"""Calibrations beside their checkpoint: read as written, small, and refused for any other checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from calibration_fakes import save_untrained
+
+from specpolicy import Gains, KernelOpening, LinearOpening, Opening, ZeroOpening
+from specpolicy.calibration import (
+    Calibration,
+    CalibrationError,
+    calibration_path,
+    load_calibration,
+    save_calibration,
+)
+from specpolicy.calibration.chains import RecordedChains
+from specpolicy.calibration.fit import FILE_BYTES, centres_that_fit, rank_that_fits
+from specpolicy.policies.digest import checkpoint_digest
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    save_untrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def halves(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(sum(shape))).half().float()
+
+
+def calibration(opening: Opening, basis: bool = True) -> Calibration:
+    gains = Gains(halves(5, 3), halves(32, 3)) if basis else Gains(halves(5, 32))
+    return Calibration(gains, opening, {"chains": 7})
+
+
+LINEAR = LinearOpening(torch.rand(32, 8), torch.rand(32))
+OPENINGS = [ZeroOpening(), LINEAR, KernelOpening(LINEAR, torch.rand(8), halves(6, 8), halves(6, 32))]
+
+
+@pytest.mark.parametrize("basis", [True, False])
+@pytest.mark.parametrize("opening", OPENINGS, ids=lambda each: type(each).__name__)
+def test_what_is_written_is_read(checkpoint: Path, opening: Opening, basis: bool) -> None:
+    written = calibration(opening, basis)
+    path = save_calibration(written, checkpoint)
+    assert path == calibration_path(checkpoint, 5) == checkpoint / "calibration-5.safetensors"
+    read = load_calibration(checkpoint, 5)
+    assert torch.equal(read.gains.values, written.gains.values) and read.gains.values.dtype == torch.float32
+    assert (read.gains.basis is None) == (not basis)
+    assert type(read.opening) is type(opening) and read.about["chains"] == 7
+    x, cond = torch.zeros(4, 16, 2), torch.rand(4, 8)
+    torch.testing.assert_close(read.opening.x0(x, cond), opening.x0(x, cond))
+
+
+def test_a_calibration_leaves_the_checkpoint_what_it_is(checkpoint: Path) -> None:
+    before = checkpoint_digest(checkpoint)
+    save_calibration(calibration(ZeroOpening()), checkpoint)
+    (checkpoint / "windows-cpu.json").write_text("{}")
+    assert checkpoint_digest(checkpoint) == before
+    (checkpoint / "config.json").write_text((checkpoint / "config.json").read_text() + " ")
+    assert checkpoint_digest(checkpoint) != before
+
+
+def test_other_weights_are_refused(checkpoint: Path) -> None:
+    save_calibration(calibration(ZeroOpening()), checkpoint)
+    policy = save_untrained(checkpoint)
+    policy.action_normalizer.low.fill_(-0.5)
+    policy.save(checkpoint)
+    with pytest.raises(CalibrationError, match=r"of another policy.*`specpolicy calibrate checkpoint=.* again"):
+        load_calibration(checkpoint, 5)
+
+
+def test_without_one_the_command_is_named(checkpoint: Path) -> None:
+    save_calibration(calibration(ZeroOpening()), checkpoint)
+    command = f"no calibration for 6 steps; run `specpolicy calibrate checkpoint={checkpoint} num_inference_steps=6`"
+    with pytest.raises(CalibrationError, match=command):
+        load_calibration(checkpoint, 6)
+
+
+def test_damage_is_told(checkpoint: Path) -> None:
+    path = save_calibration(calibration(ZeroOpening()), checkpoint)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CalibrationError, match=r"calibration-5.safetensors cannot be read .*calibrate"):
+        load_calibration(checkpoint, 5)
+
+
+def test_an_opening_of_ones_own_cannot_be_stored(checkpoint: Path) -> None:
+    class Own(ZeroOpening.__base__):  # type: ignore[name-defined,misc]
+        def x0(self, x: torch.Tensor, cond: object) -> torch.Tensor:
+            return x
+
+    with pytest.raises(TypeError, match="a Own cannot be stored"):
+        save_calibration(calibration(Own()), checkpoint)
+
+
+def one_chain(steps: int, d: int, c: int) -> RecordedChains:
+    states = torch.zeros(steps + 1, 1, d)
+    return RecordedChains(states, states[1:], torch.zeros(1, c), torch.zeros(1, dtype=torch.long))
+
+
+def test_the_file_is_small_also_for_large_policies(checkpoint: Path) -> None:
+    """Two arms: 16 actions of 14 numbers, and two observation steps of 59."""
+    steps, d, c = 100, 224, 118
+    chains = RecordedChains(
+        torch.zeros(steps + 1, 1, d), torch.zeros(steps, 1, d), torch.zeros(1, c), torch.zeros(1).long()
+    )
+    rank = rank_that_fits(chains)
+    centres = centres_that_fit(chains, rank)
+    assert rank == d and centres > 800
+    linear = LinearOpening(torch.rand(d, c), torch.rand(d))
+    opening = KernelOpening(linear, torch.rand(c), torch.rand(centres, c), torch.rand(centres, d))
+    path = save_calibration(Calibration(Gains(torch.rand(steps, rank), torch.rand(d, rank)), opening), checkpoint)
+    assert 0.9 * FILE_BYTES < path.stat().st_size < FILE_BYTES == 1_000_000
+
+
+def test_gains_of_an_image_are_cut_to_what_fits() -> None:
+    chains = RecordedChains(
+        torch.zeros(101, 1, 3072), torch.zeros(100, 1, 3072), torch.zeros(1, 1), torch.zeros(1).long()
+    )
+    assert 1 <= rank_that_fits(chains) < 100

@@ -1,0 +1,175 @@
+"""The linear drafter: what it drafts, what good gains are worth, and that bad ones cost passes only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from mixtures import Mixture, chains, ddpm, mixture
+
+from specpolicy import (
+    BlockVerifier,
+    FreeDrafter,
+    Gains,
+    LinearDrafter,
+    LinearOpening,
+    Opening,
+    ReflectionVerifier,
+    ResidualVerifier,
+    SpeculativeSampler,
+    ZeroOpening,
+)
+from specpolicy.evaluation.exactness import check_exactness
+from specpolicy.speculative.drafters import DraftStart
+from specpolicy.speculative.linear_chain import LinearChain
+from specpolicy.speculative.verifiers import Verifier
+
+
+def gains_of(steps: int, dim: int, scale: float = 1.0, rank: int | None = None) -> Gains:
+    """Gains that fit no network: random sizes up to ``scale`` in a random basis."""
+    generator = torch.Generator().manual_seed(3)
+    basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0][:, : rank or dim]
+    return Gains(scale * torch.rand(steps, rank or dim, generator=generator, dtype=torch.float64), basis.contiguous())
+
+
+def start_at(k: list[int], anchor_k: list[int], steps: int, dim: int, window: int) -> DraftStart:
+    generator = torch.Generator().manual_seed(5)
+    n = len(k)
+    x, anchor, x0 = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for _ in range(3))
+    noise = torch.randn(n, window, dim, generator=generator, dtype=torch.float64)
+    chain = LinearChain(ddpm(steps)[1].to("cpu", torch.float64))
+    return DraftStart(chain, torch.tensor(k), x, torch.tensor(anchor_k), anchor, x0, noise, None)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_draft_is_the_loop(rank: int | None) -> None:
+    """x̂0 = f + J (x − x̄) at each step, where x̄ is the mean from the anchor on, however far back that is."""
+    gains, start = gains_of(20, 4, rank=rank), start_at([0, 6, 13], [0, 4, 13], 20, 4, window=6)
+    assert gains.basis is not None
+    draft, process = LinearDrafter(gains).draft(start), start.chain.process
+    for row in range(3):
+        x, f, mean = start.x[row], start.anchor_x0[row], start.anchor_x[row]
+        for k in range(int(start.anchor_k[row]), int(start.k[row])):
+            mean = process.a[k] * mean + process.b[k] * f
+        for step in range(6):
+            k = int(start.k[row]) + step
+            torch.testing.assert_close(draft.states[row, step], x)
+            x0 = f + gains.basis @ (gains.values[k] * (gains.basis.T @ (x - mean)))
+            torch.testing.assert_close(draft.x0[row, step], x0)
+            x = process.a[k] * x + process.b[k] * x0 + process.sigma[k] * start.noise[row, step]
+            mean = process.a[k] * mean + process.b[k] * f
+        torch.testing.assert_close(draft.states[row, 6], x)
+
+
+def test_without_gains_it_is_the_free_drafter() -> None:
+    scheduler, process = ddpm(40)
+    target, zero = mixture(scheduler, 6), Gains(torch.zeros(40, 6, dtype=torch.float64))
+    start = start_at([0, 9], [0, 7], 40, 6, window=8)
+    free, linear = FreeDrafter().draft(start), LinearDrafter(zero).draft(start)
+    torch.testing.assert_close(linear.states, free.states, rtol=0, atol=1e-12)
+    torch.testing.assert_close(linear.x0, free.x0.expand_as(linear.x0), rtol=0, atol=0)
+    results = []
+    for drafter in (FreeDrafter(), LinearDrafter(zero)):
+        noise, generator = chains(20, 6)
+        results.append(SpeculativeSampler(process, drafter, window=9)(target, noise, generator=generator))
+    torch.testing.assert_close(results[0].sample, results[1].sample, rtol=0, atol=1e-9)
+    assert results[0].passes.tolist() == results[1].passes.tolist()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_on_gaussian_data_the_right_gains_leave_nothing_to_reject(turned: bool) -> None:
+    """There x̂0 is linear in x, so that the drafts are the target itself: one pass to begin with and one round."""
+    scheduler, process = ddpm(50)
+    scale, alpha = 0.3, scheduler.alphas_cumprod.double()[process.timesteps]
+    slope = alpha.sqrt() * scale**2 / (alpha * scale**2 + 1 - alpha)
+    basis = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0] if turned else None
+    drafter = LinearDrafter(Gains(slope[:, None].expand(50, 3).contiguous(), basis))
+    target = Mixture(torch.tensor([[0.4, -0.7, 0.1]]), scale, scheduler.alphas_cumprod.double())
+    noise, generator = chains(200, 3)
+    result = SpeculativeSampler(process, drafter, window=50)(target, noise, generator=generator, record=True)
+    assert result.passes.tolist() == [2] * 200 and result.acceptance == 1.0
+    free = SpeculativeSampler(process, FreeDrafter(), window=50)(target, *unconditioned(noise, generator))
+    assert free.passes.double().mean() > 4
+    assert check_exactness(process, result).smallest > 1e-3
+
+
+def unconditioned(noise: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, None, torch.Generator]:
+    return noise, None, generator
+
+
+# Of a mean 0.9 away from the data, and no opening at all.
+OPENINGS = [None, ZeroOpening(), LinearOpening(torch.full((1, 1), -2.0), torch.full((1,), 0.9))]
+
+
+def smallest_p(
+    gains: Gains, opening: Opening | None, verifier: Verifier, dim: int, steps: int, window: Any, batch: int
+) -> float:
+    scheduler, process = ddpm(steps)
+    noise, generator = chains(batch, dim, seed=steps)
+    cond = torch.rand(batch, 1, generator=generator, dtype=torch.float64)
+    sampler = SpeculativeSampler(process, LinearDrafter(gains), verifier, window, opening)
+    assert sampler.exact
+    result = sampler(mixture(scheduler, dim), noise, cond=cond, generator=generator, record=True)
+    return check_exactness(process, result).smallest
+
+
+@pytest.mark.parametrize("opening", OPENINGS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+@pytest.mark.parametrize(("steps", "window", "batch"), [(8, 7, 12_000), (12, 4, 8_000)])
+def test_wrong_gains_and_openings_do_not_spoil_the_law(
+    opening: Opening | None, scale: float, steps: int, window: int, batch: int
+) -> None:
+    assert smallest_p(gains_of(steps, 1, scale), opening, BlockVerifier(), 1, steps, window, batch) > 1e-3
+
+
+@pytest.mark.parametrize("verifier", [ReflectionVerifier(), ResidualVerifier(), BlockVerifier()])
+def test_wrong_gains_in_two_dimensions_with_every_verifier(verifier: Verifier) -> None:
+    window = [1 + k % 7 for k in range(16)]
+    assert smallest_p(gains_of(16, 2, 1.5), ZeroOpening(), verifier, 2, 16, window, 4_000) > 1e-3
+
+
+def test_low_rank_gains_in_many_dimensions_are_exact() -> None:
+    assert smallest_p(gains_of(100, 16, 0.7, rank=5), ZeroOpening(), BlockVerifier(), 16, 100, 24, 200) > 1e-3
+
+
+@pytest.mark.parametrize("window", [9, [2 + k % 5 for k in range(50)]])
+def test_a_chain_does_not_depend_on_its_neighbours(window: Any) -> None:
+    scheduler, process = ddpm(50)
+    weight = torch.randn(3, 1, dtype=torch.float64)
+    opening = LinearOpening(weight, torch.zeros(3, dtype=torch.float64))
+    sampler = SpeculativeSampler(process, LinearDrafter(gains_of(50, 3)), window=window, opening=opening)
+    noise, _ = chains(6, 3, seed=3)
+    cond = torch.linspace(-0.5, 0.5, 6, dtype=torch.float64)[:, None]
+
+    def sampled(order: list[int]) -> Any:
+        generators = [torch.Generator().manual_seed(seed) for seed in order]
+        return sampler(mixture(scheduler, 3), noise[order], cond=cond[order], generator=generators)
+
+    together = sampled([0, 1, 2, 3, 4, 5])
+    assert len(set(together.passes.tolist())) > 1, "the chains must finish at different times"
+    for order in ([4], [2, 5], [5, 0, 3]):
+        apart = sampled(order)
+        torch.testing.assert_close(apart.sample, together.sample[order], rtol=1e-9, atol=1e-9)
+        assert apart.passes.tolist() == together.passes[order].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dtypes_and_event_shapes(dtype: torch.dtype) -> None:
+    scheduler, process = ddpm(30)
+    noise = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    sampler = SpeculativeSampler(process, LinearDrafter(gains_of(30, 12)), window=6, opening=ZeroOpening())
+    result = sampler(mixture(scheduler, 12), noise, generator=torch.Generator().manual_seed(1))
+    assert result.sample.shape == noise.shape and result.sample.dtype == dtype and result.sample.isfinite().all()
+
+
+@pytest.mark.parametrize(("steps", "dim"), [(19, 4), (20, 3)])
+def test_gains_of_another_process_are_refused(steps: int, dim: int) -> None:
+    scheduler, process = ddpm(20)
+    sampler = SpeculativeSampler(process, LinearDrafter(gains_of(steps, dim)))
+    with pytest.raises(ValueError, match=rf"for {steps} steps and events of {dim} numbers.* 20 steps and its events 4"):
+        sampler(mixture(scheduler, 4), torch.randn(2, 4))
+
+
+def test_it_says_what_it_is() -> None:
+    assert repr(LinearDrafter(gains_of(20, 4, rank=2))) == "LinearDrafter(K=20, rank=2)"
