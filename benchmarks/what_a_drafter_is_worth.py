@@ -1,7 +1,7 @@
 """What are a drafter, an opening and a window worth? Passes and time of a shipped policy, all in one run.
 
     python benchmarks/what_a_drafter_is_worth.py square
-    python benchmarks/what_a_drafter_is_worth.py pusht
+    python benchmarks/what_a_drafter_is_worth.py tool_hang
 
 Passes: one chunk at each observation, all of them in a batch; the interval is over observations. Time: single chunks on
 one thread, samplers in turn on the same observations, as ratios of medians; that of the processor's time hardly depends
@@ -44,7 +44,10 @@ from specpolicy.speculative import ReverseProcess
 ROOT = Path(__file__).resolve().parents[1]
 OBSERVATIONS = {
     "square": ROOT / "tests" / "policies" / "square_observations.npz",
-    "pusht": ROOT / "benchmarks" / "results" / "pusht" / "observations.npz",
+    **{
+        task: ROOT / "benchmarks" / "results" / task / "observations.npz"
+        for task in ("pusht", "tool_hang", "transport")
+    },
 }
 WINDOWS = {100: (24, 40), 20: (12, 19)}
 CLOCKS = ("wall_ms", "cpu_ms")
