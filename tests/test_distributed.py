@@ -1,0 +1,95 @@
+"""The same samples from two processes as from one."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import specpolicy
+from specpolicy.distributed import RanksApart, SplitDenoiser, SplitSampler
+
+PROGRAM = """
+import torch, torch.distributed as dist
+from diffusers import DDPMScheduler
+import specpolicy
+from specpolicy.distributed import RanksApart, SplitSampler
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+scheduler = DDPMScheduler(40, beta_schedule="squaredcos_cap_v2")
+process = specpolicy.ReverseProcess.from_scheduler(scheduler, 40)
+rows = 0
+
+def denoiser(x, timestep, cond):
+    global rows
+    rows += len(x)
+    return 0.3 * x + 0.1 * torch.tanh(x.flip(1) + cond["goal"]) + timestep[:, None] / 400
+
+noise = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+cond = {"goal": torch.linspace(-1, 1, 3)[:, None].expand(3, 5)}
+sampler = specpolicy.SpeculativeSampler(process, window=9)
+result = SplitSampler(sampler)(denoiser, noise, cond=cond, generator=torch.Generator().manual_seed(2))
+mine, whole = rows, int(result.evaluations.sum())
+alone = sampler(denoiser, noise, cond=cond, generator=torch.Generator().manual_seed(2))
+print("SAME", bool(torch.allclose(result.sample, alone.sample, atol=1e-5)), bool((result.passes == alone.passes).all()),
+      0.4 * whole < mine < 0.75 * whole, flush=True)
+try:
+    SplitSampler(sampler)(denoiser, noise, cond=cond, generator=torch.Generator().manual_seed(2 + rank))
+except RanksApart as error:
+    print("APART", error, flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs torch with gloo")
+def test_two_processes_share_the_rows_and_draw_the_same_sample_unless_their_seeds_differ(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("SAME True True True") == 2
+    assert done.stdout.count("APART the ranks ask for different rows") == 2
+    assert "equally seeded generators" in done.stdout
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def identity(x: torch.Tensor, timestep: torch.Tensor, cond: object) -> torch.Tensor:
+    return 0.5 * x
+
+
+def test_a_group_of_one_computes_everything(alone: None) -> None:
+    x = torch.randn(4, 2)
+    assert torch.equal(SplitDenoiser(identity)(x, torch.zeros(4, dtype=torch.long), None), 0.5 * x)
+
+
+def test_without_a_group_the_error_says_how_to_get_one() -> None:
+    with pytest.raises(RuntimeError, match="torchrun"):
+        SplitDenoiser(identity)
+    assert issubclass(RanksApart, RuntimeError)
+
+
+def test_exact_or_not_is_the_samplers_own_to_say() -> None:
+    from diffusers import DDPMScheduler
+
+    from specpolicy import recipes
+
+    scheduler = DDPMScheduler(100)
+    assert SplitSampler(recipes.sequential(scheduler, 20)).exact and not SplitSampler(recipes.ddim(scheduler, 5)).exact
+    assert SplitSampler(specpolicy.asd(specpolicy.ReverseProcess.from_scheduler(scheduler, 100))).exact
