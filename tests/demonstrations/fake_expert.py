@@ -6,6 +6,7 @@ Each seed that is performed leaves a line in the file that ``log`` names.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ def record(path: Path, expert: FakeExpert, episodes: int = 6, workers: int = 0, 
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever started the tests ignores it
     file, workers = Path(sys.argv[1]), int(sys.argv[2])
     dawdling = partial(FakeExpert, pause_s=dict.fromkeys(range(100), 0.2), failing=(1, 4))
     record(file, dawdling(file.with_suffix(".log")), workers=workers)
