@@ -52,7 +52,7 @@ def collect_provenance(
     """
     return {
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],  # where the program lies says nothing to others
         "python": platform.python_version(),
         "packages": package_versions(packages),
         "git": git_revision(),
