@@ -27,12 +27,12 @@ from rich.table import Table
 from specpolicy.atomic import atomic_path
 from specpolicy.composition import compose
 from specpolicy.control import LastObservation, LinearObservation
-from specpolicy.control.history import Window
 from specpolicy.control.predictors import Predictor
 from specpolicy.evaluation.comparison import TrainedPolicy
 from specpolicy.evaluation.player import EpisodePlayer, MakeEnv
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
+from specpolicy.history import Window
 from specpolicy.policies import DiffusionPolicy
 from specpolicy.progress import progress_bar
 

@@ -10,7 +10,6 @@ Rows over devices is how ASD was measured (Hu et al. 2025, eight GPUs).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +19,7 @@ from torch import Tensor
 
 from .speculative.denoiser import Cond, Denoiser, gather_rows
 from .speculative.result import SampleResult
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
+from .speculative.sampler import Generators
 
 
 class RanksApart(RuntimeError):

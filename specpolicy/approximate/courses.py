@@ -85,14 +85,11 @@ class Courses:
 
     def result(self) -> AsdsvResult:
         """Samples and account; the trajectory only once all chains have finished."""
-        batch, account = len(self.x), self.account
         return AsdsvResult(
             sample=self.x.to(self.input_dtype),
             passes=self.passes.cpu(),
             evaluations=self.evaluations.cpu(),
-            start=account.stacked(account.start, batch),
-            proposed=account.stacked(account.proposed, batch),
-            accepted=account.stacked(account.accepted, batch),
+            **self.account.stacked(len(self.x)),
             trajectory=None if len(self.active()) else self.trajectory,
             draft_passes=self.draft_passes.cpu(),
         )

@@ -6,10 +6,11 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
+from specpolicy.history import Window
+
 from .account import Job
 from .clocks import Clock, Running
 from .executors import Ahead, Rules
-from .history import Window
 from .plan import Chunk
 from .questions import Kind, Question
 

@@ -11,6 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from specpolicy.history import History
+
 from .account import EpisodeAccount, Job, TickRow
 from .actions import Action, ActionMeaning, Limits
 from .clocks import Clock
@@ -18,7 +20,6 @@ from .desk import Desk, Observed
 from .executors import Executor, Meanwhile
 from .gate import Gate, Moment, Sent
 from .guards import Guards
-from .history import History
 from .plan import Plan
 from .questions import Answer, Kind, LoopPolicy, Question
 from .views import View

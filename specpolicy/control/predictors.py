@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .history import Window
+from specpolicy.history import Window
 
 
 class Predictor(Protocol):

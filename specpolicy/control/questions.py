@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .history import Window
+from specpolicy.history import Window
 
 
 class Kind(StrEnum):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+
+from specpolicy.history import History, Window
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
 
@@ -49,7 +50,7 @@ class Segment:
         frames: rendered images ``(height, width, 3)``, one a step and one at reset, if the player captures them.
     """
 
-    window: dict[str, NDArray[Any]]
+    window: Window
     reward: float = 0.0
     steps: int = 0
     ended: bool = False
@@ -73,7 +74,8 @@ class EpisodePlayer:
         if observation_horizon < 1:
             raise ValueError(f"observation_horizon must be at least 1, got {observation_horizon}")
         self._make_env, self._max_steps, self._capture = make_env, max_steps, capture
-        self._history: deque[Mapping[str, NDArray[Any]]] = deque(maxlen=observation_horizon)
+        self._horizon = observation_horizon
+        self._history: History | None = None
         self._env: gymnasium.Env[Any, Any] | None = None
         self._steps = 0
 
@@ -83,18 +85,18 @@ class EpisodePlayer:
             self._env = self._make_env()
         observation, _ = self._env.reset(seed=seed)
         self._steps = 0
-        self._history.extend([_named(observation)] * (self._history.maxlen or 1))
-        return Segment(self._window(), frames=self._frames())
+        self._history = History(self._horizon, observation)
+        return Segment(self._history.window(), frames=self._frames())
 
     def play(self, actions: NDArray[np.floating]) -> Segment:
         """Execute ``actions``, shape ``(steps, action_dim)``, until they are used up or the episode ends."""
-        if self._env is None:
+        if self._env is None or self._history is None:
             raise RuntimeError("play() was called before start()")
         segment = Segment({})
         for action in actions:
             observation, reward, terminated, truncated, info = self._env.step(_cast(action, self._env.action_space))
             self._steps += 1
-            self._history.append(_named(observation))
+            self._history.add(observation)
             segment.steps += 1
             segment.reward += float(reward)
             segment.success |= _success(info)
@@ -102,7 +104,7 @@ class EpisodePlayer:
             segment.ended = bool(terminated or truncated) or self._steps == self._max_steps
             if segment.ended:
                 break
-        segment.window = self._window()
+        segment.window = self._history.window()
         return segment
 
     def close(self) -> None:
@@ -110,9 +112,6 @@ class EpisodePlayer:
         env, self._env = self._env, None
         if env is not None:
             env.close()
-
-    def _window(self) -> dict[str, NDArray[Any]]:
-        return {name: np.stack([step[name] for step in self._history]) for name in self._history[-1]}
 
     def _frames(self) -> list[NDArray[np.uint8]]:
         if not self._capture or self._env is None:
@@ -123,12 +122,6 @@ class EpisodePlayer:
                 "the environment renders no images: make it with render_mode='rgb_array', and see that this machine can"
             )
         return [np.asarray(frame, dtype=np.uint8)]
-
-
-def _named(observation: Any) -> Mapping[str, NDArray[Any]]:
-    """A Dict observation copied (simulators reuse their buffers); any other one under the name ``"observation"``."""
-    parts = observation if isinstance(observation, Mapping) else {"observation": observation}
-    return {name: np.array(part) for name, part in parts.items()}
 
 
 def _cast(action: NDArray[np.floating], space: gymnasium.Space[Any]) -> Any:

@@ -28,9 +28,10 @@ class Account:
             row[active.cpu()] = value.cpu()
             rows.append(row)
 
-    def stacked(self, rows: list[Tensor], batch: int) -> Tensor:
-        """Rows as one tensor ``(rounds, B)``."""
-        return torch.stack(rows) if rows else torch.empty((0, batch), dtype=torch.long)
+    def stacked(self, batch: int) -> dict[str, Tensor]:
+        """Each list as one tensor ``(rounds, B)``, under its name in a :class:`SampleResult`."""
+        none = torch.empty((0, batch), dtype=torch.long)
+        return {name: torch.stack(rows) if rows else none for name, rows in vars(self).items()}
 
 
 class Chains:
@@ -120,14 +121,12 @@ class Chains:
         finished = not len(self.active())
         if self.trajectory is not None:
             self.trajectory[-1] = self.x
-        batch, account = len(self.x), self.account
+        account = self.account
         return SampleResult(
             sample=self.x.to(self.input_dtype),
             passes=self.passes.cpu(),
             evaluations=self.evaluations.cpu(),
-            start=account.stacked(account.start, batch),
-            proposed=account.stacked(account.proposed, batch),
-            accepted=account.stacked(account.accepted, batch),
+            **account.stacked(len(self.x)),
             replayed=account.accepted[0] if self.replayed else None,
             trajectory=self.trajectory if finished else None,
             x0=self.recorded_x0 if finished else None,

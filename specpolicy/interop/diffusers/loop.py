@@ -20,11 +20,12 @@ from torch import Tensor
 from specpolicy.speculative.denoiser import Denoiser
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.sampler import Generators
 
 from .chain import PipelineChain, check_scheduler, read_chain
 from .families import Arguments, Family, Guidance
 from .prediction import Conditions, Forward, GuidedPrediction
-from .stretch import Generators, RoundSampler, Stretch
+from .stretch import RoundSampler, Stretch
 
 Recipe = Callable[[ReverseProcess, Callable[[Forward], Denoiser]], RoundSampler]
 """Makes the sampler of a chain; its second argument turns another network's forward into a prediction like the

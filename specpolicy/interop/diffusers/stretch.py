@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor
 
 from specpolicy.speculative.denoiser import Cond, Denoiser
 from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.sampler import Generators
 from specpolicy.speculative.trail import Trail
 
 from .families import Guidance
 from .prediction import GuidedPrediction
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Progress(Protocol):
