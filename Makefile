@@ -14,7 +14,7 @@ OUT    ?= runs/square
 BIN    := $(VENV)/bin
 
 # `install` runs when the dependencies have changed
-.PHONY: rollout headline reality test lint format typecheck build clean install
+.PHONY: rollout headline reality bench test lint format typecheck build clean install
 
 install: $(VENV)/.installed
 
@@ -41,18 +41,30 @@ headline: install
 	  sampler=[ddpm,ddpm20,ddim10,ddim5,ddim2,asd,frozen_block,free_block,free_block20]
 	$(BIN)/python benchmarks/readme_tables.py
 
-# What latency costs on a robot that does not wait: recorded latencies, then injected ones.
+# What latency costs on a robot that does not wait: injected latencies, where ddpm20 stands for its law (any exact sampler
+# of that chain has it) since it needs the fewest rows; then every sampler at the latency recorded for it.
 reality: install
 	for task in square transport tool_hang; do \
-	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=recorded out=benchmarks/results/recorded/$$task \
-	    sampler=[ddpm,ddim10,ddim5,free_block,free_block20] \
-	    executor=[lockstep,blocking,receding_horizon,asynchronous,predrafting] && \
-	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=[0,25,50,100,200,400,800] \
-	    sampler=free_block20 executor=[blocking,receding_horizon,asynchronous] out=benchmarks/results/injected/$$task || exit 1; \
+	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=[0,50,100,200,400,800] timeline=false \
+	    sampler=ddpm20 executor=[asynchronous,blocking] out=benchmarks/results/reality/injected/$$task && \
+	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=recorded timeline=false \
+	    sampler=[ddpm,ddim10,ddim5,free_block,free_block20] executor=asynchronous \
+	    out=benchmarks/results/reality/recorded/$$task && \
+	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=recorded timeline=false \
+	    sampler=free_block20 executor=predrafting out=benchmarks/results/reality/recorded/$$task || exit 1; \
 	done
+	$(BIN)/python benchmarks/what_latency_costs.py
+	$(BIN)/python benchmarks/readme_tables.py
 
 test: install $(VENV)/.robomimic
 	$(BIN)/python -m pytest
+
+# What this machine can measure of latency in some minutes; benchmarks/gpu.sh is for one with a GPU.
+bench: install
+	$(BIN)/python benchmarks/where_does_a_round_go.py tool_hang
+	$(BIN)/python benchmarks/latency_of_a_chunk.py tool_hang --batches
+	$(BIN)/python benchmarks/what_acceptance_costs.py tool_hang
+	$(BIN)/python benchmarks/how_it_scales.py
 
 lint: install
 	$(BIN)/ruff check .

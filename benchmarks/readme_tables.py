@@ -24,10 +24,13 @@ def quoted(folder: Path) -> str:
     latency = folder / "latency.json"
     if latency.exists() and json.loads(latency.read_text())["device"].startswith("cuda"):
         return table
-    lines = table.splitlines()
-    header = lines[0].split("|")
-    shown = [i for i, name in enumerate(header) if not name.strip().endswith(" ms")]
-    return "\n".join("|".join(line.split("|")[i] for i in shown) if line.startswith("|") else line for line in lines)
+    lines, quotes = table.splitlines(), []
+    shown: list[int] = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if following.startswith("| ---"):  # this line is a table's header
+            shown = [i for i, name in enumerate(line.split("|")) if not name.strip().endswith(" ms")]
+        quotes.append("|".join(line.split("|")[i] for i in shown) if line.startswith("|") else line)
+    return "\n".join(quotes)
 
 
 def filled(text: str) -> str:

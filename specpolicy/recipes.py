@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from .calibration.store import load_calibration
 from .policies import DiffusionPolicy
 from .speculative import LinearDrafter, ReverseProcess, SchedulerSampler, SequentialSampler, SpeculativeSampler
+from .speculative.compiled import CompiledChain, CompiledSampler, compile_sampler
 from .speculative.drafters import Drafter
 from .speculative.opening import Opening, ZeroOpening
 from .speculative.verifiers import Verifier
@@ -87,6 +88,25 @@ def ddim(policy: Trained, num_inference_steps: int, eta: float = 0.0) -> Schedul
     """Few-step DDIM (Song et al. 2021). Approximate: not the law of the training chain."""
     few = DDIMScheduler.from_config(_scheduler(policy).config)
     return SchedulerSampler(few, num_inference_steps, {"eta": eta})
+
+
+def compiled(policy: DiffusionPolicy, sampler: Recipe, backend: str | None = None) -> CompiledSampler | CompiledChain:
+    """Any of these samplers with compiled or captured steps, prepared for one observation at a time.
+
+    Args:
+        policy: its network is compiled with the steps.
+        sampler: the recipe of the sampler.
+        backend: see :data:`specpolicy.speculative.compiled.Backend`; ``"auto"`` or None chooses by device.
+
+    Raises:
+        ValueError: the sampler has no compiled form, or the backend is not to be had here.
+    """
+    made = compile_sampler(sampler(policy), None if backend == "auto" else backend)  # type: ignore[arg-type]
+    cond_dim = policy.observations.dim * policy.observations.horizon
+    with torch.inference_mode():
+        zeros = torch.zeros(1, cond_dim, device=policy.device)
+        made.warm_up(policy, torch.zeros(1, *policy.event_shape, device=policy.device), zeros)
+    return made
 
 
 def _with_window(policy: Trained, make: Callable[..., SpeculativeSampler], window: Window | str) -> SpeculativeSampler:

@@ -23,10 +23,15 @@ def serve(overrides: Sequence[str]) -> None:
             f"variable {TOKEN_VARIABLE} or into a file and token_file=<file>"
         )
     cfg: dict[str, Any] = plain(compose("serve", overrides))
-    checkpoint, device, threads, recipe, token_file = (
-        cfg.pop(name) for name in ("checkpoint", "device", "threads", "sampler", "token_file")
+    checkpoint, device, threads, recipe, token_file, backend = (
+        cfg.pop(name) for name in ("checkpoint", "device", "threads", "sampler", "token_file", "compile")
     )
     settings = ServerSettings(**cfg)
+    if backend is not None and settings.max_batch != 1:
+        raise ConfigError(
+            f"compile={backend} prepares for one observation at a time, and max_batch={settings.max_batch} would have "
+            "others prepared while robots wait: add max_batch=1"
+        )
     token = find_token(token_file)
     addresses = listening_addresses(settings.host, token)  # before the policy is loaded, which takes longer
     if settings.tls_cert is None and not local(addresses):
@@ -34,6 +39,7 @@ def serve(overrides: Sequence[str]) -> None:
 
     import torch
 
+    from specpolicy import recipes
     from specpolicy.policies import load_policy
     from specpolicy.serving.engine import PolicyEngine
     from specpolicy.serving.run import run_until_stopped
@@ -42,7 +48,8 @@ def serve(overrides: Sequence[str]) -> None:
     if threads:
         torch.set_num_threads(threads)
     policy = load_policy(Path(checkpoint), device)
-    engine = PolicyEngine(policy, instantiate(recipe)(policy))
+    make = instantiate(recipe)
+    engine = PolicyEngine(policy, make(policy) if backend is None else recipes.compiled(policy, make, backend))
     server = PolicyServer(engine, settings, token)
     engine.warm_up([1, 1, settings.max_batch])
 

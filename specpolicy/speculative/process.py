@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -61,6 +60,11 @@ class ReverseProcess:
     from_output: Float[Tensor, " k"]
     limit: X0Limit
     unlimited: Float[Tensor, " k"]
+    _mixes_unlimited: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Found once: looking at numbers within a round would make the host wait for the device.
+        object.__setattr__(self, "_mixes_unlimited", self.limit != X0Limit() and bool((self.unlimited != 0).any()))
 
     @property
     def num_steps(self) -> int:
@@ -87,12 +91,23 @@ class ReverseProcess:
 
         return read_scheduler(scheduler, num_inference_steps, timesteps, eta)
 
+    @staticmethod
+    def deterministic(scheduler: Any, num_inference_steps: int | None = None) -> ReverseProcess:
+        """The steps of a diffusers ``DDIMScheduler`` with η = 0: σ = 0 throughout, so there is nothing to speculate on.
+
+        Raises:
+            ValueError: it is another scheduler, or has no timesteps yet.
+        """
+        from .schedulers import read_deterministic
+
+        return read_deterministic(scheduler, num_inference_steps)
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReverseProcess:
         """The same process with its coefficients on ``device`` in ``dtype``."""
         moved = {
             f.name: getattr(self, f.name).to(device, dtype)
             for f in fields(self)
-            if f.name not in ("timesteps", "limit")
+            if f.init and f.name not in ("timesteps", "limit")
         }
         return replace(self, timesteps=self.timesteps.to(device), **moved)
 
@@ -105,10 +120,6 @@ class ReverseProcess:
         if not self._mixes_unlimited:
             return limited
         return limited + per_row(self.unlimited[k], x) * (raw - limited)
-
-    @cached_property
-    def _mixes_unlimited(self) -> bool:
-        return self.limit != X0Limit() and bool((self.unlimited != 0).any())
 
     def mean(
         self, x: Float[Tensor, "n ..."], x0: Float[Tensor, "n ..."], k: Int[Tensor, " n"]

@@ -10,9 +10,9 @@ from .denoiser import gather_rows
 from .drafters import Draft, Drafter, DraftStart
 from .opening import Opening
 from .predraft import PreDraft
-from .process import per_row
 from .randomness import RandomSource
-from .verifiers import Comparison, Rejection, Verifier
+from .settle import settle
+from .verifiers import Verifier
 from .window import Lengths
 
 
@@ -99,37 +99,15 @@ def _verify(
         owner = active[:, None].expand_as(ask)[ask]
         target[ask] = chains.target_x0(owner, where[ask], draft.states[ask])
 
-    # Draft against target at every drafted step: a x cancels, (m_D − m_T)/σ = (b/σ)(x̂0_draft − x̂0_target).
-    step = where[:, :-1]
-    gain = torch.where(process.sigma[step] > 0, process.b[step] / process.sigma[step], 0.0)
-    gap = (draft.x0 - target[:, :-1]) * gain.view(*gain.shape, *[1] * len(event))
-    comparison = Comparison.of(gap, noise, length)
-    verdict = verifier.judge(comparison, uniform[:, :-1])
-
-    # The step after the accepted ones comes from the target, with a repaired noise where the draft was rejected.
-    row, taken = torch.arange(len(active), device=k.device), verdict.accepted
-    end, x_end, x0_end = k + taken, draft.states[row, taken], target[row, taken]
-    final_noise = fresh_noise
-    rejected = (taken < length).nonzero().squeeze(1)
-    if len(rejected):
-        at = taken[rejected]
-        rejection = Rejection(
-            distance=comparison.distance[rejected, at],
-            along=comparison.along[rejected, at],
-            log_scale=verdict.log_scale[rejected],
-            uniform=uniform[rejected, -1],
-        )
-        coordinate = verifier.repair(rejection)
-        base = noise[rejected, at] if verifier.keeps_noise else fresh_noise[rejected]
-        final_noise = fresh_noise.index_copy(0, rejected, _set_coordinate(base, gap[rejected, at], coordinate))
-    x_next = process.mean(x_end, x0_end, end) + per_row(process.sigma[end], x) * final_noise
-
+    settled = settle(process, k, draft, target, noise, length, verifier, uniform, fresh_noise)
+    taken, end, x0_end = settled.accepted, k + settled.accepted, settled.x0_end
     if chains.missed is not None:
+        row = torch.arange(len(active), device=k.device)
         _measure(chains, chains.missed, active, end, draft.x0[row, taken.clamp(max=draft.x0.shape[1] - 1)] - x0_end)
     chains.record(active, k, column <= taken[:, None], draft.states, target)
     chains.account.add(active, k, length, taken, len(chains.k))
-    chains.set_anchor(active, end, x_end, x0_end)
-    chains.x[active], chains.k[active] = x_next, end + 1
+    chains.set_anchor(active, end, settled.x_end, x0_end)
+    chains.x[active], chains.k[active] = settled.x_next, end + 1
 
 
 def _measure(chains: Chains, missed: Tensor, active: Tensor, end: Tensor, difference: Tensor) -> None:
@@ -138,11 +116,3 @@ def _measure(chains: Chains, missed: Tensor, active: Tensor, end: Tensor, differ
     told = begin < end
     missed[active[told]] = torch.linalg.vector_norm(difference[told].flatten(1).double(), dim=1)
     chains.missed_from[active[told]] = begin[told]
-
-
-def _set_coordinate(noise: Tensor, direction: Tensor, coordinate: Tensor) -> Tensor:
-    """``noise`` with its component along ``direction`` replaced by ``coordinate``, row by row; in float64 inside."""
-    flat, line = noise.flatten(1).double(), direction.flatten(1).double()
-    line = line / torch.linalg.vector_norm(line, dim=1, keepdim=True).clamp(min=1e-300)
-    moved = flat + (coordinate - (flat * line).sum(1))[:, None] * line
-    return moved.view_as(noise).to(noise.dtype)

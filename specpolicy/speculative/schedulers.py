@@ -40,6 +40,15 @@ def read_scheduler(
     )
 
 
+def read_deterministic(scheduler: Any, num_inference_steps: int | None) -> ReverseProcess:
+    """See :meth:`ReverseProcess.deterministic`."""
+    if "DDIMScheduler" not in {cls.__name__ for cls in type(scheduler).__mro__}:
+        raise ValueError(f"{type(scheduler).__name__} is not read as a deterministic chain; DDIMScheduler is")
+    scheduler = copy.deepcopy(scheduler)
+    _set_timesteps(scheduler, num_inference_steps, None)
+    return _read_ddim(scheduler, 0.0)
+
+
 def _set_timesteps(scheduler: Any, num_inference_steps: int | None, timesteps: list[int] | None) -> None:
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"num_inference_steps={num_inference_steps}; it must be at least 1")

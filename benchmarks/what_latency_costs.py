@@ -1,0 +1,178 @@
+"""What does latency cost on a robot that does not wait? Table and figure of what ``make reality`` has run.
+
+    python benchmarks/what_latency_costs.py
+
+Injected latencies show how each task falls with the time that an inference is said to take, whoever takes it; recorded
+ones put the samplers where this machine's measurements place them. Reads the episodes of
+``benchmarks/results/reality/{injected,recorded}/<task>`` and writes table and figure beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from side_by_side import RESULTS
+
+from specpolicy.atomic import atomic_path
+from specpolicy.evaluation.looks import COLORS, PAPER
+from specpolicy.evaluation.plot import style_axes
+from specpolicy.evaluation.statistics import wilson
+from specpolicy.evaluation.store import read_results
+
+REALITY = RESULTS / "reality"
+TASKS = ("square", "transport", "tool_hang")
+EXECUTORS = ("asynchronous", "blocking", "predrafting")
+TICK_MS = 50.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Episodes of one executor, sampler and latency on one task."""
+
+    task: str
+    kind: str
+    executor: str
+    sampler: str
+    latency_ms: float
+    successes: int
+    episodes: int
+
+    @property
+    def percent(self) -> tuple[float, float, float]:
+        """Success with Wilson's interval."""
+        estimate = wilson(self.successes, self.episodes)
+        return 100 * estimate.value, 100 * estimate.low, 100 * estimate.high
+
+    @property
+    def shown(self) -> str:
+        """For a table."""
+        return f"{self.successes}/{self.episodes}"
+
+
+def cells(kind: str, task: str) -> Iterator[Cell]:
+    """Of one results folder, counted from its episodes."""
+    folder = REALITY / kind / task
+    if not folder.exists():
+        return
+    records, manifest = read_results(folder)
+    medians = _medians(task)
+    for name, entry in manifest.samplers.items():
+        mine = [record for record in records if record.sampler == name]
+        if mine:
+            charged = entry["charged"]
+            latency = charged["ms"] if kind == "injected" else medians[entry["sampler"]]
+            won = sum(bool(record.success) for record in mine)
+            yield Cell(task, kind, entry["executor"]["name"], entry["sampler"], latency, won, len(mine))
+
+
+def _medians(task: str) -> dict[str, float]:
+    samplers = json.loads((RESULTS / task / "latency.json").read_text(encoding="utf-8"))["samplers"]
+    return {name: sorted(log["nanoseconds"])[len(log["nanoseconds"]) // 2] / 1e6 for name, log in samplers.items()}
+
+
+def table(found: Sequence[Cell]) -> list[str]:
+    """What was injected, then what was recorded."""
+    injected = [cell for cell in found if cell.kind == "injected"]
+    latencies = sorted({cell.latency_ms for cell in injected})
+    lines = [f"| task | while it computes | {' | '.join(f'{each:g}' for each in latencies)} |"]
+    lines.append(f"| --- | --- | {' | '.join(['---:'] * len(latencies))} |")
+    means = {"asynchronous": "plays on (asynchronous)", "blocking": "stands still (blocking)"}
+    for task in TASKS:
+        for executor in EXECUTORS:
+            row = {cell.latency_ms: cell.shown for cell in injected if (cell.task, cell.executor) == (task, executor)}
+            if row:
+                shown = " | ".join(row.get(each, "–") for each in latencies)
+                lines.append(f"| {task} | {means.get(executor, executor)} | {shown} |")
+    recorded = [cell for cell in found if cell.kind == "recorded"]
+    samplers = list(dict.fromkeys(cell.sampler for cell in recorded))
+    lines += [
+        "",
+        "Successes by the injected latency of every inference, in ms. And with those recorded for each sampler, in ticks of 50 ms:",
+        "",
+    ]
+    lines.append(f"| task | executor | {' | '.join(samplers)} |")
+    lines.append(f"| --- | --- | {' | '.join(['---:'] * len(samplers))} |")
+    for task in TASKS:
+        for executor in EXECUTORS:
+            mine = {cell.sampler: cell for cell in recorded if (cell.task, cell.executor) == (task, executor)}
+            if mine:
+                texts = (
+                    f"{mine[each].shown} ({-(-mine[each].latency_ms // TICK_MS):.0f})" if each in mine else "–"
+                    for each in samplers
+                )
+                lines.append(f"| {task} | {executor} | {' | '.join(texts)} |")
+    return lines
+
+
+def draw(found: Sequence[Cell], path: Path) -> None:
+    """A panel for each task: lines for injected latencies, diamonds for the samplers at their recorded ones."""
+    figure = Figure(figsize=(12.5, 4.3), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(TASKS), sharey=True)
+    for axes, task in zip(panels, TASKS, strict=True):
+        style_axes(axes)
+        _panel(axes, task, [cell for cell in found if cell.task == task])
+    panels[0].set_ylabel("success, %", fontsize=10)
+    panels[0].legend(fontsize=8, frameon=False, loc="lower left")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _panel(axes: Axes, task: str, found: Sequence[Cell]) -> None:
+    axes.set_xscale("symlog", linthresh=25, linscale=0.35)
+    axes.set_xlim(-4, 1100)
+    axes.set_ylim(-5, 108)
+    for place, executor in enumerate(EXECUTORS[:2]):
+        line = sorted(
+            (cell for cell in found if cell.kind == "injected" and cell.executor == executor),
+            key=lambda cell: cell.latency_ms,
+        )
+        if line:
+            values, lows, highs = zip(*(cell.percent for cell in line), strict=True)
+            x = [cell.latency_ms for cell in line]
+            axes.fill_between(x, lows, highs, color=COLORS[place], alpha=0.12, lw=0)
+            words = "plays on while it computes" if executor == "asynchronous" else "stands still while it computes"
+            axes.plot(x, values, "o-", color=COLORS[place], ms=4, lw=1.5, label=words)
+    points = [cell for cell in found if cell.kind == "recorded" and cell.executor == "asynchronous"]
+    for order, cell in enumerate(sorted(points, key=lambda cell: cell.latency_ms)):
+        value, low, high = cell.percent
+        exact = not cell.sampler.startswith("ddim")
+        axes.errorbar(cell.latency_ms, value, [[value - low], [high - value]], color=COLORS[2], lw=1, zorder=3)
+        axes.plot(
+            cell.latency_ms, value, "D", ms=6, color=COLORS[2], mfc=COLORS[2] if exact else PAPER, zorder=4,
+            label="a sampler at its recorded latency, playing on\n(hollow: approximate)" if not order else None,
+        )  # fmt: skip
+        axes.annotate(
+            cell.sampler, (cell.latency_ms, value), xytext=(8, -3 if value < 50 else -12 - 9 * (order % 3)),
+            textcoords="offset points", fontsize=8, color=COLORS[2],
+        )  # fmt: skip
+    axes.xaxis.set_major_locator(FixedLocator([0, 25, 50, 100, 200, 400, 800]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("latency of one inference, ms", fontsize=10)
+    axes.set_title(task, fontsize=11, loc="left")
+
+
+def main() -> None:
+    found = [cell for kind in ("injected", "recorded") for task in TASKS for cell in cells(kind, task)]
+    if not found:
+        raise SystemExit(f"nothing in {REALITY}: run make reality first")
+    lines = table(found)
+    content: list[dict[str, Any]] = [{**vars(cell), "percent": cell.percent} for cell in found]
+    for name, text in (("table.md", "\n".join(lines)), ("table.json", json.dumps(content, indent=1))):
+        with atomic_path(REALITY / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    draw(found, REALITY / "success_against_latency.png")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

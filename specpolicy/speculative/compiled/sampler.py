@@ -1,0 +1,187 @@
+"""The speculative sampler with compiled or captured rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Cond, Denoiser, DenoiserError, check_cond
+from ..drafters import Draft
+from ..linear_chain import LinearChain, reach
+from ..predraft import PreDraft
+from ..randomness import RandomSource
+from ..result import SampleResult
+from ..sampler import Generators, SpeculativeSampler
+from ..window import AdaptiveWindow, window_lengths
+from .round import StaticRounds
+from .runners import Backend, Runner, make_runner
+from .state import Draws, RoundState
+
+
+class CompiledSampler:
+    """A :class:`SpeculativeSampler` whose rounds are compiled or captured: same call, same law.
+
+    On a CPU, and wherever ``widths`` has more than one entry, the host reads the chains' positions before each round
+    and draws exactly the numbers that the sampler itself would draw: equal seeds give equal samples, up to the rounding
+    of arithmetic in another order. With one width the rounds that the batch needs at least are queued without a look,
+    from numbers for the full width.
+
+    The first call for each shape compiles or captures and takes seconds to a minute: make one before anything counts
+    (:meth:`warm_up`).
+
+    Args:
+        sampler: what to sample; its window must not be adaptive.
+        backend: see :data:`Backend`. None: ``graph+inductor`` for noise on CUDA, ``inductor`` elsewhere.
+        widths: window lengths to prepare, rising; a round takes the least that is enough. None: the longest window on
+            CUDA, where rows cost little, and its half and quarter besides elsewhere.
+
+    Raises:
+        ValueError: an adaptive window, widths that do not hold the longest window, or an unknown backend.
+    """
+
+    def __init__(
+        self, sampler: SpeculativeSampler, backend: Backend | None = None, widths: Sequence[int] | None = None
+    ) -> None:
+        if isinstance(sampler.window, AdaptiveWindow):
+            raise ValueError(
+                "an adaptive window changes its length from round to round, and compiled rounds have fixed shapes: "
+                "take a number of steps, or one for each position"
+            )
+        self.sampler, self.process, self.exact = sampler, sampler.process, sampler.exact
+        within = reach(sampler.process)
+        self._table = window_lengths(sampler.window, within)
+        self._longest = max(1, int(self._table.max()))
+        if widths is not None and (list(widths) != sorted(set(widths)) or widths[-1] < self._longest or widths[0] < 1):
+            raise ValueError(f"widths={list(widths)}; expected rising lengths, the last at least {self._longest}")
+        self.backend, self.widths = backend, None if widths is None else list(widths)
+        self._replayed = min(int(within[0]), sampler.replay or self.process.num_steps)
+        self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[StaticRounds, Runner[RoundState]]] = {}
+        if backend is not None:
+            make_runner(backend)  # says now what is wrong with it
+
+    def __repr__(self) -> str:
+        return f"CompiledSampler({self.sampler!r}, backend={self.backend!r})"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        cond: Cond = None,
+        generator: Generators = None,
+        record: bool = False,
+        predraft: PreDraft | None = None,
+    ) -> SampleResult:
+        """Sample one chain for each row of ``noise``; arguments and errors as in :class:`SpeculativeSampler`."""
+        check_cond(cond, len(noise))
+        rounds, runner, widths = self.prepare(denoiser, noise)
+        dtype = torch.promote_types(noise.dtype, torch.float32)
+        random = RandomSource(generator, len(noise), noise.device, dtype)
+        runner.start(RoundState.start(noise.to(dtype), self.process.num_steps, record), cond)
+        if predraft is not None:
+            predraft.check(noise, self.process)
+        replays = predraft is not None and self._replayed > 0
+        if predraft is not None and replays:
+            state = runner.apply(rounds.replay, _replayed(predraft, self._replayed, random, len(noise)))
+        else:
+            state = runner.apply(rounds.begin, None)
+        if len(widths) == 1:
+            ahead = self.process.num_steps - (self._replayed + 1 if replays else 0)
+            for _ in range(math.ceil(ahead / (widths[0] + 1))):
+                state = runner.apply(rounds.advance, full_draws(random, widths[0], noise))
+        while True:
+            position = state.k.tolist()
+            active = [chain for chain, k in enumerate(position) if k < self.process.num_steps]
+            if not active:
+                break
+            lengths = [int(self._table[position[chain]]) for chain in active]
+            width = next(width for width in widths if width >= max(lengths))
+            draws = (
+                full_draws(random, width, noise)
+                if len(widths) == 1
+                else _exact_draws(random, width, noise, active, lengths)
+            )
+            state = runner.apply(rounds.advance, draws)
+        if not bool(state.finite):
+            raise DenoiserError("denoiser returned NaN or infinity; check its weights, inputs and dtype")
+        return state.result(noise.dtype, replays)
+
+    def predraft(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None) -> PreDraft:
+        """Sample whole chains ahead of time; see :meth:`SpeculativeSampler.predraft`."""
+        return PreDraft.of(self.process, self(denoiser, noise, cond, generator, record=True))
+
+    def warm_up(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, record: bool = False) -> None:
+        """Compile or capture every width for inputs like these; the random numbers are of no account."""
+        rounds, runner, widths = self.prepare(denoiser, noise)
+        dtype = torch.promote_types(noise.dtype, torch.float32)
+        random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
+        with torch.no_grad():
+            for width in widths:
+                runner.start(RoundState.start(noise.to(dtype), self.process.num_steps, record), cond)
+                runner.apply(rounds.begin, None)
+                runner.apply(rounds.advance, full_draws(random, width, noise))
+
+    def prepare(self, denoiser: Denoiser, noise: Tensor) -> tuple[StaticRounds, Runner[RoundState], list[int]]:
+        """The static rounds for this network, what runs them, and the widths that they come in."""
+        if noise.ndim < 2 or not noise.is_floating_point():
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)} and dtype {noise.dtype}; expected floating point (batch, *event)"
+            )
+        cuda = noise.device.type == "cuda"
+        key = (id(denoiser), noise.device, noise.dtype)
+        if key not in self._prepared:
+            dtype = torch.promote_types(noise.dtype, torch.float32)
+            rounds = StaticRounds(
+                LinearChain(self.process.to(noise.device, dtype)),
+                denoiser,  # kept, so that its id stays its own
+                noise.dtype,
+                self.sampler.drafter,
+                self.sampler.verifier,
+                self.sampler.opening,
+                self._table.to(noise.device),
+            )
+            backend: Backend = self.backend or ("graph+inductor" if cuda else "inductor")
+            self._prepared[key] = (rounds, make_runner(backend))
+        return *self._prepared[key], self.widths or _usual_widths(self._longest, cuda)
+
+
+def _usual_widths(longest: int, cuda: bool) -> list[int]:
+    return [longest] if cuda else sorted({max(1, longest // 4), max(1, longest // 2), longest})
+
+
+def full_draws(random: RandomSource, width: int, noise: Tensor) -> Draws:
+    """The numbers of a round of ``width`` steps for all chains of ``noise``."""
+    everyone = range(len(noise))
+    return Draws(
+        noise=random.window_noise([width] * len(noise), noise.shape[1:], everyone),
+        uniform=random.window_uniform([width] * len(noise), everyone),
+        fresh=random.noise(noise.shape[1:]),
+    )
+
+
+def _exact_draws(random: RandomSource, width: int, noise: Tensor, active: list[int], lengths: list[int]) -> Draws:
+    """What the eager round draws, padded to ``width`` and to all chains."""
+    event, batch = noise.shape[1:], len(noise)
+    drawn = random.window_noise(lengths, event, active)
+    uniform = random.window_uniform(lengths, active)
+    fresh = random.noise(event, active)
+    padded = Draws(
+        noise=drawn.new_zeros((batch, width, *event)),
+        uniform=uniform.new_zeros((batch, width + 1)),
+        fresh=fresh.new_zeros((batch, *event)),
+    )
+    padded.noise[active, : drawn.shape[1]] = drawn
+    padded.uniform[active, : uniform.shape[1] - 1] = uniform[:, :-1]
+    padded.uniform[active, -1] = uniform[:, -1]
+    padded.fresh[active] = fresh
+    return padded
+
+
+def _replayed(predraft: PreDraft, steps: int, random: RandomSource, batch: int) -> tuple[Draft, Draws]:
+    uniform = random.window_uniform([steps] * batch, range(batch))
+    fresh = random.noise(predraft.start.shape[1:])
+    draft = Draft(predraft.states[: steps + 1].transpose(0, 1), predraft.x0[:steps].transpose(0, 1))
+    return draft, Draws(predraft.noise[:steps].transpose(0, 1), uniform, fresh)
