@@ -122,7 +122,7 @@ def _round(
     sampler: CompiledSampler, network: Any, noise: torch.Tensor, cond: torch.Tensor, window: int
 ) -> Callable[[int], Any]:
     with torch.inference_mode():
-        rounds, runner, _ = sampler.prepare(network, noise)
+        rounds, runner, _ = sampler.prepare(network, noise, cond)
         start = RoundState.start(noise, sampler.process.num_steps, record=False)
         random = RandomSource(torch.Generator().manual_seed(0), 1, noise.device, noise.dtype)
 

@@ -82,5 +82,6 @@ def draw(
 
 def _may_look() -> bool:
     """Whether numbers can be read without breaking a compiler's trace or a CUDA graph's capture."""
-    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    return not (torch.compiler.is_compiling() or capturing)
+    if torch.compiler.is_compiling():
+        return False
+    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())

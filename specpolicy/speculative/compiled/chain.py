@@ -13,7 +13,7 @@ from ..process import ReverseProcess, per_row
 from ..randomness import RandomSource
 from ..result import SampleResult
 from ..sampler import Generators
-from .runners import Backend, Runner, make_runner
+from .runners import Backend, Function, Runner, compiled_function, make_runner
 
 
 class _Walk(NamedTuple):
@@ -81,18 +81,20 @@ class CompiledChain:
             dtype = torch.promote_types(noise.dtype, torch.float32)
             cuda = noise.device.type == "cuda"
             backend: Backend = self.backend or ("graph+inductor" if cuda else "inductor")
-            steps = _Steps(self.process.to(noise.device, dtype), denoiser, noise.dtype)
-            self._prepared[key] = (steps, make_runner(backend))
+            steps = _Steps(self.process.to(noise.device, dtype), denoiser, noise.dtype, backend.endswith("inductor"))
+            # Steps are compiled one by one: a compiler would take the whole chain for one long program.
+            self._prepared[key] = (steps, make_runner("graph" if backend.startswith("graph") else "plain"))
         return self._prepared[key]
 
 
 class _Steps:
     """One step, and all of them."""
 
-    def __init__(self, process: ReverseProcess, denoiser: Denoiser, dtype: torch.dtype) -> None:
+    def __init__(self, process: ReverseProcess, denoiser: Denoiser, dtype: torch.dtype, compiled: bool) -> None:
         self.process, self.denoiser, self.dtype = process, denoiser, dtype
+        self.one: Function[_Walk] = compiled_function(self._one) if compiled else self._one
 
-    def one(self, walk: _Walk, kick: Tensor, cond: Any) -> _Walk:
+    def _one(self, walk: _Walk, kick: Tensor, cond: Any) -> _Walk:
         k = walk.k.expand(len(walk.x))
         output = self.denoiser(walk.x.to(self.dtype), self.process.timesteps[k], cond)
         x0 = self.process.x0(walk.x, output.to(walk.x.dtype), k)

@@ -13,6 +13,8 @@ Backend = Literal["plain", "inductor", "graph", "graph+inductor"]
 """``plain`` runs the static functions as they are; ``inductor`` compiles them (torch.compile); ``graph`` captures them
 as CUDA graphs; ``graph+inductor`` compiles, then captures."""
 
+_FORMS = 128
+
 State = TypeVar("State")
 Function = Callable[[State, Any, Any], State]
 """From state, inputs of this call and condition to the next state; all of them nested tensors."""
@@ -79,7 +81,7 @@ class GraphRunner(Generic[State]):
         """See :class:`Runner`."""
         self._key = _shapes((state, cond))
         if self._key not in self._buffers:
-            self._buffers[self._key] = tree_map(_clone, (state, cond))
+            self._buffers[self._key] = _own((state, cond))
             return
         _copy(self._buffers[self._key], (state, cond))
 
@@ -96,8 +98,8 @@ class GraphRunner(Generic[State]):
     def _recording(self, function: Function[State], inputs: Any) -> tuple[Callable[[], None], list[Any]]:
         call = compiled_function(function) if self._compiled else function
         state, cond = self._buffers[self._key]
-        leaves, form = tree_flatten(tree_map(_clone, inputs))
-        mine, before = tree_unflatten(leaves, form), tree_map(_clone, state)
+        leaves, form = tree_flatten(_own(inputs))
+        mine, before = tree_unflatten(leaves, form), _own(state)
         replay = self._record(lambda: _copy(state, call(state, mine, cond)))
         _copy(state, before)
         return replay, leaves
@@ -134,6 +136,9 @@ def make_runner(backend: Backend) -> Runner[Any]:
 
 def compiled_function(function: Function[State]) -> Function[State]:
     """``function`` compiled as one piece for the shapes that it is called with."""
+    # Torch counts by the text of a function, and every sampler and width shares that of the static round.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _FORMS)
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
@@ -142,8 +147,10 @@ def _shapes(nested: Any) -> Any:
     return form, tuple((tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in leaves if isinstance(leaf, Tensor))
 
 
-def _clone(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+def _own(nested: Any) -> Any:
+    """Copies that can be written to in and out of inference mode."""
+    with torch.inference_mode(False):
+        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, nested)
 
 
 def _copy(to: Any, values: Any) -> None:

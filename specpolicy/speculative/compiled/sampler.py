@@ -77,7 +77,7 @@ class CompiledSampler:
     ) -> SampleResult:
         """Sample one chain for each row of ``noise``; arguments and errors as in :class:`SpeculativeSampler`."""
         check_cond(cond, len(noise))
-        rounds, runner, widths = self.prepare(denoiser, noise)
+        rounds, runner, widths = self.prepare(denoiser, noise, cond)
         dtype = torch.promote_types(noise.dtype, torch.float32)
         random = RandomSource(generator, len(noise), noise.device, dtype)
         runner.start(RoundState.start(noise.to(dtype), self.process.num_steps, record), cond)
@@ -115,7 +115,7 @@ class CompiledSampler:
 
     def warm_up(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, record: bool = False) -> None:
         """Compile or capture every width for inputs like these; the random numbers are of no account."""
-        rounds, runner, widths = self.prepare(denoiser, noise)
+        rounds, runner, widths = self.prepare(denoiser, noise, cond)
         dtype = torch.promote_types(noise.dtype, torch.float32)
         random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
         with torch.no_grad():
@@ -124,7 +124,9 @@ class CompiledSampler:
                 runner.apply(rounds.begin, None)
                 runner.apply(rounds.advance, full_draws(random, width, noise))
 
-    def prepare(self, denoiser: Denoiser, noise: Tensor) -> tuple[StaticRounds, Runner[RoundState], list[int]]:
+    def prepare(
+        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None
+    ) -> tuple[StaticRounds, Runner[RoundState], list[int]]:
         """The static rounds for this network, what runs them, and the widths that they come in."""
         if noise.ndim < 2 or not noise.is_floating_point():
             raise ValueError(
@@ -145,6 +147,10 @@ class CompiledSampler:
             )
             backend: Backend = self.backend or ("graph+inductor" if cuda else "inductor")
             self._prepared[key] = (rounds, make_runner(backend))
+            # Drafters and openings bring their tables to the device when they are first asked: not in a compiled round.
+            random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
+            state = rounds.begin(RoundState.start(noise.to(dtype), self.process.num_steps, False), None, cond)
+            rounds.advance(state, full_draws(random, 1, noise), cond)
         return *self._prepared[key], self.widths or _usual_widths(self._longest, cuda)
 
 
