@@ -31,7 +31,7 @@ REALITY = RESULTS / "reality"
 TASKS = ("square", "transport", "tool_hang")
 EXECUTORS = ("asynchronous", "blocking", "predrafting")
 TICK_MS = 50.0
-FEWEST = 50
+FEWEST = 25
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def table(found: Sequence[Cell]) -> list[str]:
     samplers = list(dict.fromkeys(cell.sampler for cell in recorded))
     lines += [
         "",
-        "Successes by the injected latency of an inference, ms. With those recorded for each sampler (in ticks of 50 ms):",
+        "Successes by injected latency of an inference, ms. With those recorded for each sampler (in ticks of 50 ms):",
         "",
     ]
     lines.append(f"| task | executor | {' | '.join(samplers)} |")

@@ -193,5 +193,5 @@ def test_checkpoint_with_broken_json(tmp_path: Path) -> None:
 
 
 def test_unknown_network_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"known: \['mlp', 'unet1d'\]"):
-        small_policy(network={"name": "transformer"})
+    with pytest.raises(ValueError, match=r"known: \['mlp', 'transformer', 'unet1d'\]"):
+        small_policy(network={"name": "resnet"})

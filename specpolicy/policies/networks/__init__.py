@@ -8,9 +8,14 @@ from typing import Any
 from torch import nn
 
 from .mlp import ResidualMlp as ResidualMlp
+from .transformer import TransformerDenoiser as TransformerDenoiser
 from .unet1d import ConditionalUnet1d as ConditionalUnet1d
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": ResidualMlp, "unet1d": ConditionalUnet1d}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": ResidualMlp,
+    "transformer": TransformerDenoiser,
+    "unet1d": ConditionalUnet1d,
+}
 
 
 def build_network(config: dict[str, Any], action_dim: int, cond_dim: int, action_horizon: int) -> nn.Module:

@@ -1,0 +1,152 @@
+"""The time-series transformer of Diffusion Policy (Chi et al. 2023, section III-A and appendix).
+
+Every action of the chunk is a token. It looks at the other actions, then at the timestep and the observation steps,
+which are tokens too; positions are learned. Layers normalize first (Xiong et al. 2020), activations are GELU.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+from .timestep import TimestepEmbedding
+
+_SPREAD = 0.02  # of the initial weights, as in GPT-2 and Diffusion Policy
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose queries, keys and values are at hand between projection and mixing.
+
+    Args:
+        width: features of a token. heads: must divide ``width``.
+        dropout: share of the attention that is dropped in training.
+        causal: queries see keys at their own position and before alone.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool = False) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.causal = heads, dropout, causal
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+
+    def split(self, projected: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n heads tokens part"]:
+        """Give every head its part of the features."""
+        return projected.view(*projected.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def mix(
+        self,
+        query: Float[Tensor, "n heads asking part"],
+        key: Float[Tensor, "n heads asked part"],
+        value: Float[Tensor, "n heads asked part"],
+    ) -> Float[Tensor, "n heads asking part"]:
+        """Values, weighted by how well their keys answer the queries. Feature caching replaces this method."""
+        dropout = self.dropout if self.training else 0.0
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=self.causal and query.shape[2] > 1
+        )
+
+    def forward(
+        self, x: Float[Tensor, "n asking width"], memory: Float[Tensor, "n asked width"] | None = None
+    ) -> Float[Tensor, "n asking width"]:
+        """Attend to ``memory``, or to ``x`` itself."""
+        seen = x if memory is None else memory
+        mixed = self.mix(self.split(self.query(x)), self.split(self.key(seen)), self.split(self.value(seen)))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class DecoderBlock(nn.Module):
+    """Attention among actions, attention to the memory, two linear layers; each around a residual path."""
+
+    def __init__(self, width: int, heads: int, expansion: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.norm_self, self.norm_cross, self.norm_wide = (nn.LayerNorm(width) for _ in range(3))
+        self.attention = Attention(width, heads, dropout, causal)
+        self.cross = Attention(width, heads, dropout)
+        self.widen, self.narrow = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Float[Tensor, "n tokens width"], memory: Float[Tensor, "n told width"]
+    ) -> Float[Tensor, "n tokens width"]:
+        """Apply the block to action tokens ``x`` under ``memory``. Only attention lets a token see others."""
+        x = x + self.drop(self.attention(self.norm_self(x)))
+        x = x + self.drop(self.cross(self.norm_cross(x), memory))
+        return x + self.drop(self.narrow(nn.functional.gelu(self.widen(self.norm_wide(x)))))
+
+
+class TransformerDenoiser(nn.Module):
+    """A denoiser of action chunks of one fixed length, conditioned on a flat observation vector.
+
+    Args:
+        action_dim: coordinates of one action.
+        cond_dim: length of the observation vector (all observation steps concatenated).
+        action_horizon: actions in a chunk: tokens.
+        observation_steps: observation steps that ``cond_dim`` consists of; a token each.
+        width: features of a token. layers: blocks. heads: of each attention.
+        expansion: hidden width of a block's linear layers as a multiple of ``width``.
+        dropout: in training, within blocks and attention.
+        causal: whether an action sees only those before it. Diffusion Policy does so for its transformer.
+
+    Raises:
+        ValueError: ``observation_steps`` does not divide ``cond_dim``, or ``heads`` not ``width``; no layers, or an odd
+            width.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        cond_dim: int,
+        action_horizon: int,
+        observation_steps: int = 2,
+        width: int = 192,
+        layers: int = 6,
+        heads: int = 4,
+        expansion: int = 4,
+        dropout: float = 0.1,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        if observation_steps < 1 or cond_dim % observation_steps:
+            raise ValueError(
+                f"a condition of length {cond_dim} does not divide into observation_steps={observation_steps}; give "
+                "the policy's observation_horizon"
+            )
+        if layers < 1 or width < 4 or width % 2 or width % heads:
+            raise ValueError(f"layers={layers}, width={width}, heads={heads}: at least one layer, and an even width "
+                             "of 4 or more that heads divide")  # fmt: skip
+        self.shape, self.observation_steps = (action_horizon, action_dim), observation_steps
+        self.timestep_embedding = TimestepEmbedding(width)
+        self.enter_observation = nn.Linear(cond_dim // observation_steps, width)
+        self.enter_action = nn.Linear(action_dim, width)
+        self.memory_position = nn.Parameter(torch.zeros(1, 1 + observation_steps, width))
+        self.action_position = nn.Parameter(torch.zeros(1, action_horizon, width))
+        self.memory = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads, expansion, dropout, causal) for _ in range(layers))
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, action_dim))
+        self.apply(_begin)
+        for position in (self.memory_position, self.action_position):
+            nn.init.normal_(position, std=_SPREAD)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n time action"],
+        timestep: Num[Tensor, " n"],
+        cond: Float[Tensor, "n cond"],
+    ) -> Float[Tensor, "n time action"]:
+        """Predict ε (or x0, or v: whatever the training target was) at noisy chunks ``x``."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"chunks of shape {tuple(x.shape[1:])}; this network was built for {self.shape}")
+        time = self.timestep_embedding(timestep.to(x.dtype))[:, None]
+        observed = self.enter_observation(cond.reshape(len(cond), self.observation_steps, -1))
+        memory = self.memory(torch.cat([time, observed], dim=1) + self.memory_position)
+        hidden = self.enter_action(x) + self.action_position
+        for block in self.blocks:
+            hidden = block(hidden, memory)
+        return self.leave(hidden)
+
+
+def _begin(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=_SPREAD)
+        nn.init.zeros_(module.bias)
