@@ -22,5 +22,6 @@ from .speculative import SpeculativeSampler as SpeculativeSampler
 from .speculative import Verifier as Verifier
 from .speculative import ZeroOpening as ZeroOpening
 from .speculative import asd as asd
+from .speculative import compile_sampler as compile_sampler
 
 __version__ = "0.1.0"

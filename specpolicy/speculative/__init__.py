@@ -4,6 +4,7 @@ Needs torch alone; knows neither robots nor images nor files.
 """
 
 from .baseline import SchedulerSampler as SchedulerSampler
+from .compiled import compile_sampler as compile_sampler
 from .denoiser import Denoiser as Denoiser
 from .denoiser import DenoiserError as DenoiserError
 from .drafters import Drafter as Drafter
