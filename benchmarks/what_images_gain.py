@@ -184,6 +184,19 @@ def show(found: Mapping[str, Any], out: Path) -> None:
     print(text)
 
 
+def command(options: argparse.Namespace) -> list[str]:
+    """How to ask for the same again; where data and kept images lie says nothing to others."""
+    asked = {name: getattr(options, name) for name in ("steps", "chains", "windows", "images")}
+    windows = map(str, asked.pop("windows"))
+    return [
+        Path(__file__).name,
+        options.model,
+        *(f"--{name}={value}" for name, value in asked.items()),
+        "--windows",
+        *windows,
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a DDPMPipeline")
@@ -208,7 +221,7 @@ def main() -> int:
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     if found.get("identity") != identity:
         found = {"question": (__doc__ or "").partition("\n")[0], "identity": identity}
-    found["provenance"] = collect_provenance(options.model, device=options.device)
+    found["provenance"] = collect_provenance(options.model, device=options.device) | {"command": command(options)}
     measure_chains(model, samplers, options.chains, found, out)
     if options.images:
         # another set of the sequential chain shows what chance does

@@ -18,6 +18,7 @@ from .report import report
 from .rollout import rollout
 from .serve import serve
 from .train import train
+from .train_images import train_images
 from .tune import tune
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
         rollout,
         serve,
         train,
+        train_images,
         tune,
     )
 }
