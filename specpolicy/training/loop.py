@@ -18,10 +18,43 @@ from specpolicy.atomic import atomic_path
 from specpolicy.progress import progress_bar
 
 from .ema import MovingAverage
-from .trainer import LOG, STATE, ResumeError, TrainingSettings, has_bfloat16
 
+STATE = "training.pt"
+LOG = "training.jsonl"
 FREE = ("threads", "save_every")
 """Settings that do not change what is learned."""
+
+
+class ResumeError(RuntimeError):
+    """A training folder holds a run with other settings, or a state that cannot be read."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    Args:
+        steps: optimizer steps of the whole run; the learning rate falls to zero along half a cosine.
+        batch_size: pairs a step, drawn without replacement within an epoch.
+        learning_rate: peak rate of AdamW, reached after ``warmup_steps``.
+        weight_decay: of AdamW.
+        warmup_steps: linear rise of the learning rate.
+        seed: of the weights, the order of the data, the noise and the timesteps.
+        save_every: steps between two saved states and validations.
+        bfloat16: run the network in bfloat16 autocast (weights and loss stay float32); None does so where the device
+            has instructions for it, since it is slower than float32 elsewhere.
+        threads: CPU threads; 0 leaves torch's choice.
+    """
+
+    steps: int = 20_000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-6
+    warmup_steps: int = 500
+    seed: int = 0
+    save_every: int = 500
+    bfloat16: bool | None = None
+    threads: int = 0
 
 
 Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
@@ -194,3 +227,17 @@ class TrainingLoop:
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["dropout"].cpu())
         self.order, self.step = state["order"].cpu(), state["step"]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and "avx512_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux: float32 is never wrong
+        return ""

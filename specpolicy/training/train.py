@@ -12,7 +12,8 @@ from specpolicy.policies.seen import write_seen_seeds
 
 from .chunks import cut_chunks
 from .demonstrations import read_demonstrations
-from .trainer import Trainer, TrainingSettings
+from .lesson import policy_lesson
+from .loop import TrainingLoop, TrainingSettings
 
 
 def train_policy(
@@ -29,7 +30,7 @@ def train_policy(
         config: shape of the policy.
         dataset: robomimic HDF5 file.
         settings: how to train.
-        out: folder of the run; see :class:`Trainer`.
+        out: folder of the run; see :class:`TrainingLoop`.
         device: where to train.
         validation_demos: episodes held out.
 
@@ -50,11 +51,11 @@ def train_policy(
     policy.observation_normalizer = MinMaxNormalizer.fit(stack["observations"])
     policy.action_normalizer = MinMaxNormalizer.fit(stack["actions"])
     held_out = data.valid or data.train
-    trainer = Trainer(
-        policy.to(device), cut_chunks(data.train, *horizons), cut_chunks(held_out, *horizons), settings, Path(out)
-    )
-    trainer.run()
+    policy = policy.to(device)
+    lesson = policy_lesson(policy, cut_chunks(data.train, *horizons), cut_chunks(held_out, *horizons))
+    trained = TrainingLoop(policy, lesson, settings, Path(out)).run()
+    assert isinstance(trained, DiffusionPolicy)
     seeds = [episode.seed for episode in data.train if episode.seed is not None]
     if seeds:
         write_seen_seeds(Path(out), seeds)
-    return trainer.averaged_policy()
+    return trained

@@ -172,23 +172,23 @@ def test_resuming_equals_going_through(tmp_path: Path) -> None:
     class Stopped(Exception):
         pass
 
-    from specpolicy.training.trainer import Trainer
+    from specpolicy.training.loop import TrainingLoop
 
-    step, calls = Trainer._step, 0
+    step, calls = TrainingLoop._step, 0
 
-    def stop_after(self: Trainer) -> float:
+    def stop_after(self: TrainingLoop) -> float:
         nonlocal calls
         calls += 1
         if calls == 18:  # eight steps after the last save
             raise Stopped
         return step(self)
 
-    Trainer._step = stop_after  # type: ignore[method-assign]
+    TrainingLoop._step = stop_after  # type: ignore[method-assign]
     try:
         with pytest.raises(Stopped):
             train_policy(config(), data, settings(), tmp_path / "parts", validation_demos=2)
     finally:
-        Trainer._step = step  # type: ignore[method-assign]
+        TrainingLoop._step = step  # type: ignore[method-assign]
     parts = train_policy(config(), data, settings(), tmp_path / "parts", validation_demos=2)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(parts.state_dict()[name], tensor), name
