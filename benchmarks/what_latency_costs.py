@@ -31,7 +31,7 @@ REALITY = RESULTS / "reality"
 TASKS = ("square", "transport", "tool_hang")
 EXECUTORS = ("asynchronous", "blocking", "predrafting")
 TICK_MS = 50.0
-FEWEST = 25
+FEWEST = 50
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,19 @@ def _panel(axes: Axes, task: str, found: Sequence[Cell]) -> None:
             cell.latency_ms, value, "D", ms=6, color=COLORS[2], mfc=COLORS[2] if exact else PAPER, zorder=4,
             label="a sampler at its recorded latency, playing on\n(hollow: approximate)" if not order else None,
         )  # fmt: skip
+        below = low > 30  # the name stands along its interval, where there is room
         axes.annotate(
-            cell.sampler, (cell.latency_ms, value), xytext=(8, -3 if value < 50 else -12 - 9 * (order % 3)),
-            textcoords="offset points", fontsize=8, color=COLORS[2],
-        )  # fmt: skip
+            cell.sampler,
+            (cell.latency_ms, low if below else high),
+            xytext=(0, -3 if below else 3),
+            textcoords="offset points",
+            rotation=90,
+            ha="right" if cell.sampler == "ddim10" else "left" if cell.sampler == "free_block20" else "center",
+            va="top" if below else "bottom",
+            fontsize=8,
+            color=COLORS[2],
+            bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0.6},
+        )
     axes.xaxis.set_major_locator(FixedLocator([0, 25, 50, 100, 200, 400, 800]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
