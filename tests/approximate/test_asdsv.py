@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -133,8 +134,8 @@ def test_nobody_calls_it_exact_and_a_loose_threshold_shows_in_the_law() -> None:
 
 def test_a_chain_without_noise() -> None:
     """The published solvers have none; what is left is the order of steps."""
-    quiet = process()
-    quiet = type(quiet)(**{**vars(quiet), "sigma": torch.zeros_like(quiet.sigma)})
+    noisy = process()
+    quiet = replace(noisy, sigma=torch.zeros_like(noisy.sigma))
     result = AsdsvSampler(quiet, Network(), ThresholdVerifier(0.02), STAGES)(Network(), noise())
     torch.testing.assert_close(result.sample, SequentialSampler(quiet)(Network(), noise()).sample)
 
