@@ -137,6 +137,8 @@ def main() -> None:
             found["samplers"][name] = {"exact": bool(sampler.exact), **passes_of(policy, sampler, batch)}
             bar.advance()
             write()
+    provenance = {**collect_provenance(device=policy.device), "command": [Path(__file__).name, options.task]}
+    found.setdefault("provenance", provenance)
     done = min(len(row.get("cpu_ms", [])) for row in found["samplers"].values())
     with progress_bar("time", options.calls, completed=done) as bar:
         for call in range(done, options.calls):
@@ -147,9 +149,7 @@ def main() -> None:
                 for clock, milliseconds in zip(CLOCKS, taken, strict=True):
                     row[clock] = [*row.get(clock, [])[:call], milliseconds]
             bar.advance()
-            found["provenance"] = {
-                **collect_provenance(device=policy.device), "command": [Path(__file__).name, options.task]
-            }  # fmt: skip
+            found["provenance"] = provenance
             write()
     for row in found["samplers"].values() if max(done, options.calls) > 1 else ():
         row["time_against"] = {
