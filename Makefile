@@ -48,7 +48,7 @@ reality: install
 	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=[0,50,100,200,400,800] timeline=false \
 	    sampler=ddpm20 executor=[asynchronous,blocking] out=benchmarks/results/reality/injected/$$task && \
 	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=recorded timeline=false \
-	    sampler=[ddpm,ddim10,ddim5,free_block,free_block20] executor=asynchronous \
+	    sampler=[ddpm,ddim10,ddim5,free_block,free_block20] executor=[asynchronous,blocking] \
 	    out=benchmarks/results/reality/recorded/$$task && \
 	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=recorded timeline=false \
 	    sampler=free_block20 executor=predrafting out=benchmarks/results/reality/recorded/$$task || exit 1; \
