@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, check_cond, gather_rows
+from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, check_cond, gather_rows, state_dtype
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.randomness import RandomSource
 from specpolicy.speculative.sampler import Generators
@@ -110,7 +110,7 @@ class AsdsvSampler:
     ) -> Iterator[Courses]:
         """The same, round by round; see :meth:`SpeculativeSampler.rounds`."""
         check_cond(cond, len(noise))
-        dtype = torch.promote_types(noise.dtype, torch.float32)
+        dtype = state_dtype(noise)
         random = RandomSource(generator, len(noise), noise.device, dtype)
         courses = Courses(self.process.to(noise.device, dtype), random, noise, begin, record, trail)
         lengths = self._lengths.to(noise.device)

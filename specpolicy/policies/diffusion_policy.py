@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,13 +18,12 @@ from specpolicy.speculative.denoiser import Denoiser
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.randomness import RandomSource
 from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.sampler import Generators
 
 from .config import PolicyConfig
 from .networks import build_network
 from .normalizer import MinMaxNormalizer
 from .observations import ObservationSpec
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @runtime_checkable

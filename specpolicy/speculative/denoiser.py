@@ -62,6 +62,19 @@ def check_cond(cond: Cond, batch: int, path: str = "cond") -> None:
         raise TypeError(f"{path} is a {type(cond).__name__}; expected tensors in dicts, tuples and lists")
 
 
+def state_dtype(noise: Tensor) -> torch.dtype:
+    """What chains that start from ``noise`` are kept in: float32 or better. The network gets the noise's own dtype.
+
+    Raises:
+        ValueError: ``noise`` is no batch of floating-point events.
+    """
+    if noise.ndim < 2 or not noise.is_floating_point():
+        raise ValueError(
+            f"noise has shape {tuple(noise.shape)} and dtype {noise.dtype}; expected floating point (batch, *event)"
+        )
+    return torch.promote_types(noise.dtype, torch.float32)
+
+
 def call_denoiser(
     denoiser: Denoiser, x: Float[Tensor, "n ..."], timestep: Tensor, cond: Cond
 ) -> Float[Tensor, "n ..."]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .denoiser import state_dtype
 from .process import ReverseProcess
 from .result import SampleResult
 
@@ -86,7 +87,7 @@ class PreDraft:
                 f"noise has shape {tuple(noise.shape)} and the pre-draft is of chains {tuple(self.start.shape)}; "
                 "hand in predraft.start as noise"
             )
-        dtype = torch.promote_types(noise.dtype, torch.float32)
+        dtype = state_dtype(noise)
         if noise.device != self.states.device or dtype != self.states.dtype:
             raise ValueError(
                 f"noise on {noise.device} is sampled in {dtype}, but the pre-draft is on {self.states.device} in "

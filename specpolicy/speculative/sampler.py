@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .chains import Chains
-from .denoiser import Cond, Denoiser, check_cond
+from .denoiser import Cond, Denoiser, check_cond, state_dtype
 from .drafters import Drafter, FreeDrafter, FrozenDrafter
 from .linear_chain import LinearChain, reach
 from .opening import Opening
@@ -43,13 +43,8 @@ class _ChainSampler:
         measure: bool = False,
         trail: Trail | None = None,
     ) -> tuple[Chains, RandomSource]:
-        if noise.ndim < 2 or not noise.is_floating_point():
-            raise ValueError(
-                f"noise has shape {tuple(noise.shape)} and dtype {noise.dtype}; expected floating point (batch, *event)"
-            )
+        dtype = state_dtype(noise)
         check_cond(cond, len(noise))
-        # States and verification are kept in float32 or better; the network gets the dtype of the noise.
-        dtype = torch.promote_types(noise.dtype, torch.float32)
         place = (noise.device, dtype)
         if place not in self._chains:
             self._chains[place] = LinearChain(self.process.to(*place))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..denoiser import Cond, Denoiser, DenoiserError, check_cond
+from ..denoiser import Cond, Denoiser, DenoiserError, check_cond, state_dtype
 from ..process import ReverseProcess, per_row
 from ..randomness import RandomSource
 from ..result import SampleResult
@@ -54,7 +54,7 @@ class CompiledChain:
             raise ValueError("a compiled chain keeps no trajectory: record with SequentialSampler")
         check_cond(cond, len(noise))
         steps, runner = self._prepare(denoiser, noise)
-        dtype, event, count = torch.promote_types(noise.dtype, torch.float32), noise.shape[1:], self.process.num_steps
+        dtype, event, count = state_dtype(noise), noise.shape[1:], self.process.num_steps
         random = RandomSource(generator, len(noise), noise.device, dtype)
         noisy = (self.process.sigma > 0).tolist()
         zero = torch.zeros(noise.shape, dtype=dtype, device=noise.device)
@@ -78,7 +78,7 @@ class CompiledChain:
     def _prepare(self, denoiser: Denoiser, noise: Tensor) -> tuple[_Steps, Runner[_Walk]]:
         key = (id(denoiser), noise.device, noise.dtype)
         if key not in self._prepared:
-            dtype = torch.promote_types(noise.dtype, torch.float32)
+            dtype = state_dtype(noise)
             cuda = noise.device.type == "cuda"
             backend: Backend = self.backend or ("graph+inductor" if cuda else "inductor")
             steps = _Steps(self.process.to(noise.device, dtype), denoiser, noise.dtype, backend.endswith("inductor"))

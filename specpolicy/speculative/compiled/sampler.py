@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..denoiser import Cond, Denoiser, DenoiserError, check_cond
+from ..denoiser import Cond, Denoiser, DenoiserError, check_cond, state_dtype
 from ..drafters import Draft
 from ..linear_chain import LinearChain, reach
 from ..predraft import PreDraft
@@ -78,7 +78,7 @@ class CompiledSampler:
         """Sample one chain for each row of ``noise``; arguments and errors as in :class:`SpeculativeSampler`."""
         check_cond(cond, len(noise))
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
-        dtype = torch.promote_types(noise.dtype, torch.float32)
+        dtype = state_dtype(noise)
         random = RandomSource(generator, len(noise), noise.device, dtype)
         runner.start(RoundState.start(noise.to(dtype), self.process.num_steps, record), cond)
         if predraft is not None:
@@ -116,7 +116,7 @@ class CompiledSampler:
     def warm_up(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, record: bool = False) -> None:
         """Compile or capture every width for inputs like these; the random numbers are of no account."""
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
-        dtype = torch.promote_types(noise.dtype, torch.float32)
+        dtype = state_dtype(noise)
         random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
         with torch.no_grad():
             for width in widths:
@@ -128,14 +128,10 @@ class CompiledSampler:
         self, denoiser: Denoiser, noise: Tensor, cond: Cond = None
     ) -> tuple[StaticRounds, Runner[RoundState], list[int]]:
         """The static rounds for this network, what runs them, and the widths that they come in."""
-        if noise.ndim < 2 or not noise.is_floating_point():
-            raise ValueError(
-                f"noise has shape {tuple(noise.shape)} and dtype {noise.dtype}; expected floating point (batch, *event)"
-            )
+        dtype = state_dtype(noise)
         cuda = noise.device.type == "cuda"
         key = (id(denoiser), noise.device, noise.dtype)
         if key not in self._prepared:
-            dtype = torch.promote_types(noise.dtype, torch.float32)
             rounds = StaticRounds(
                 LinearChain(self.process.to(noise.device, dtype)),
                 denoiser,  # kept, so that its id stays its own
