@@ -12,6 +12,7 @@ from .speculative import LinearDrafter as LinearDrafter
 from .speculative import LinearOpening as LinearOpening
 from .speculative import Opening as Opening
 from .speculative import PreDraft as PreDraft
+from .speculative import RecyclingDrafter as RecyclingDrafter
 from .speculative import ReflectionVerifier as ReflectionVerifier
 from .speculative import ResidualVerifier as ResidualVerifier
 from .speculative import ReverseProcess as ReverseProcess

@@ -16,7 +16,14 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from .calibration.store import load_calibration
 from .policies import DiffusionPolicy
-from .speculative import LinearDrafter, ReverseProcess, SchedulerSampler, SequentialSampler, SpeculativeSampler
+from .speculative import (
+    Gains,
+    LinearDrafter,
+    ReverseProcess,
+    SchedulerSampler,
+    SequentialSampler,
+    SpeculativeSampler,
+)
 from .speculative.compiled import CompiledChain, CompiledSampler, compile_sampler
 from .speculative.drafters import Drafter
 from .speculative.opening import Opening, ZeroOpening
@@ -56,9 +63,14 @@ def speculative(
 
 
 def linear(
-    policy: Trained, num_inference_steps: int, verifier: Verifier, window: Window | str, opening: str | None = "fitted"
+    policy: Trained,
+    num_inference_steps: int,
+    verifier: Verifier,
+    window: Window | str,
+    opening: str | None = "fitted",
+    drafter: Callable[[Gains], Drafter] = LinearDrafter,
 ) -> SpeculativeSampler:
-    """The same chain with the drafter that ``specpolicy calibrate`` fitted to the policy's checkpoint.
+    """The same chain with the gains that ``specpolicy calibrate`` fitted to the policy's checkpoint.
 
     Args:
         policy: loaded from a checkpoint; a scheduler will not do.
@@ -67,6 +79,7 @@ def linear(
         window: likewise; or ``"auto"``, as for :func:`speculative`.
         opening: what stands in for x̂0 before the first pass: ``"fitted"``, ``"zero"``, or None for a pass at pure
             noise.
+        drafter: made with the gains; :class:`~specpolicy.RecyclingDrafter` wants a causal verifier.
 
     Raises:
         CalibrationError: the checkpoint has no calibration of its own for so many steps.
@@ -78,9 +91,9 @@ def linear(
     openings: dict[str | None, Opening | None] = {"fitted": calibration.opening, "zero": ZeroOpening(), None: None}
     if opening not in openings:
         raise ValueError(f"opening={opening!r}; expected fitted, zero or null")
-    drafter = LinearDrafter(calibration.gains)
+    drafts = drafter(calibration.gains)
     return _with_window(
-        policy, partial(SpeculativeSampler, process, drafter, verifier, opening=openings[opening]), window
+        policy, partial(SpeculativeSampler, process, drafts, verifier, opening=openings[opening]), window
     )
 
 

@@ -11,6 +11,7 @@ from .drafters import Drafter as Drafter
 from .drafters import FreeDrafter as FreeDrafter
 from .drafters import FrozenDrafter as FrozenDrafter
 from .drafters import LinearDrafter as LinearDrafter
+from .drafters import RecyclingDrafter as RecyclingDrafter
 from .gains import Gains as Gains
 from .opening import KernelOpening as KernelOpening
 from .opening import LinearOpening as LinearOpening

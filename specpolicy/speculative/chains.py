@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Cond, Denoiser, call_denoiser, gather_rows
+from .leftover import Leftover
 from .linear_chain import LinearChain
 from .result import SampleResult
 from .trail import Trail
@@ -48,6 +49,7 @@ class Chains:
             comparison. None unless somebody wants to know (``measure``).
         trail: keeps settled states for a reader that follows the rounds; None without one.
         replayed: whether the first round was a pre-drafted one.
+        leftover: of all chains after the latest round; None unless the drafter recycles (``recycle``).
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Chains:
         record: bool,
         measure: bool = False,
         trail: Trail | None = None,
+        recycle: bool = False,
     ) -> None:
         batch, device = len(noise), noise.device
         self.chain, self.process, self.denoiser, self.cond = chain, chain.process, denoiser, cond
@@ -71,6 +74,7 @@ class Chains:
         self.missed = torch.full_like(self.k, torch.inf, dtype=torch.float64) if measure else None
         self.missed_from = torch.zeros_like(self.k)
         self.account, self.replayed, self.trail = Account(), False, trail
+        self.leftover = Leftover.none(self.x, 0) if recycle else None
         steps, event = self.process.num_steps, noise.shape[1:]
         self.trajectory = self.x.new_empty((steps + 1, batch, *event)) if record else None
         self.recorded_x0 = self.x.new_empty((steps, batch, *event)) if record else None
@@ -97,6 +101,12 @@ class Chains:
     def set_anchor(self, chains: Tensor, k: Tensor, x: Tensor, x0: Tensor) -> None:
         """Remember the latest known x̂0."""
         self.anchor_k[chains], self.anchor_x[chains], self.anchor_x0[chains] = k, x, x0
+
+    def keep_leftover(self, chains: Tensor, leftover: Leftover) -> None:
+        """Remember what a round has left of these chains; the others have finished."""
+        self.leftover = Leftover.none(self.x, leftover.noise.shape[1])
+        for whole, part in zip(self.leftover, leftover, strict=True):
+            whole[chains] = part
 
     def record(self, chains: Tensor, k: Tensor, visited: Tensor, states: Tensor, x0: Tensor) -> None:
         """Keep visited states and their x̂0.

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .process import ReverseProcess
+
 
 @dataclass(frozen=True)
 class Gains:
@@ -54,3 +56,32 @@ class Gains:
     def expand(self, coordinates: Float[Tensor, "*n r"]) -> Float[Tensor, "*n d"]:
         """Vectors from coordinates."""
         return coordinates if self.basis is None else coordinates @ self.basis.T
+
+
+class GainsOn:
+    """Gains wherever they are asked for, brought there once.
+
+    Args:
+        gains: on any device, in any dtype.
+    """
+
+    def __init__(self, gains: Gains) -> None:
+        self.gains = gains
+        self._placed: dict[tuple[torch.device, torch.dtype], Gains] = {}
+
+    def at(self, process: ReverseProcess, x: Float[Tensor, "n ..."]) -> Gains:
+        """The gains on the device and in the dtype of the states ``x`` of ``process``.
+
+        Raises:
+            ValueError: they are of another number of steps or another event.
+        """
+        gains, numbers = self.gains, x[0].numel()
+        if (gains.num_steps, gains.event_numbers) != (process.num_steps, numbers):
+            raise ValueError(
+                f"the gains are for {gains.num_steps} steps and events of {gains.event_numbers} numbers; the sampler's "
+                f"process has {process.num_steps} steps and its events {numbers} numbers: fit gains for this process"
+            )
+        place = (x.device, x.dtype)
+        if place not in self._placed:
+            self._placed[place] = gains.to(*place)
+        return self._placed[place]

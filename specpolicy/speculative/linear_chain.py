@@ -83,6 +83,19 @@ class LinearChain:
         shape = (-1, *[1] * (x.ndim - 1))
         return self.products[begin, end].view(shape) * x + self.drifts[begin, end].view(shape) * x0
 
+    def mean_along(
+        self,
+        begin: Int[Tensor, " n"],
+        ends: Int[Tensor, "n w"],
+        x: Float[Tensor, "n ..."],
+        x0: Float[Tensor, "n ..."],
+    ) -> Float[Tensor, "n w ..."]:
+        """As :meth:`mean` for several ends; those past the end of the chain are padding."""
+        ends = ends.clamp(max=self.process.num_steps)
+        shape = (*ends.shape, *[1] * (x.ndim - 1))
+        decay, drift = (table[begin[:, None], ends].view(shape) for table in (self.products, self.drifts))
+        return decay * x[:, None] + drift * x0[:, None]
+
     def _weights(self, k: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """P(k+i+1, k+j) for i < j, shape ``(n, w + 1, w)``, and the position k + i of each step, ``(n, w)``."""
         last, step = self.process.num_steps, torch.arange(window, device=k.device)

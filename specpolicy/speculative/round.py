@@ -8,6 +8,7 @@ from torch import Tensor
 from .chains import Chains
 from .denoiser import gather_rows
 from .drafters import Draft, Drafter, DraftStart
+from .leftover import Leftover
 from .opening import Opening
 from .predraft import PreDraft
 from .randomness import RandomSource
@@ -50,7 +51,10 @@ def run_round(
         guess = opening.x0(x[new], gather_rows(cond, new.nonzero().squeeze(1))).to(x.dtype)
         anchor_k, anchor_x = torch.where(new, k, anchor_k), anchor_x.index_put((new,), x[new])
         anchor_x0 = anchor_x0.index_put((new,), guess)
-    draft = drafter.draft(DraftStart(chains.chain, k, x, anchor_k, anchor_x, anchor_x0, noise, cond))
+    leftover = None if chains.leftover is None else chains.leftover.rows(active)
+    if leftover is not None:
+        noise = leftover.noises(noise)
+    draft = drafter.draft(DraftStart(chains.chain, k, x, anchor_k, anchor_x, anchor_x0, noise, cond, leftover))
     _verify(chains, active, draft, noise, length, verifier, uniform, fresh_noise)
 
 
@@ -107,6 +111,8 @@ def _verify(
     chains.record(active, k, column <= taken[:, None], draft.states, target)
     chains.account.add(active, k, length, taken, len(chains.k))
     chains.set_anchor(active, end, settled.x_end, x0_end)
+    if chains.leftover is not None:
+        chains.keep_leftover(active, Leftover.after(draft.states, draft.x0, target, noise, length, taken))
     chains.x[active], chains.k[active] = settled.x_next, end + 1
 
 

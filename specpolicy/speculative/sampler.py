@@ -42,6 +42,7 @@ class _ChainSampler:
         record: bool,
         measure: bool = False,
         trail: Trail | None = None,
+        recycle: bool = False,
     ) -> tuple[Chains, RandomSource]:
         dtype = state_dtype(noise)
         check_cond(cond, len(noise))
@@ -49,7 +50,7 @@ class _ChainSampler:
         if place not in self._chains:
             self._chains[place] = LinearChain(self.process.to(*place))
         random = RandomSource(generator, len(noise), noise.device, dtype)
-        return Chains(self._chains[place], denoiser, noise, cond, record, measure, trail), random
+        return Chains(self._chains[place], denoiser, noise, cond, record, measure, trail, recycle), random
 
 
 class SpeculativeSampler(_ChainSampler):
@@ -57,7 +58,8 @@ class SpeculativeSampler(_ChainSampler):
 
     Args:
         process: the chain to sample.
-        drafter: proposes steps. verifier: keeps a prefix of them and repairs the first miss; any pair goes together.
+        drafter: proposes steps. verifier: keeps a prefix of them and repairs the first miss. Any pair goes together,
+            but a drafter that recycles needs a causal verifier, that stops at the first miss (reflection, residual).
         window: steps to draft a round, one number or one for each position of the chain; or an
             :class:`AdaptiveWindow`.
         opening: guesses x̂0 for the first round's drafts, which saves the pass at pure noise; None spends it.
@@ -65,7 +67,8 @@ class SpeculativeSampler(_ChainSampler):
             worth while where rows cost time and pre-drafts are poor.
 
     Raises:
-        ValueError: the window or ``replay`` is below 1, or no step of the process has noise.
+        ValueError: the window or ``replay`` is below 1, no step of the process has noise, or the verifier is not
+            causal where it must be.
 
     The joint law of all states is that of :class:`SequentialSampler` for every drafter and window, if ``exact``.
     """
@@ -84,6 +87,12 @@ class SpeculativeSampler(_ChainSampler):
             raise ValueError("no step of this process has noise (sigma = 0 throughout): there is nothing to verify")
         self.drafter = drafter if drafter is not None else FreeDrafter()
         self.verifier = verifier if verifier is not None else BlockVerifier()
+        if self.drafter.recycles and not self.verifier.causal:
+            raise ValueError(
+                f"{type(self.drafter).__name__} drafts again with noises beyond the first miss, and "
+                f"{type(self.verifier).__name__} has looked at them, so that the sample would not be exact: take "
+                "ReflectionVerifier or ResidualVerifier"
+            )
         self.window, self.opening, self.replay = window, opening, replay
         self.exact = self.verifier.exact
         within = reach(process)
@@ -125,7 +134,9 @@ class SpeculativeSampler(_ChainSampler):
             DenoiserError: the denoiser returned NaN, infinity or another shape.
             ValueError: shapes, steps or the number of generators do not fit.
         """
-        chains, random = self._start(denoiser, noise, cond, generator, record, self._adapts)
+        chains, random = self._start(
+            denoiser, noise, cond, generator, record, self._adapts, recycle=self.drafter.recycles
+        )
         lengths = self._lengths(noise.device)
         if predraft is not None:
             predraft.check(noise, self.process)
@@ -161,7 +172,9 @@ class SpeculativeSampler(_ChainSampler):
         if not 0 <= begin < self.process.num_steps:
             raise ValueError(f"begin={begin}; the positions of this chain are 0 … {self.process.num_steps - 1}")
         with torch.no_grad():
-            chains, random = self._start(denoiser, noise, cond, generator, record, self._adapts, trail)
+            chains, random = self._start(
+                denoiser, noise, cond, generator, record, self._adapts, trail, self.drafter.recycles
+            )
             chains.k.fill_(begin)
             lengths = self._lengths(noise.device)
         while len(chains.active()):

@@ -69,7 +69,7 @@ def settle(
         log_scale=torch.where(rejected, verdict.log_scale, 0.0),
         uniform=uniform[:, -1],
     )
-    base = noise[row, at] if verifier.keeps_noise else fresh_noise
+    base = noise[row, at] if verifier.causal else fresh_noise
     repaired = _set_coordinate(base, gap[row, at], verifier.repair(rejection))
     final_noise = torch.where(_like(rejected, base), repaired, fresh_noise)
     x_next = process.mean(x_end, x0_end, end) + per_row(process.sigma[end], x_end) * final_noise

@@ -89,7 +89,7 @@ class _Listener(Verifier):
 
     def __init__(self, inner: Verifier, longest: int) -> None:
         self.inner, self.longest = inner, longest
-        self.exact, self.keeps_noise = inner.exact, inner.keeps_noise
+        self.exact, self.causal = inner.exact, inner.causal
         self.heard: list[Tensor] = []
 
     def judge(self, comparison: Comparison, uniform: Float64[Tensor, "n w"]) -> Verdict:

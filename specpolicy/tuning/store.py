@@ -35,9 +35,10 @@ def windows_path(checkpoint: str | Path, device: torch.device | str) -> Path:
 
 def sampler_key(sampler: SpeculativeSampler) -> str:
     """What the windows of a sampler depend on, besides device and policy."""
-    parts = (sampler.drafter, sampler.verifier, sampler.opening)
-    drafter, verifier, opening = ("none" if part is None else type(part).__name__ for part in parts)
-    return f"K={sampler.process.num_steps}, {drafter}, {verifier}, opening {opening}"
+    verifier, opening = (
+        "none" if part is None else type(part).__name__ for part in (sampler.verifier, sampler.opening)
+    )
+    return f"K={sampler.process.num_steps}, {sampler.drafter.name}, {verifier}, opening {opening}"
 
 
 def save_windows(entry: dict[str, Any], key: str, checkpoint: str | Path, device: torch.device | str) -> Path:

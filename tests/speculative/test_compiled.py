@@ -22,6 +22,7 @@ from specpolicy import (
     FrozenDrafter,
     Gains,
     LinearDrafter,
+    RecyclingDrafter,
     ReflectionVerifier,
     ResidualVerifier,
     ReverseProcess,
@@ -48,9 +49,18 @@ def linear(dim: int, steps: int) -> LinearDrafter:
     return LinearDrafter(Gains(torch.linspace(0.0, 0.6, steps)[:, None].expand(steps, dim)))
 
 
-@pytest.mark.parametrize("verifier", VERIFIERS)
+PAIRS: list[tuple[Drafter, Opening | None]] = [
+    (FreeDrafter(), None),
+    (FreeDrafter(), ZeroOpening()),
+    (FrozenDrafter(), None),
+    (RecyclingDrafter(), ZeroOpening()),
+    (RecyclingDrafter(linear(3, 30).gains), None),
+]
+TRIPLES = [(*pair, verifier) for pair, verifier in itertools.product(PAIRS, VERIFIERS)]
+
+
 @pytest.mark.parametrize(
-    ("drafter", "opening"), [(FreeDrafter(), None), (FreeDrafter(), ZeroOpening()), (FrozenDrafter(), None)]
+    ("drafter", "opening", "verifier"), [each for each in TRIPLES if each[2].causal or not each[0].recycles]
 )
 def test_equal_seeds_give_equal_samples(
     drafter: Drafter, opening: Opening | None, verifier: Callable[[], Verifier]
@@ -111,11 +121,14 @@ def test_wrong_rounds_are_found_out() -> None:
     assert check_exactness(process, result).smallest < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("drafter", "verifier"), [(FreeDrafter(), BlockVerifier()), (RecyclingDrafter(), ReflectionVerifier())]
+)
 @pytest.mark.parametrize("replay", [None, 4])
-def test_pre_drafts(replay: int | None) -> None:
+def test_pre_drafts(replay: int | None, drafter: Drafter, verifier: Verifier) -> None:
     scheduler, process = ddpm(20)
     target, (noise, _) = mixture(scheduler, 2), chains(4, 2)
-    eager = SpeculativeSampler(process, window=8, replay=replay)
+    eager = SpeculativeSampler(process, drafter, verifier, window=8, replay=replay)
     compiled = CompiledSampler(eager, "plain", widths=(8, 20))
     old, new = torch.zeros(4, 1), torch.full((4, 1), 0.01)
     draft = eager.predraft(target, noise, cond=old, generator=streams(4))

@@ -140,7 +140,7 @@ class UnscaledResidual(BlockVerifier):
 
 
 class ReflectsInBlock(BlockVerifier):
-    keeps_noise = True
+    causal = True
 
     def repair(self, rejection: Rejection) -> torch.Tensor:
         return -rejection.along

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..denoiser import Cond, Denoiser, gather_rows
 from ..drafters import Draft, Drafter, DraftStart
+from ..leftover import Leftover
 from ..linear_chain import LinearChain
 from ..opening import Opening
 from ..settle import settle
@@ -65,9 +66,10 @@ class StaticRounds:
                 evaluations=state.evaluations + running,
                 finite=state.finite & (finite | ~running).all(),
             )
-        draft = self.drafter.draft(
-            DraftStart(self.chain, k, state.x, state.anchor_k, state.anchor_x, state.anchor_x0, draws.noise, cond)
-        )
+        if state.leftover is not None:
+            draws = draws._replace(noise=state.leftover.noises(draws.noise))
+        anchor = (state.anchor_k, state.anchor_x, state.anchor_x0)
+        draft = self.drafter.draft(DraftStart(self.chain, k, state.x, *anchor, draws.noise, cond, state.leftover))
         return self._verify(state, draft, draws, length, cond, state.anchor_x0 if self.drafter.refreshes else None)
 
     def replay(self, state: RoundState, predraft: tuple[Draft, Draws], cond: Cond) -> RoundState:
@@ -100,6 +102,10 @@ class StaticRounds:
 
         taken = settled.accepted
         numbers = torch.stack([kept(each, torch.full_like(k, -1)) for each in (k, length, taken)])
+        leftover = state.leftover
+        if leftover is not None:
+            after = Leftover.after(draft.states, draft.x0, target, draws.noise, length, taken)
+            leftover = after.width(leftover.noise.shape[1])
         trajectory, recorded = state.trajectory, state.x0
         if len(trajectory):
             visited = (column <= taken[:, None]) & running[:, None]
@@ -122,6 +128,7 @@ class StaticRounds:
             finite=state.finite & fine.all(),
             trajectory=trajectory,
             x0=recorded,
+            leftover=leftover,
         )
 
     def _x0(

@@ -58,6 +58,8 @@ class CompiledSampler:
             raise ValueError(f"widths={list(widths)}; expected rising lengths, the last at least {self._longest}")
         self.backend, self.widths = backend, None if widths is None else list(widths)
         self._replayed = min(int(within[0]), sampler.replay or self.process.num_steps)
+        # Replays are as long as they are; what they leave is cut to the windows that may draft with it.
+        self._recycled = self._longest if sampler.drafter.recycles else None
         self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[StaticRounds, Runner[RoundState]]] = {}
         if backend is not None:
             make_runner(backend)  # says now what is wrong with it
@@ -80,7 +82,7 @@ class CompiledSampler:
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         dtype = state_dtype(noise)
         random = RandomSource(generator, len(noise), noise.device, dtype)
-        runner.start(RoundState.start(noise.to(dtype), self.process.num_steps, record), cond)
+        runner.start(RoundState.start(noise.to(dtype), self.process.num_steps, record, self._recycled), cond)
         if predraft is not None:
             predraft.check(noise, self.process)
         replays = predraft is not None and self._replayed > 0
@@ -120,7 +122,7 @@ class CompiledSampler:
         random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
         with torch.no_grad():
             for width in widths:
-                runner.start(RoundState.start(noise.to(dtype), self.process.num_steps, record), cond)
+                runner.start(RoundState.start(noise.to(dtype), self.process.num_steps, record, self._recycled), cond)
                 runner.apply(rounds.begin, None)
                 runner.apply(rounds.advance, full_draws(random, width, noise))
 
@@ -145,7 +147,9 @@ class CompiledSampler:
             self._prepared[key] = (rounds, make_runner(backend))
             # Drafters and openings bring their tables to the device when they are first asked: not in a compiled round.
             random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
-            state = rounds.begin(RoundState.start(noise.to(dtype), self.process.num_steps, False), None, cond)
+            state = rounds.begin(
+                RoundState.start(noise.to(dtype), self.process.num_steps, False, self._recycled), None, cond
+            )
             rounds.advance(state, full_draws(random, 1, noise), cond)
         return *self._prepared[key], self.widths or _usual_widths(self._longest, cuda)
 

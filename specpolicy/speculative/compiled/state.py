@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from ..leftover import Leftover
 from ..result import SampleResult
 
 
@@ -23,6 +24,7 @@ class RoundState(NamedTuple):
         finite: whether the network's output has always been finite, ``(1,)``.
         trajectory, x0: visited states and the target's x̂0 there, ``(K + 2, B, *event)`` with a last row for what is
             not to be kept; no rows at all if nothing is recorded.
+        leftover: of the last round, in windows of the longest one's width; None if the drafter does not recycle.
     """
 
     k: Int[Tensor, " b"]
@@ -37,10 +39,14 @@ class RoundState(NamedTuple):
     finite: Bool[Tensor, " 1"]
     trajectory: Float[Tensor, "k2 b ..."]
     x0: Float[Tensor, "k2 b ..."]
+    leftover: Leftover | None = None
 
     @staticmethod
-    def start(x: Float[Tensor, "b ..."], steps: int, record: bool) -> RoundState:
-        """Chains at pure noise ``x``, in the dtype of the states, before any pass."""
+    def start(x: Float[Tensor, "b ..."], steps: int, record: bool, recycled: int | None = None) -> RoundState:
+        """Chains at pure noise ``x``, in the dtype of the states, before any pass.
+
+        ``recycled`` is the longest window that a round may leave something of; None keeps no leftover.
+        """
         batch, rows = len(x), steps + 2 if record else 0
         nobody = torch.zeros(batch, dtype=torch.long, device=x.device)
         return RoundState(
@@ -58,6 +64,7 @@ class RoundState(NamedTuple):
             finite=torch.ones(1, dtype=torch.bool, device=x.device),
             trajectory=x.new_zeros((rows, *x.shape)),
             x0=x.new_zeros((rows, *x.shape)),
+            leftover=None if recycled is None else Leftover.none(x, recycled),
         )
 
     def result(self, dtype: torch.dtype, replayed: bool) -> SampleResult:

@@ -6,3 +6,4 @@ from .base import DraftStart as DraftStart
 from .held import FreeDrafter as FreeDrafter
 from .held import FrozenDrafter as FrozenDrafter
 from .linear import LinearDrafter as LinearDrafter
+from .recycling import RecyclingDrafter as RecyclingDrafter

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..denoiser import Cond
+from ..leftover import Leftover
 from ..linear_chain import LinearChain
 
 
@@ -23,6 +24,8 @@ class DraftStart:
         anchor_k, anchor_x, anchor_x0: the latest state at which the target's x̂0 is known (position, state, x̂0).
         noise: the noises ξ to draft with, shape ``(n, w, *event)``.
         cond: the conditions of these chains, for drafters that run a network of their own.
+        leftover: for drafters that recycle: what the last pass said of steps not reached. ``noise`` begins with its
+            noises.
     """
 
     chain: LinearChain
@@ -33,6 +36,7 @@ class DraftStart:
     anchor_x0: Float[Tensor, "n ..."]
     noise: Float[Tensor, "n w ..."]
     cond: Cond
+    leftover: Leftover | None = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,17 @@ class Drafter(ABC):
 
     Attributes:
         refreshes: whether each round first spends a network pass on the target's x̂0 at its present state.
+        recycles: whether it drafts with noises of the last round that its verifier has not looked at; see
+            :class:`~specpolicy.speculative.leftover.Leftover`.
     """
 
     refreshes: bool = False
+    recycles: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tells it from drafters that keep other shares of their drafts."""
+        return type(self).__name__
 
     @abstractmethod
     def draft(self, start: DraftStart) -> Draft:

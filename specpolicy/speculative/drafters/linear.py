@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ..gains import Gains
+from ..gains import Gains, GainsOn
 from ..recurrence import recur
 from .base import Draft, Drafter, DraftStart
 
@@ -25,7 +24,7 @@ class LinearDrafter(Drafter):
 
     def __init__(self, gains: Gains) -> None:
         self.gains = gains
-        self._placed: dict[tuple[torch.device, torch.dtype], Gains] = {}
+        self._on = GainsOn(gains)
 
     def __repr__(self) -> str:
         return f"LinearDrafter(K={self.gains.num_steps}, rank={self.gains.values.shape[1]})"
@@ -36,13 +35,8 @@ class LinearDrafter(Drafter):
         Raises:
             ValueError: the gains are of another number of steps or another event.
         """
-        process, window, numbers = start.chain.process, start.noise.shape[1], start.x[0].numel()
-        gains = self._gains(start.x)
-        if (gains.num_steps, gains.event_numbers) != (process.num_steps, numbers):
-            raise ValueError(
-                f"the gains are for {gains.num_steps} steps and events of {gains.event_numbers} numbers; the sampler's "
-                f"process has {process.num_steps} steps and its events {numbers} numbers: fit gains for this process"
-            )
+        process, window = start.chain.process, start.noise.shape[1]
+        gains = self._on.at(process, start.x)
         k = (start.k[:, None] + torch.arange(window, device=start.k.device)).clamp(max=process.num_steps - 1)
         a, b, sigma = (coefficient[k][..., None] for coefficient in (process.a, process.b, process.sigma))
         away = start.x - start.chain.mean(start.anchor_k, start.k, start.anchor_x, start.anchor_x0)
@@ -52,9 +46,3 @@ class LinearDrafter(Drafter):
         answer = gains.expand(values * innovation[:, :-1])
         x0 = (start.anchor_x0.flatten(1)[:, None] + answer).view_as(start.noise)
         return Draft(start.chain.draft_along(start.k, start.x, x0, start.noise), x0)
-
-    def _gains(self, like: Tensor) -> Gains:
-        place = (like.device, like.dtype)
-        if place not in self._placed:
-            self._placed[place] = self.gains.to(*place)
-        return self._placed[place]

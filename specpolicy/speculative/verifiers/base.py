@@ -83,12 +83,12 @@ class Verifier(ABC):
 
     Attributes:
         exact: whether the law of the chain is exactly that of the sequential sampler.
-        keeps_noise: whether a repair keeps the part of the rejected noise that is orthogonal to e (allowed only if the
-            decision did not depend on noises of later steps).
+        causal: whether no decision depends on noises of later steps. A repair then keeps the part of the rejected
+            noise that is orthogonal to e, and the noises beyond the rejected step may be drafted with again.
     """
 
     exact: bool = True
-    keeps_noise: bool = False
+    causal: bool = False
 
     @abstractmethod
     def judge(self, comparison: Comparison, uniform: Float64[Tensor, "n w"]) -> Verdict:
@@ -102,7 +102,7 @@ class Verifier(ABC):
 class StepwiseVerifier(Verifier):
     """Sample verification: go step by step and stop at the first with ln U > ln(target/draft)."""
 
-    keeps_noise = True
+    causal = True
 
     def judge(self, comparison: Comparison, uniform: Float64[Tensor, "n w"]) -> Verdict:
         """Count the steps before the first rejection; its residual has c = 1."""
