@@ -2,10 +2,13 @@
 
     python benchmarks/latency_of_a_chunk.py square
     python benchmarks/latency_of_a_chunk.py tool_hang --device cuda --calls 100
+    python benchmarks/latency_of_a_chunk.py square --widen 4 --only ddpm ddim10 "linear block, window 24" --batches
 
-Batch 1 is what a robot waits for; other batch sizes are timed eagerly. Rivals are treated as well as ours: the plain
-diffusers loop as users run it, the same chains compiled (on a GPU captured whole as one CUDA graph), few-step DDIM
-likewise, and ParaDiGMS. Ratios are against the compiled DDPM-100 and the compiled DDIM-10 and DDIM-5.
+Batch 1 is what a robot waits for; other batch sizes are timed eagerly, without ParaDiGMS, which runs its chains one by
+one here. Rivals are treated as well as ours: the plain diffusers loop as users run it, the same chains compiled (on a
+GPU captured whole as one CUDA graph), few-step DDIM likewise, ParaDiGMS, and the loops of LeRobot and of robomimic
+(0.5 or newer) where these are installed, LeRobot's with its own compilation too. Ratios are against the DDPM-100 of
+these loops, the compiled DDPM-100 and the compiled DDIM-10 and DDIM-5.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from peers import PeerSampler, disagreement, peers
 from picard import PicardSampler
 from side_by_side import ROOT, conditions, keep, parameters, ratio, shown, take_turns
+from widened import widened
 
 from specpolicy import (
     BlockVerifier,
     FreeDrafter,
     FrozenDrafter,
+    RecyclingDrafter,
     ReflectionVerifier,
     ReverseProcess,
     SchedulerSampler,
@@ -32,7 +38,9 @@ from specpolicy.policies import DiffusionPolicy
 from specpolicy.progress import progress_bar
 from specpolicy.speculative.compiled import compile_sampler
 
+LOOP = "diffusers loop, DDPM-100"
 BASES = ("ddpm, compiled", "ddim10, compiled", "ddim5, compiled")
+SAME = 0.05  # of a chunk's coordinates in [-1, 1], after 100 steps in TF32; other chunks differ by ten times as much
 
 
 def eager(policy: DiffusionPolicy) -> dict[str, Any]:
@@ -41,7 +49,7 @@ def eager(policy: DiffusionPolicy) -> dict[str, Any]:
     process = ReverseProcess.from_scheduler(ddpm100, 100)
     block = BlockVerifier()
     return {
-        "diffusers loop, DDPM-100": SchedulerSampler(ddpm100, 100),
+        LOOP: SchedulerSampler(ddpm100, 100),
         "ddpm": recipes.sequential(policy, 100),
         "ddpm20": recipes.sequential(policy, 20),
         "ddim10": recipes.ddim(policy, 10),
@@ -57,14 +65,24 @@ def eager(policy: DiffusionPolicy) -> dict[str, Any]:
         "free block, K = 20, window 12": recipes.speculative(policy, 20, FreeDrafter(), block, 12),
         "linear block, K = 20, window 12": recipes.linear(policy, 20, block, 12),
         "linear block, K = 20, window 6": recipes.linear(policy, 20, block, 6),
+        **{
+            f"linear recycled, {'' if steps == 100 else f'K = {steps}, '}window {window}": recipes.linear(
+                policy, steps, ReflectionVerifier(), window, drafter=RecyclingDrafter
+            )
+            for steps, window in ((100, 24), (100, 40), (100, 99), (20, 6), (20, 12))
+        },
     }
 
 
 COMPILED = (
     "ddpm", "ddpm20", "ddim10", "ddim5", "free block, window 24", "linear block, window 24",
-    "linear block, K = 20, window 12", "linear block, K = 20, window 6",
+    "linear block, K = 20, window 12", "linear block, K = 20, window 6", "linear recycled, window 24",
+    "linear recycled, K = 20, window 6", "linear recycled, K = 20, window 12",
 )  # fmt: skip
-ALSO_ON_CUDA = ("linear block, window 40", "free block, window 40", "asd, window 24", "free block, K = 20, window 12")
+ALSO_ON_CUDA = (
+    "linear block, window 40", "free block, window 40", "asd, window 24", "free block, K = 20, window 12",
+    "linear recycled, window 40", "linear recycled, window 99",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -74,39 +92,82 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batches", type=int, nargs="*", default=[8])
+    parser.add_argument("--widen", type=int, help="every channel copied so often: the same function, a larger network")
     parser.add_argument(
-        "--no-compile", action="store_true", help="leave the compiled ways out (then nothing is a base)"
+        "--only", nargs="*", metavar="SAMPLER", help=f"these, their compiled forms and the {LOOP} that is always there"
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave the compiled ways out (then they are no bases either)"
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     policy = DiffusionPolicy.load(ROOT / "checkpoints" / options.task, device)
-    samplers = eager(policy)
+    if options.widen:
+        try:
+            policy = widened(policy, options.widen)
+        except ValueError as error:
+            parser.error(str(error))
     cond = conditions(policy, max(32, options.calls + 2))
-    names = [*COMPILED, *(ALSO_ON_CUDA if device.type == "cuda" else ())]
-    noise = torch.randn(1, *policy.event_shape, device=device)
+    theirs, about = peers(policy, not options.no_compile)
+    same = {name: disagreement(each, policy, cond[:2]) for name, each in theirs.items() if "compiled" not in name}
+    if max(same.values(), default=0.0) > SAME:
+        raise SystemExit(f"a peer's chunks are not those of the {LOOP} (largest differences {same}): not the same work")
+    samplers: dict[str, Any] = {**eager(policy), **theirs}
+    if options.only is not None:
+        if unknown := set(options.only) - set(samplers):
+            parser.error(f"--only: no {sorted(unknown)} here; known: {sorted(samplers)}")
+        wanted = {LOOP, *options.only}
+        samplers = {name: each for name, each in samplers.items() if name.removesuffix(", compiled") in wanted}
     if not options.no_compile:
-        with progress_bar("compiling", len(names)) as bar:
-            for name in names:
-                compiled = compile_sampler(samplers[name])
-                with torch.inference_mode():
-                    compiled.warm_up(policy, noise, cond[:1])
-                    compiled(policy, noise, cond[:1], torch.Generator().manual_seed(0))
-                samplers[f"{name}, compiled"] = compiled
-                bar.advance()
+        samplers.update(_compiled(policy, samplers, cond[:1], device))
 
-    results, table = (
-        {},
-        [f"# A chunk of {options.task}: {parameters(policy) / 1e6:.1f} M parameters, {device.type}", ""],
-    )
+    title = f"# A chunk of {options.task}: {parameters(policy) / 1e6:.1f} M parameters, {device.type}"
+    table = [title, "", "; ".join(f"{name} {version}" for name, version in about.items())]
+    content: dict[str, Any] = {
+        "task": options.task,
+        "widened": options.widen or 1,
+        "parameters": parameters(policy),
+        "peers": about,
+        "peers_differ_by": same,
+        "exact": {name: _exact(name, each) for name, each in samplers.items()},
+        "batches": {},
+    }
+    name = f"{options.task}{'-wide' if options.widen else ''}-{device.type}"
     for batch in [1, *options.batches]:
-        ways = {name: each for name, each in samplers.items() if batch == 1 or not name.endswith("compiled")}
+        ways = {name: each for name, each in samplers.items() if batch == 1 or _batched(name, each)}
         rows = _measure(policy, ways, cond, batch, options.calls if batch == 1 else max(3, options.calls // 4), device)
-        results[str(batch)] = rows
+        content["batches"][str(batch)] = rows
         table += _table(rows, batch)
-    law = {name: bool(each.exact) or name.startswith("diffusers loop") for name, each in samplers.items()}
-    content = {"task": options.task, "parameters": parameters(policy), "exact": law, "batches": results}
-    keep("latency", f"{options.task}-{device.type}", content, table, device)
+        keep("latency", name, content, table, device)
+
+
+def _compiled(
+    policy: DiffusionPolicy, samplers: dict[str, Any], cond: torch.Tensor, device: torch.device
+) -> dict[str, Any]:
+    """Compiled forms by name, warmed up; the peers' own are among ``samplers`` already."""
+    names = [*COMPILED, *(ALSO_ON_CUDA if device.type == "cuda" else ())]
+    names = [name for name in samplers if name in names or name.endswith(", compiled")]
+    noise = torch.randn(1, *policy.event_shape, device=device)
+    made = {}
+    with progress_bar("compiling", len(names)) as bar, torch.inference_mode():
+        for name in names:
+            each = samplers[name]
+            if not isinstance(each, PeerSampler):
+                name, each = f"{name}, compiled", compile_sampler(each)
+                each.warm_up(policy, noise, cond)
+            each(policy, noise, cond, torch.Generator().manual_seed(0))
+            made[name] = each
+            bar.advance()
+    return made
+
+
+def _batched(name: str, sampler: Any) -> bool:
+    return not name.endswith(", compiled") and not isinstance(sampler, PicardSampler)
+
+
+def _exact(name: str, sampler: Any) -> bool:
+    return bool(sampler.exact) or name == LOOP  # a scheduler's sampler does not know whose law it has
 
 
 def _measure(
@@ -126,15 +187,16 @@ def _measure(
         return call
 
     taken = take_turns({name: way(name) for name in samplers}, calls, device)
-    bases = [name for name in BASES if name in taken]
+    bases = [name for name in taken if name.endswith("DDPM-100") and name != LOOP]
+    bases += [name for name in BASES if name in taken]
     return {
         name: {
             "median_ms": sorted(each)[len(each) // 2],
             "calls": len(each),
             "passes": mean_interval(passes[name])._asdict(),
-            "exact": bool(samplers[name].exact) or name.startswith("diffusers loop"),
+            "exact": _exact(name, samplers[name]),
             "faster_than": {base: ratio(taken[base], each) for base in bases},
-            "faster_than_the_diffusers_loop": ratio(taken["diffusers loop, DDPM-100"], each),
+            "faster_than_the_diffusers_loop": ratio(taken[LOOP], each),
         }
         for name, each in taken.items()
     }

@@ -6,7 +6,8 @@
 Passes: one chunk at each observation, all of them in a batch; the interval is over observations. Time: single chunks on
 one thread, samplers in turn on the same observations, as ratios of medians; that of the processor's time hardly depends
 on what else the machine does, that of the clock does. The observations are of episodes that the calibration has not
-seen. An interrupted run goes on; results in ``benchmarks/results/drafters/<task>.json``.
+seen. An interrupted run goes on; results in ``benchmarks/results/drafters/<task>.json``, the passes of all tasks beside
+one another in ``table.md``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from specpolicy import (
     FrozenDrafter,
     LinearDrafter,
     Opening,
+    RecyclingDrafter,
+    ReflectionVerifier,
     SpeculativeSampler,
     ZeroOpening,
     recipes,
@@ -49,7 +53,7 @@ OBSERVATIONS = {
         for task in ("pusht", "tool_hang", "transport")
     },
 }
-WINDOWS = {100: (24, 40), 20: (12, 19)}
+WINDOWS = {100: (24, 40, 99), 20: (12, 19)}
 CLOCKS = ("wall_ms", "cpu_ms")
 
 
@@ -75,6 +79,10 @@ def contestants(policy: DiffusionPolicy, checkpoint: Path) -> Iterator[tuple[str
                 for opening, opens in openings.items():
                     name = f"K={steps} window={window} {drafter} opening={opening}"
                     yield name, SpeculativeSampler(process, drafts, BlockVerifier(), window, opens)
+            for drafter, gains in (("free", None), ("linear", calibration.gains)):
+                name = f"K={steps} window={window} {drafter} recycled opening=fitted"
+                drafts = RecyclingDrafter(gains)
+                yield name, SpeculativeSampler(process, drafts, ReflectionVerifier(), window, calibration.opening)
 
 
 def check_held_out(checkpoint: Path, observations: Path) -> None:
@@ -96,6 +104,32 @@ def timed(policy: DiffusionPolicy, sampler: Any, observation: dict[str, Any], se
     clock, processor = time.perf_counter(), time.process_time()
     policy.act(observation, sampler, generator)
     return 1e3 * (time.perf_counter() - clock), 1e3 * (time.process_time() - processor)
+
+
+ROWS = {
+    "free, block": "free opening=none",
+    "free, block, fitted opening": "free opening=fitted",
+    "linear, block": "linear opening=fitted",
+    "free, recycled": "free recycled opening=fitted",
+    "linear, recycled": "linear recycled opening=fitted",
+}
+
+
+def overview(folder: Path) -> str:
+    """Passes of all tasks measured so far, as a markdown table."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    lines = [["K", "window", "drafts, verification", *found], ["---:", "---:", "---", *["---:"] * len(found)]]
+    for steps, windows in WINDOWS.items():
+        for window, (name, key) in product(windows, ROWS.items()):
+            rows = [each["samplers"].get(f"K={steps} window={window} {key}") for each in found.values()]
+            cells = ["–" if row is None else "{:.1f} [{:.1f}, {:.1f}]".format(*row["passes"]) for row in rows]
+            lines.append([str(steps), str(window), name, *cells])
+    observations = " or ".join(sorted({str(each["identity"]["observations"]["count"]) for each in found.values()}))
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return (
+        f"{table}\n\nPasses of one chunk, means over {observations} observations with 95 % intervals; all exact. "
+        "Recycled drafts go with reflection, and have the fitted opening too.\n"
+    )
 
 
 def main() -> None:
@@ -157,6 +191,8 @@ def main() -> None:
             for rival in ("ddpm", "ddim10", "ddim5")
         }
     write()
+    with atomic_path(out.parent / "table.md") as temporary:
+        temporary.write_text(overview(out.parent), encoding="utf-8")
     for name, row in found["samplers"].items():
         mean, low, high = row["passes"]
         shown = f"{name:45s} passes {mean:6.2f} [{low:.2f}, {high:.2f}]"

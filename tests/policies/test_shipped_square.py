@@ -13,10 +13,12 @@ from specpolicy import (
     BlockVerifier,
     FreeDrafter,
     FrozenDrafter,
+    RecyclingDrafter,
     ReflectionVerifier,
     ReverseProcess,
     SampleResult,
     SpeculativeSampler,
+    recipes,
 )
 from specpolicy.evaluation.exactness import check_exactness
 from specpolicy.policies import DiffusionPolicy
@@ -71,6 +73,7 @@ class AcceptsEverything(BlockVerifier):
         (20, FreeDrafter(), BlockVerifier(), 12, 240),
         (20, FrozenDrafter(), ReflectionVerifier(), 12, 240),
         (100, FreeDrafter(), BlockVerifier(), 24, 48),
+        (20, RecyclingDrafter(), ReflectionVerifier(), 19, 240),
     ],
 )
 def test_innovations_on_the_shipped_network(
@@ -99,6 +102,14 @@ def test_free_block_needs_at_most_fourteen_passes(policy: DiffusionPolicy, cond:
     noise = torch.randn(len(cond), *policy.event_shape, generator=generator)
     result = SpeculativeSampler(process)(policy, noise, cond=cond, generator=generator)
     assert result.passes.double().mean() <= 14
+
+
+def test_recycling_halves_them(policy: DiffusionPolicy, cond: torch.Tensor) -> None:
+    verifier = ReflectionVerifier()
+    wide = recipes.linear(policy, 100, verifier, window=99, drafter=RecyclingDrafter)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(len(cond), *policy.event_shape, generator=generator)
+    assert wide(policy, noise, cond=cond, generator=generator).passes.double().mean() <= 6.5
 
 
 def test_the_checkpoint_is_what_its_card_says(policy: DiffusionPolicy) -> None:
