@@ -14,11 +14,13 @@ from typing import Any, TypeAlias
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from .calibration.store import load_calibration
+from .calibration.store import calibration_path, load_calibration
 from .policies import DiffusionPolicy
 from .speculative import (
     Gains,
     LinearDrafter,
+    RecyclingDrafter,
+    ReflectionVerifier,
     ReverseProcess,
     SchedulerSampler,
     SequentialSampler,
@@ -95,6 +97,23 @@ def linear(
     return _with_window(
         policy, partial(SpeculativeSampler, process, drafts, verifier, opening=openings[opening]), window
     )
+
+
+def auto(policy: DiffusionPolicy, num_inference_steps: int = 100, window: int | None = None) -> SpeculativeSampler:
+    """What this library takes if nothing is asked for: recycled drafts, with what a calibration knows if there is one.
+
+    Args:
+        policy: with or without a checkpoint. num_inference_steps: K.
+        window: steps to draft a round; None for 24, and on CUDA, where rows cost little, for the whole chain.
+
+    Raises:
+        CalibrationError: the checkpoint's calibration is damaged or of other weights.
+    """
+    window = window or (num_inference_steps if policy.device.type == "cuda" else 24)
+    verifier = ReflectionVerifier()
+    if policy.folder is not None and calibration_path(policy.folder, num_inference_steps).is_file():
+        return linear(policy, num_inference_steps, verifier, window, drafter=RecyclingDrafter)
+    return speculative(policy, num_inference_steps, RecyclingDrafter(), verifier, window)
 
 
 def ddim(policy: Trained, num_inference_steps: int, eta: float = 0.0) -> SchedulerSampler:

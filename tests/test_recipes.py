@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from specpolicy import BlockVerifier, FreeDrafter, recipes
+from specpolicy import BlockVerifier, FreeDrafter, RecyclingDrafter, recipes
 from specpolicy.commands.serve import serve
 from specpolicy.composition import ConfigError
 from specpolicy.policies import DiffusionPolicy
@@ -39,6 +39,16 @@ def test_compiled_samplers_act_as_the_samplers_do(policy: DiffusionPolicy) -> No
         got = policy.act(observation, made, [torch.Generator().manual_seed(3)])
         np.testing.assert_allclose(got.actions, wanted.actions, atol=1e-5)
         assert torch.equal(got.result.passes, wanted.result.passes)
+
+
+def test_auto_takes_what_there_is(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    known = recipes.auto(policy)
+    assert isinstance(known.drafter, RecyclingDrafter) and known.drafter.gains is not None and known.opening is not None
+    assert (known.window, known.exact) == (24, True)
+    policy.save(tmp_path / "bare")
+    bare = recipes.auto(DiffusionPolicy.load(tmp_path / "bare"), 20, window=7)
+    assert isinstance(bare.drafter, RecyclingDrafter) and bare.drafter.gains is None and bare.opening is None
+    assert (bare.window, bare.process.num_steps) == (7, 20)
 
 
 def test_compiled_policies_are_served_one_request_at_a_time() -> None:
