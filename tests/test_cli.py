@@ -53,7 +53,7 @@ def test_every_sampler_of_the_configs_can_be_made() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["rollout", "sampler=warp"], "unknown sampler 'warp'; known: asd, ddim10"),
+        (["rollout", "sampler=warp"], "unknown sampler 'warp'; known: asd, auto, ddim10"),
         (["rollout", "task=juggling"], "unknown task 'juggling'; known: "),
         (["rollout", "colour=red"], "colour"),
         (["rollout", "square"], "write name=value"),

@@ -7,5 +7,6 @@ from .asdsv import AsdsvSampler as AsdsvSampler
 from .asdsv import Stages as Stages
 from .asdsv import asdsv_fast as asdsv_fast
 from .asdsv import asdsv_slow as asdsv_slow
+from .recipe import asdsv as asdsv
 from .result import AsdsvResult as AsdsvResult
 from .threshold import ThresholdVerifier as ThresholdVerifier

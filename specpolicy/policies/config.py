@@ -44,6 +44,16 @@ class PolicyConfig:
         """As plain JSON types."""
         return asdict(self)
 
+    def check_interchangeable(self, other: PolicyConfig, role: str) -> None:
+        """Raise ``ValueError`` unless the networks of both can be asked the same and answer in the same terms.
+
+        ``role`` is what the other policy is to be, for the message: ``teacher``, ``draft network``.
+        """
+        for name in ("observations", "observation_horizon", "action_dim", "action_horizon", "scheduler"):
+            mine, others = getattr(self, name), getattr(other, name)
+            if mine != others:
+                raise ValueError(f"{name}: the {role}'s is {others}, the policy's {mine}; both must have the same")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PolicyConfig:
         """Inverse of :meth:`to_dict`; unknown or missing keys raise ``ValueError`` naming them."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -240,3 +241,33 @@ def test_moving_average_follows_the_warm_up_of_its_decay() -> None:
         decay = 1 - (1 + step) ** -0.75
         expected = decay * expected + (1 - decay) * step
     assert average.average["weight"].item() == pytest.approx(expected)
+
+
+def test_a_student_learns_what_its_teacher_says(tmp_path: Path) -> None:
+    data = write_file(tmp_path / "d.hdf5")
+    train_policy(config(), data, settings(), tmp_path / "teacher", validation_demos=2)
+    teacher = DiffusionPolicy.load(tmp_path / "teacher")
+    small = replace(config(), network={"name": "mlp", "width": 32, "blocks": 1, "embed": 16})
+    longer = settings(steps=300, learning_rate=3e-3)
+    student = train_policy(small, data, longer, tmp_path / "student", validation_demos=2, teacher=teacher)
+    assert torch.equal(student.action_normalizer.high, teacher.action_normalizer.high)
+    losses = [json.loads(line) for line in (tmp_path / "student" / "training.jsonl").read_text().splitlines()]
+    # Noise cannot be guessed from one draw; what a teacher makes of it can.
+    generator = torch.Generator().manual_seed(0)
+    x, cond = torch.randn(64, 16, 4, generator=generator), torch.rand(64, 10, generator=generator) * 2 - 1
+    timestep = torch.randint(20, (64,), generator=generator)
+    with torch.no_grad():
+        told, answer = teacher(x, timestep, cond), student(x, timestep, cond)
+    assert float((answer - told).square().mean()) < 0.5 * float(told.square().mean())
+    assert losses[-1]["validation_loss"] < losses[0]["validation_loss"]
+    with pytest.raises(ResumeError):
+        train_policy(small, data, longer, tmp_path / "student", validation_demos=2)
+
+
+def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    data, teacher = write_file(tmp_path / "d.hdf5"), DiffusionPolicy(config())
+    with pytest.raises(ValueError, match="not loaded from a checkpoint"):
+        train_policy(config(), data, settings(), tmp_path / "student", validation_demos=2, teacher=teacher)
+    longer = replace(config(), action_horizon=32)
+    with pytest.raises(ValueError, match="action_horizon: the teacher's is 16, the policy's 32"):
+        train_policy(longer, data, settings(), tmp_path / "student", validation_demos=2, teacher=teacher)
