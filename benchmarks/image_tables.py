@@ -178,27 +178,32 @@ def accepted_along(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def distances(features: Mapping[str, np.ndarray], rank: int = 32) -> dict[str, Any]:
-    """How far each set is from the reference, and from the sequential chain's.
+def distances(
+    features: Mapping[str, np.ndarray], rank: int = 32, baseline: str = "sequential", paired: bool = False
+) -> dict[str, Any]:
+    """How far each set is from the reference, and from a baseline's.
 
     Args:
-        features: of ``reference``, ``held out``, ``sequential`` and others, by name.
+        features: of ``reference``, ``held out``, the baseline and others, by name.
+        rank: of :class:`FrechetScale`.
+        baseline: name of the set that the others are compared with.
+        paired: images of the same number come from the same noise in all sets but the held-out one, so that no test
+            of independent draws is made of them.
     """
     scale = FrechetScale.of(features["reference"], rank)
-    sequential = features["sequential"]
-    baseline, sets = Measured.of(scale, sequential), dict[str, Any]()
+    first, sets = Measured.of(scale, features[baseline]), dict[str, Any]()
     for name, each in features.items():
         if name == "reference":
             continue
-        own = name == "sequential"
-        measured, pair = Measured.of(scale, each), (scale.project(each), scale.project(sequential))
+        own, alike = name == baseline, paired and name != "held out"
+        measured, pair = Measured.of(scale, each), (scale.project(each), scale.project(features[baseline]))
         sets[name] = {
             "frechet": measured.interval()._asdict(),
-            "more": None if own else measured.minus(baseline)._asdict(),
-            "energy": None if own else energy_distance(*pair).distance,
-            "p": None if own else permutation_test([pair]),
+            "more": None if own else measured.minus(first, paired=alike)._asdict(),
+            "energy": None if own or alike else energy_distance(*pair).distance,
+            "p": None if own or alike else permutation_test([pair]),
         }
-    return {"images": len(sequential), "reference": len(features["reference"]), "rank": rank, "sets": sets}
+    return {"images": first.images, "reference": len(features["reference"]), "rank": rank, "sets": sets}
 
 
 def _windows(found: Mapping[str, Any]) -> list[int]:

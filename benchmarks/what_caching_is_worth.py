@@ -1,7 +1,8 @@
 """What is token caching worth? Operations, time and distance from the whole network's samples, all in one run.
 
-    python benchmarks/what_caching_is_worth.py           # a random DiT, and checkpoints/square_transformer, once there
+    python benchmarks/what_caching_is_worth.py      # the DiTs, and checkpoints/square_transformer, once there
     python benchmarks/what_caching_is_worth.py runs/train-square --observations runs/x/observations.npz
+    python benchmarks/what_caching_is_worth.py --sets 128 --data datasets/usr/share/datasets/fashion-mnist
 
 Everything samples the same 20-step DDIM chain (η = 0) from the same noise, so that what differs is the caching; beside
 it stands the plain way to compute less, fewer steps. Operations are counted by torch's dispatcher, speculative passes
@@ -9,8 +10,10 @@ included. Time is of one batch on one thread, ways in turn, as ratios of medians
 depends on what else the machine does, and of the clock. A policy is asked for one chunk, and for several at once.
 
 Distance is the root of the mean square difference from the uncached sample, as a share of that sample's own size;
-"another draw" is the uncached chain from other noise. The DiT's weights are random: its operations and times are those
-of a trained one, its distances are not. Caching is approximate; none of these rows has the law of the first.
+"another draw" is the uncached chain from other noise. One DiT has random weights: its operations and times are those
+of a trained one, its distances are not. The other is trained, on small images: ``--sets`` draws many of some ways, from
+the same noise, and measures how far they are from held-out ones in the features of an ImageNet network (extra:
+``distance``). Caching is approximate; none of these rows has the law of the first.
 """
 
 from __future__ import annotations
@@ -28,19 +31,22 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
+from image_sets import compare_sets, draw_sets
 from torch import Tensor, nn
 
 from specpolicy import SchedulerSampler
 from specpolicy.atomic import atomic_path
 from specpolicy.caching import CachedSampler, CacheSettings, count_operations, course_of
-from specpolicy.evaluation.provenance import collect_provenance
+from specpolicy.evaluation.provenance import checkpoint_digest, collect_provenance
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
+from specpolicy.images import load_pipeline
 from specpolicy.policies import DiffusionPolicy
 from specpolicy.progress import progress_bar
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "caching"
 POLICY = ROOT / "checkpoints" / "square_transformer"
+DIT = ROOT / "checkpoints" / "fashion_mnist_dit"
 OBSERVATIONS = ROOT / "tests" / "policies" / "square_observations.npz"
 STEPS = 20
 SEED = 400_000
@@ -52,6 +58,8 @@ WAYS: dict[str, int | CacheSettings] = {
     "ratio 0.5, no speculative steps": CacheSettings(0.5, speculative=0),
     **{f"{steps} steps": steps for steps in (10, 5)},
 }
+DRAWN = ("whole", "ratio 0.5", "ratio 0.75", "ratio 0.9", "10 steps", "5 steps")
+"""The ways of which sets of images are drawn."""
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
@@ -105,6 +113,20 @@ def random_dit(count: int) -> Subject:
     scheduler = DDPMScheduler(1000, prediction_type="sample", clip_sample=False)
     about = {"network": shape, "tokens": 256}
     return Subject("random_dit", network, scheduler, (4, 32, 32), torch.arange(count), 1, about)
+
+
+def trained_dit(folder: Path, count: int) -> Subject:
+    """A shipped transformer for images, one of each class in turn."""
+    pipeline = load_pipeline(folder)
+    network = pipeline.transformer.eval()
+    shape = network.config
+    about = {
+        "network": {name: value for name, value in shape.items() if isinstance(value, int) and name[0] != "_"},
+        "tokens": (shape.sample_size // shape.patch_size) ** 2,
+    }
+    event, classes = (shape.in_channels, shape.sample_size, shape.sample_size), torch.arange(count)
+    conds = classes % shape.num_embeds_ada_norm
+    return Subject(folder.name, ImageDenoiser(network), pipeline.scheduler, event, conds, 1, about)
 
 
 def trained_policy(checkpoint: Path, observations: Path, count: int, batch: int) -> Subject:
@@ -166,7 +188,26 @@ def measure(subject: Subject) -> Iterator[dict[str, Any]]:
     yield {"way": "another draw", "distance": mean_interval(off["another draw"])._asdict()}
 
 
-def run(subject: Subject, checkpoint: Path | None) -> dict[str, Any]:
+def image_sets(subject: Subject, count: int, data: str, checkpoint: Path, work: Path) -> dict[str, Any]:
+    """Sets of images of some ways from the same noise: how far from held-out ones, and how far from the first way's."""
+
+    def draw(name: str, seeds: list[int]) -> Tensor:
+        noise = [torch.randn(subject.event, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        conds = subject.conds[torch.tensor(seeds) % len(subject.conds)]
+        sample: Tensor = subject.sampler(WAYS[name])(subject.denoiser, torch.stack(noise), conds).sample
+        return sample
+
+    ways = {name: partial(draw, name) for name in DRAWN}
+    sets = draw_sets(ways, count, work, f"{checkpoint_digest(checkpoint)[:12]}-{STEPS}", paired=True)
+    sheet = RESULTS / f"{subject.name}_sheet.png"
+    found = compare_sets(sets, data, sheet, work, paired=True)
+    off = {name: mean_interval(distance(each, sets[DRAWN[0]]))._asdict() for name, each in sets.items()}
+    return found | {"off": off}
+
+
+def run(
+    subject: Subject, checkpoint: Path | None, images: Callable[[], dict[str, Any]] | None = None
+) -> dict[str, Any]:
     results = {
         "question": (__doc__ or "").partition("\n")[0],
         "subject": subject.name,
@@ -178,6 +219,7 @@ def run(subject: Subject, checkpoint: Path | None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **subject.about,
         "rows": list(measure(subject)),
+        **({"images": images()} if images else {}),
         "provenance": collect_provenance(checkpoint, []),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -213,6 +255,28 @@ def table(results: Mapping[str, Any]) -> str:
         f"takes {whole['operations'] / 1e9:.1f} Gflop and {whole['cpu_ms']:.0f} ms of the processor "
         f"({source['machine']['cpu']}, torch {source['packages']['torch']}, diffusers "
         f"{source['packages']['diffusers']}). Intervals are 95 %.\n"
+    ) + ("\n" + images_table(results) if "images" in results else "")
+
+
+def images_table(results: Mapping[str, Any]) -> str:
+    """Sets of images, in Markdown."""
+    images = results["images"]
+    lines = [
+        "| images | law | Fréchet distance | minus whole's | distance from whole |",
+        "| --- | --- |" + " ---: |" * 3,
+    ]
+    for name, row in images["sets"].items():
+        law = "" if name == "held out" else "of the chain" if name == "whole" else "approx."
+        more = _interval(row["more"], 1) if row["more"] else "–"
+        off = _interval(images["off"][name], 3) if name in images["off"] else "–"
+        lines.append(f"| {name} | {law} | {_interval(row['frechet'], 1)} | {more} | {off} |")
+    return (
+        "\n".join(lines)
+        + f"\n\n{images['images']} images of each set from the same noise and of the same classes, in the "
+        f"features of EfficientNet-Lite0 at 112 pixels, on {images['rank']} principal axes of {images['reference']} "
+        "held-out images. Intervals: bootstrap over images, 95 %; differences are of the same images drawn again "
+        "together. If the network's own images are coarse, smoother ones may be nearer to held-out images: what "
+        "caching does is told by the distance from whole.\n"
     )
 
 
@@ -226,18 +290,28 @@ def main() -> int:
     parser.add_argument("--observations", type=Path, default=OBSERVATIONS)
     parser.add_argument("--chunks", type=int, default=30, help="of the policy, one a call")
     parser.add_argument("--batch", type=int, default=16, help="chunks in a call of four further ones; 1: none")
-    parser.add_argument("--images", type=int, default=8, help="of the DiT; 0 leaves it out")
+    parser.add_argument("--images", type=int, default=8, help="of each DiT; 0 leaves them out")
+    parser.add_argument("--dit", type=Path, default=DIT, help="folder of a trained DiT for small images")
+    parser.add_argument("--sets", type=int, default=0, help="images of each set whose distance is measured")
+    parser.add_argument("--data", help="folder of the idx files that images are compared with")
+    parser.add_argument("--work", type=Path, default=Path("runs/what_caching_is_worth"), help="for sampled images")
     options = parser.parse_args()
+    if options.sets and not options.data:
+        parser.error("--sets compares with real images: --data, the folder of their idx files")
     torch.set_num_threads(1)
-    subjects: list[tuple[Subject, Path | None]] = []
+    subjects: list[tuple[Subject, Path | None, Callable[[], dict[str, Any]] | None]] = []
     if options.checkpoint != POLICY or POLICY.is_dir():
         for batch, calls in ((1, options.chunks), (options.batch, 4))[: 1 + (options.batch > 1)]:
             made = trained_policy(options.checkpoint, options.observations, calls, batch)
-            subjects.append((made, options.checkpoint))
+            subjects.append((made, options.checkpoint, None))
     if options.images:
-        subjects.append((random_dit(options.images), None))
-    for subject, checkpoint in subjects:
-        print(table(run(subject, checkpoint)))
+        subjects.append((random_dit(options.images), None, None))
+    if options.images and options.dit.is_dir():
+        dit = trained_dit(options.dit, options.images)
+        sets = partial(image_sets, trained_dit(options.dit, 10), options.sets, options.data, options.dit, options.work)
+        subjects.append((dit, options.dit, sets if options.sets else None))
+    for subject, checkpoint, images in subjects:
+        print(table(run(subject, checkpoint, images)))
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     with atomic_path(RESULTS / "table.md") as path:
         path.write_text("\n".join(table(each) for each in found), encoding="utf-8")

@@ -19,13 +19,14 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from image_tables import TENTHS, accepted_along, comparison, comparison_figure, distances, overview
-from PIL import Image
+from image_sets import SEED, compare_sets, draw_sets
+from image_tables import TENTHS, accepted_along, comparison, comparison_figure, overview
 
 from specpolicy import (
     AdaptiveWindow,
@@ -40,17 +41,13 @@ from specpolicy import (
 )
 from specpolicy.atomic import atomic_path
 from specpolicy.evaluation.provenance import checkpoint_digest, collect_provenance
-from specpolicy.images import image_grid, load_pipeline
-from specpolicy.images.training import read_images
+from specpolicy.images import load_pipeline
 from specpolicy.progress import progress_bar
 
 RESULTS = Path(__file__).resolve().parent / "results" / "images"
-SEED = 500_000
 DRAFTERS = {"frozen": FrozenDrafter(), "free": FreeDrafter()}
 VERIFIERS = {"reflection": ReflectionVerifier(), "residual": ResidualVerifier(), "block": BlockVerifier()}
 ADAPTIVE = {"adaptive 0.1": AdaptiveWindow(worth=0.1), "adaptive 0.3": AdaptiveWindow(worth=0.3)}
-BATCH = 16
-SHOWN = 12  # images of each sampler on the sheet
 
 
 def contestants(process: ReverseProcess, windows: list[int]) -> dict[str, Any]:
@@ -85,6 +82,11 @@ class Model:
         noise = torch.stack([torch.randn(self.event, generator=each) for each in generators]).to(self.device)
         return sampler(self, noise, generator=generators)
 
+    def images(self, sampler: Any, seeds: list[int]) -> torch.Tensor:
+        """The images alone."""
+        sample: torch.Tensor = self.sample(sampler, seeds).sample
+        return sample
+
 
 def measure_chains(model: Model, samplers: Mapping[str, Any], chains: int, found: dict[str, Any], out: Path) -> None:
     """Chains one by one, each sampler in turn on each seed; written after every seed."""
@@ -114,54 +116,6 @@ def account(result: Any) -> dict[str, Any]:
             if start >= 0:
                 tenths[int(start) * TENTHS // steps] += (1, int(drafted), int(kept))
     return {"passes": int(result.passes), "rows": int(result.evaluations), "tenths": tenths.tolist()}
-
-
-def measure_distances(
-    model: Model, samplers: Mapping[str, Any], images: int, data: str, found: dict[str, Any], out: Path, work: Path
-) -> None:
-    """Sets of images of some samplers, in batches that are kept as they come; then their distances."""
-    from specpolicy.images.distance import ImageNetFeatures
-
-    features = ImageNetFeatures(device=model.device)
-    work.mkdir(parents=True, exist_ok=True)
-    sets: dict[str, torch.Tensor] = {}
-    with progress_bar("images", len(samplers) * images) as bar:
-        for offset, (name, sampler) in enumerate(samplers.items()):
-            parts = []
-            for first in range(0, images, BATCH):
-                part = work / f"{found['identity']['checkpoint'][:12]}-{name.replace(' ', '-')}-{first:05d}.pt"
-                if not part.is_file():
-                    begin = SEED + 100_000 * (offset + 1) + first  # no two sets share a seed
-                    sample = model.sample(sampler, list(range(begin, begin + BATCH))).sample.cpu()
-                    with atomic_path(part) as temporary:
-                        torch.save(sample.clamp(-1, 1), temporary)
-                parts.append(torch.load(part, weights_only=True))
-                bar.advance(BATCH)
-            sets[name] = torch.cat(parts)[:images]
-    held_out = read_images(data, "t10k").pixels
-    real = held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))]
-    reference, unseen = (each[:, None] / 127.5 - 1 for each in (real[: 8 * images], real[8 * images : 9 * images]))
-    with progress_bar("features", len(sets) + 2) as bar:
-        measured = {}
-        for name, each in {"reference": reference, "held out": unseen, **sets}.items():
-            measured[name] = features(each)
-            bar.advance()
-    found["distances"] = distances(measured)
-    write(out, found)
-    sheet(sets | {"held out": unseen}, out.with_name(f"{out.stem}_sheet.png"), work)
-
-
-def sheet(sets: Mapping[str, torch.Tensor], out: Path, work: Path) -> None:
-    """The first images of each set."""
-    rows: dict[str, list[Path]] = {}
-    for name, images in sets.items():
-        for number, image in enumerate(images[:SHOWN]):
-            file = work / f"{name.replace(' ', '-')}-{number}.png"
-            pixels = ((image[0] + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-            Image.fromarray(pixels).save(file)
-            rows.setdefault(name, []).append(file)
-    with atomic_path(out) as temporary:
-        image_grid(rows, least=56).save(temporary, format="png")
 
 
 def write(out: Path, found: Mapping[str, Any]) -> None:
@@ -228,8 +182,12 @@ def main() -> int:
         names = {"sequential": "sequential", "sequential again": "sequential", "adaptive 0.1": "adaptive 0.1"}
         names |= {f"free block {window}": f"free block {window}" for window in options.windows[:1]}
         work = options.work / f"{Path(options.model).name}-{options.steps}"
-        sets = {name: samplers[which] for name, which in names.items()}
-        measure_distances(model, sets, options.images, options.data, found, out, work)
+        ways = {name: partial(model.images, samplers[which]) for name, which in names.items()}
+        sets = draw_sets(ways, options.images, work, identity["checkpoint"][:12])
+        found["distances"] = compare_sets(
+            sets, options.data, out.with_name(f"{out.stem}_sheet.png"), work, model.device
+        )
+        write(out, found)
     show(found, out)
     return 0
 

@@ -11,7 +11,7 @@ from specpolicy.composition import compose, plain
 
 
 def train_images(overrides: Sequence[str]) -> None:
-    """train an image network on Fashion-MNIST; it is saved in diffusers' format"""
+    """train an image network on Fashion-MNIST, or teach it another one's predictions; saved in diffusers' format"""
     from specpolicy.images.training import train_image_model
     from specpolicy.training import TrainingSettings
 
@@ -25,5 +25,6 @@ def train_images(overrides: Sequence[str]) -> None:
         cfg.out,
         cfg.device,
         made_from,
+        cfg.teacher,
     )
     print(f"model in {cfg.out}")

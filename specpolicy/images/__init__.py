@@ -5,4 +5,5 @@ from .figures import image_grid as image_grid
 from .job import ImageJob as ImageJob
 from .job import sample_images as sample_images
 from .pipelines import load_pipeline as load_pipeline
+from .pixels import PixelDiTPipeline as PixelDiTPipeline
 from .record import Batch as Batch

@@ -50,6 +50,7 @@ def sample_images(pipeline: Any, job: ImageJob, out: Path) -> dict[str, list[Bat
         ValueError: ``out`` holds images of other settings.
         ModelError, PipelineRefused: pipeline and sampler do not fit.
     """
+    call_arguments(pipeline, [0], job.labels, job.prompts)  # what is refused leaves no folder behind
     folder = Folder(out, dict(job.settings))
     groups = [list(range(first, min(first + job.batch, job.images))) for first in range(0, job.images, job.batch)]
     done = {name: {number for each in folder.batches(name) for number in each.images} for name in job.samplers}
@@ -64,11 +65,11 @@ def sample_images(pipeline: Any, job: ImageJob, out: Path) -> dict[str, list[Bat
 
 def _sample(pipeline: Any, job: ImageJob, folder: Folder, name: str, group: list[int]) -> None:
     arguments = call_arguments(pipeline, group, job.labels, job.prompts) | dict(job.call)
-    with contestant(pipeline, job.samplers[name]) as (steps, exact, fast):
+    with contestant(pipeline, job.samplers[name]) as (steps, exact, served):
         # what a stock pipeline draws from torch's own generator belongs to the image's seed, too
         torch.manual_seed(job.seed + group[0])
         begin = time.perf_counter()
-        images, account = ask(pipeline, arguments, steps, [job.seed + each for each in group], fast)
+        images, account = ask(pipeline, arguments, steps, [job.seed + each for each in group], served)
         seconds = time.perf_counter() - begin
     folder.add(name, Batch.of(group, seconds, steps, exact, account), images)
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, DiTPipeline
+from torch import nn
 
+from specpolicy.caching import CachedSampler, Caching
+from specpolicy.caching.pipelines import CachingAccount
 from specpolicy.interop.diffusers import Acceleration, accelerate
 from specpolicy.speculative import SampleResult, SchedulerSampler, SequentialSampler, SpeculativeSampler
 
+from .pixels import PixelDiTPipeline
+
 MakeSampler = Callable[[DDPMScheduler], Any]
 """A recipe of :mod:`specpolicy.recipes`: from a scheduler to a sampler."""
+
+Served: TypeAlias = Acceleration | Caching
+"""What stands between a pipeline and its network."""
 
 
 class ModelError(ValueError):
@@ -22,7 +30,7 @@ class ModelError(ValueError):
 
 
 def load_pipeline(folder: str | Path, device: str = "cpu", dtype: str = "float32") -> Any:
-    """Read a pipeline that ``save_pretrained`` wrote; nothing is looked for on any network.
+    """Read a pipeline that ``save_pretrained`` wrote, diffusers' or :class:`PixelDiTPipeline`; no network is asked.
 
     Raises:
         ModelError: the folder holds none, or diffusers cannot read it; a package that it needs is named.
@@ -30,40 +38,57 @@ def load_pipeline(folder: str | Path, device: str = "cpu", dtype: str = "float32
     if not (Path(folder) / "model_index.json").is_file():
         raise ModelError(f"no diffusers pipeline at {folder}: there is no model_index.json; give the folder of one")
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype), local_files_only=True)
+        kind = DiffusionPipeline.load_config(folder, local_files_only=True)["_class_name"]
+        reader = PixelDiTPipeline if kind == PixelDiTPipeline.__name__ else DiffusionPipeline
+        pipeline = reader.from_pretrained(folder, torch_dtype=getattr(torch, dtype), local_files_only=True)
     except Exception as error:  # whatever a component's own loader raises
         raise ModelError(f"the pipeline at {folder} could not be read: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
+def network_of(pipeline: Any) -> nn.Module:
+    """The network that a pipeline denoises with.
+
+    Raises:
+        ModelError: it has none under a name that is known.
+    """
+    for name in ("unet", "transformer"):
+        if isinstance(found := getattr(pipeline, name, None), nn.Module):
+            return found
+    raise ModelError(f"{type(pipeline).__name__} has neither a unet nor a transformer")
+
+
 @contextmanager
-def contestant(pipeline: Any, make: MakeSampler) -> Iterator[tuple[int, bool, Acceleration | None]]:
+def contestant(pipeline: Any, make: MakeSampler) -> Iterator[tuple[int, bool, Served | None]]:
     """Set a pipeline to a sampler while the block runs.
 
     Yields:
-        The steps to call it with, whether the sampler is exact, and the acceleration; None if the stock pipeline does
-        what the sampler would.
+        The steps to call it with, whether the sampler is exact, and what serves the pipeline; None if the stock one
+        does what the sampler would.
 
     Raises:
         ModelError: the sampler has no counterpart in a pipeline.
+        CachingError, PipelineRefused: it does not fit this one.
     """
     stock = pipeline.scheduler
     scheduler = stock if type(stock) is DDPMScheduler else DDPMScheduler.from_config(stock.config)
     sampler = make(scheduler)
+    inner: Any = sampler.inner if isinstance(sampler, CachedSampler) else sampler
+    few = isinstance(inner, SchedulerSampler)
+    if not few and not isinstance(inner, SequentialSampler | SpeculativeSampler):
+        raise ModelError(f"{type(sampler).__name__} has no counterpart in a pipeline")
+    steps = inner.num_inference_steps if few else inner.process.num_steps
+    pipeline.scheduler = inner.scheduler if few else scheduler
     try:
         if isinstance(sampler, SpeculativeSampler):
-            pipeline.scheduler = scheduler
             with accelerate(pipeline, sampler.drafter, sampler.verifier, sampler.window) as fast:
-                yield sampler.process.num_steps, sampler.exact, fast
-        elif isinstance(sampler, SequentialSampler):
-            pipeline.scheduler = scheduler
-            yield sampler.process.num_steps, True, None
-        elif isinstance(sampler, SchedulerSampler):
-            pipeline.scheduler = sampler.scheduler
-            yield sampler.num_inference_steps, False, None
+                yield steps, sampler.exact, fast
+        elif isinstance(sampler, CachedSampler):
+            with Caching(pipeline, sampler.settings) as caching:
+                yield steps, False, caching
         else:
-            raise ModelError(f"{type(sampler).__name__} has no counterpart in a pipeline")
+            yield steps, not few, None
     finally:
         pipeline.scheduler = stock
 
@@ -77,9 +102,9 @@ def call_arguments(
         ModelError: it wants labels or prompts and there are none.
     """
     kind = type(pipeline).__name__
-    if kind == "DiTPipeline":
+    if isinstance(pipeline, DiTPipeline):
         if not labels:
-            raise ModelError("a DiTPipeline wants class labels: labels=[207,360]")
+            raise ModelError(f"a {kind} wants class labels: labels=[0,1]")
         return {"class_labels": [labels[each % len(labels)] for each in images]}
     if kind in ("StableDiffusionPipeline", "LDMTextToImagePipeline"):
         if not prompts:
@@ -89,19 +114,22 @@ def call_arguments(
 
 
 def ask(
-    pipeline: Any, arguments: Mapping[str, Any], steps: int, seeds: Sequence[int], fast: Acceleration | None
+    pipeline: Any, arguments: Mapping[str, Any], steps: int, seeds: Sequence[int], served: Served | None
 ) -> tuple[list[Any], SampleResult]:
     """Call the pipeline once.
 
     Args:
-        arguments: of the call. steps: of the chain. seeds: one for each image. fast: if it is accelerated.
+        arguments: of the call. steps: of the chain. seeds: one for each image. served: by what, if at all.
 
     Returns:
-        PIL images, and the account; a stock pipeline's is one pass and one row a step.
+        PIL images, and the account; a stock pipeline's is one pass and one row a step, and a cached one's likewise,
+        speculative passes included.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     images = pipeline(**arguments, num_inference_steps=steps, generator=generators, output_type="pil").images
-    if fast is not None and fast.account is not None:
-        return images, fast.account
-    each = torch.full((len(seeds),), len(pipeline.scheduler.timesteps))
+    account = None if served is None else served.account
+    if isinstance(account, SampleResult):
+        return images, account
+    passes = account.passes if isinstance(account, CachingAccount) else len(pipeline.scheduler.timesteps)
+    each = torch.full((len(seeds),), passes)
     return images, SampleResult(sample=torch.empty(len(seeds), 0), passes=each, evaluations=each.clone())

@@ -90,7 +90,7 @@ def test_other_settings_want_another_folder(
     ("make", "more", "says"),
     [
         (None, [], "no diffusers pipeline at"),
-        (tiny.dit, [], "wants class labels: labels=[207,360]"),
+        (tiny.dit, [], "wants class labels: labels=[0,1]"),
         (tiny.ddpm, ["images=0"], "must be at least 1"),
         (tiny.ddpm, ["sampler.window.worth=2.0"], "between 0 and 1"),
         (lambda: tiny.ddpm(out_channels=2), [], "learned variance"),

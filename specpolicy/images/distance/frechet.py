@@ -85,8 +85,12 @@ class Measured:
         """The distance, with a bootstrap interval over the images."""
         return _around(self.value, self.drawn, confidence)
 
-    def minus(self, baseline: Measured, confidence: float = 0.95) -> Estimate:
+    def minus(self, baseline: Measured, confidence: float = 0.95, paired: bool = False) -> Estimate:
         """By how much these images are further from the reference than a baseline's; zero on average for equal laws.
+
+        Args:
+            baseline: measured with the same seed. confidence: of the interval.
+            paired: image i of both sets is of the same noise, so that they are drawn again together.
 
         Raises:
             StatisticsError: unequally many images, whose biases would differ.
@@ -96,7 +100,8 @@ class Measured:
                 f"{self.images} images against {baseline.images}: the bias of a Fréchet distance depends on their "
                 "number; take equally many"
             )
-        other = np.random.default_rng(1).permutation(baseline.drawn)  # the same seed drew both
+        # the same seed drew both, so that entry i of each is of the same images
+        other = baseline.drawn if paired else np.random.default_rng(1).permutation(baseline.drawn)
         return _around(self.value - baseline.value, self.drawn - other, confidence)
 
 

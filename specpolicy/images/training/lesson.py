@@ -22,37 +22,50 @@ def image_lesson(
     device: torch.device | str,
     save: Save,
     identity: dict[str, Any],
+    teacher: nn.Module | None = None,
 ) -> Lesson:
-    """Denoise images at all of the scheduler's noise levels.
+    """Denoise images at all of the scheduler's noise levels, or predict what a teacher predicts there.
 
     The levels of a batch are spread evenly over the chain from one random offset (Kingma et al. 2021, appendix I.1),
-    which takes some of the noise out of the gradient.
+    which takes some of the noise out of the gradient. So does a ``teacher`` (Hinton et al. 2015), which answers with a
+    mean where the data hold single draws; the losses, the validation's too, are then distances from its answers. It is
+    given the classes if it takes any.
     """
     return Lesson(
         examples=len(train),
-        loss=_Denoising(scheduler, train, device),
+        loss=_Denoising(scheduler, train, device, teacher),
         held_out=len(held_out),
-        validation=_Denoising(scheduler, held_out, device),
+        validation=_Denoising(scheduler, held_out, device, teacher),
         save=save,
         identity=identity,
     )
 
 
 class _Denoising:
-    def __init__(self, scheduler: DDPMScheduler, images: LabelledImages, device: torch.device | str) -> None:
-        self.scheduler, self.images, self.device = scheduler, images, device
+    def __init__(
+        self,
+        scheduler: DDPMScheduler,
+        images: LabelledImages,
+        device: torch.device | str,
+        teacher: nn.Module | None,
+    ) -> None:
+        self.scheduler, self.images, self.device, self.teacher = scheduler, images, device, teacher
 
     def __call__(self, network: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
         """Mean squared error of the network's prediction; see :func:`training_target`."""
+        labels = self.images.labels[index].to(self.device)
         clean = scaled(self.images.pixels[index]).to(self.device)
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         levels = self.scheduler.config.num_train_timesteps
         spread = (torch.rand(1, generator=generator) + torch.arange(len(index)) / len(index)) % 1.0
         timestep = (spread * levels).long().clamp(max=levels - 1).to(self.device)
         noisy = self.scheduler.add_noise(clean, noise, timestep)
-        given = {"class_labels": self.images.labels[index].to(self.device)} if is_conditional(network) else {}
-        predicted = network(noisy, timestep, **given, return_dict=False)[0]
-        return nn.functional.mse_loss(predicted.float(), training_target(self.scheduler, clean, noise, timestep))
+        if self.teacher is None:
+            target = training_target(self.scheduler, clean, noise, timestep)
+        else:
+            with torch.no_grad():
+                target = predict(self.teacher, noisy, timestep, labels).float()
+        return nn.functional.mse_loss(predict(network, noisy, timestep, labels).float(), target)
 
 
 def scaled(pixels: Tensor) -> Float[Tensor, "n 1 height width"]:
@@ -60,6 +73,7 @@ def scaled(pixels: Tensor) -> Float[Tensor, "n 1 height width"]:
     return pixels[:, None].float() / 127.5 - 1.0
 
 
-def is_conditional(network: nn.Module) -> bool:
-    """Whether a network wants the class of each image."""
-    return isinstance(network, DiTTransformer2DModel)
+def predict(network: nn.Module, noisy: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
+    """What a network answers; it is told the class of each image if it wants it."""
+    given = {"class_labels": labels} if isinstance(network, DiTTransformer2DModel) else {}
+    return network(noisy, timestep, **given, return_dict=False)[0]

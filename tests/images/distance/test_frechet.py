@@ -73,6 +73,14 @@ def test_another_law_is_further_away() -> None:
     assert few.low < few.value < few.high and many.high - many.low < 0.6 * (few.high - few.low)
 
 
+def test_sets_of_the_same_noise_are_told_apart_more_finely() -> None:
+    scale, images = FrechetScale.of(draw(0, 2000), rank=4), draw(1, 200)
+    plain, moved = Measured.of(scale, images), Measured.of(scale, images + 0.05)
+    paired, independent = moved.minus(plain, paired=True), moved.minus(plain)
+    assert paired.value == independent.value and paired.high - paired.low < 0.5 * (independent.high - independent.low)
+    assert plain.minus(plain, paired=True) == (0.0, 0.0, 0.0)
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     scale = FrechetScale.of(draw(0, 100), rank=4)
     with pytest.raises(StatisticsError, match="take equally many"):

@@ -19,6 +19,8 @@ from idx_files import write_dataset
 from torch import Tensor
 
 from specpolicy.cli import EXIT_USER_ERROR, main
+from specpolicy.images import PixelDiTPipeline, load_pipeline
+from specpolicy.images.pipelines import network_of
 from specpolicy.images.training import read_images
 from specpolicy.images.training.lesson import image_lesson
 from specpolicy.training import TrainingSettings
@@ -73,6 +75,7 @@ def test_a_transformer_is_taught_with_the_classes(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(DiTTransformer2DModel, "forward", watched)
     assert main(arguments(data, out, DIT, 4)) == 0
+    monkeypatch.setattr(DiTTransformer2DModel, "forward", forward)
     noisy, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
     quarters = noisy.view(-1, 2, 4, 2, 4).mean((2, 4)).flatten(1)
     assert len(labels) >= 6 and torch.equal(quarters.argmax(1), labels)
@@ -80,6 +83,39 @@ def test_a_transformer_is_taught_with_the_classes(tmp_path: Path, monkeypatch: p
     averages = torch.load(out / "training.pt", weights_only=True)["average"]
     assert all(torch.equal(value, averages[f"average.{name}"]) for name, value in network.state_dict().items())
     assert DDPMScheduler.from_pretrained(out / "scheduler").config.num_train_timesteps == 1000
+    pipeline = load_pipeline(out)
+    assert isinstance(pipeline, PixelDiTPipeline)
+    assert pipeline([0, 3], guidance_scale=1.0, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize("taught", [UNET, DIT], ids=["by a unet", "by a dit"])
+def test_a_pupil_learns_what_its_teacher_says(
+    tmp_path: Path, taught: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, master, out = write_dataset(tmp_path / "data"), tmp_path / "master", tmp_path / "out"
+    assert main(arguments(data, master, taught, 2)) == 0
+    small = [*UNET[:1], "network=unet_draft", "network.block_out_channels=[4,8]", *UNET[2:4]]
+    more = [f"teacher={master}", "training.learning_rate=1e-2", "training.save_every=30"]
+    assert main(arguments(data, out, small, 60, *more)) == 0
+    teacher, pupil = (network_of(load_pipeline(each)).eval() for each in (master, out))
+    images, scheduler = read_images(data, "t10k"), load_pipeline(out).scheduler
+    of_teacher, of_data = (
+        image_lesson(scheduler, images, images, "cpu", lambda *_: None, {}, each) for each in (teacher, None)
+    )
+    with torch.no_grad():
+        from_teacher, from_data = (
+            each.validation(pupil, torch.arange(12), torch.Generator().manual_seed(5)) for each in (of_teacher, of_data)
+        )
+    # the master was hardly taught: who says what it says knows little of the data
+    assert from_teacher < 0.5 * from_data
+    last = json.loads((out / "training.jsonl").read_text().splitlines()[-1])
+    assert last["validation_loss"] < 0.5 * from_data, "the log tells the distance from the teacher"
+    capsys.readouterr()
+    assert main(arguments(data, out, small, 60, *more[1:])) == EXIT_USER_ERROR, "the same run without its teacher"
+    assert "teacher" in capsys.readouterr().err
+    assert main(arguments(data, tmp_path / "x", small, 4, more[0], "scheduler.prediction_type=epsilon")) != 0
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the teacher at" in error and "prediction_type" in error and "give the same scheduler" in error
 
 
 @pytest.mark.parametrize("network", [UNET, DIT], ids=["unet", "dit"])  # a DiT drops labels at random
@@ -180,12 +216,12 @@ def test_the_shipped_settings_make_networks_for_fashion_mnist() -> None:
 
     from specpolicy.composition import compose, plain
 
-    for name, most in (("unet", 1e6), ("dit", 2e6)):
+    for name, most in (("unet", 1e6), ("unet_draft", 1.5e5), ("dit", 1.25e6)):
         cfg = compose("train_images", ["data=x", f"network={name}"])
         network = instantiate(cfg.network, _convert_="all")
         assert sum(each.numel() for each in network.parameters()) < most
         TrainingSettings(**plain(cfg.training))
-        labels = {} if name == "unet" else {"class_labels": torch.tensor([0, 9])}
+        labels = {"class_labels": torch.tensor([0, 9])} if name == "dit" else {}
         with torch.no_grad():
             out = network(torch.zeros(2, 1, 28, 28), torch.tensor([0, 999]), **labels, return_dict=False)[0]
         assert out.shape == (2, 1, 28, 28)
