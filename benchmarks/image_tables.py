@@ -162,7 +162,7 @@ def accepted_along(found: Mapping[str, Any]) -> Figure:
     chains, middle = found["chains"], (np.arange(TENTHS) + 0.5) / TENTHS
     share, spent = figure.subplots(1, 2)
     widest = [f"{drafter} block {_windows(found)[-1]}" for drafter in ("frozen", "free")] if _windows(found) else []
-    for number, name in enumerate([*(each for each in chains if each.startswith("adaptive")), *widest]):
+    for number, name in enumerate([*(each for each in chains if each.startswith(("adaptive", "recycled"))), *widest]):
         rounds, drafted, kept = column(chains[name], "tenths").sum(0).T
         drawn = {"color": f"C{number}", "marker": "o", "markersize": 4, "label": name}
         share.plot(middle, np.divide(kept, drafted, out=np.full(TENTHS, np.nan), where=drafted > 0), **drawn)

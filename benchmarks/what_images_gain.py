@@ -33,6 +33,7 @@ from specpolicy import (
     BlockVerifier,
     FreeDrafter,
     FrozenDrafter,
+    RecyclingDrafter,
     ReflectionVerifier,
     ResidualVerifier,
     ReverseProcess,
@@ -51,7 +52,7 @@ ADAPTIVE = {"adaptive 0.1": AdaptiveWindow(worth=0.1), "adaptive 0.3": AdaptiveW
 
 
 def contestants(process: ReverseProcess, windows: list[int]) -> dict[str, Any]:
-    """The sequential chain first; then free and block with windows that adapt, and the six pairs at each window."""
+    """The sequential chain first; then windows that adapt, recycled drafts, and the six pairs at each window."""
     pairs = {
         f"{draft} {verify} {window}": SpeculativeSampler(process, drafter, verifier, window)
         for window in windows
@@ -59,7 +60,11 @@ def contestants(process: ReverseProcess, windows: list[int]) -> dict[str, Any]:
         for verify, verifier in VERIFIERS.items()
     }
     adaptive = {name: SpeculativeSampler(process, window=window) for name, window in ADAPTIVE.items()}
-    return {"sequential": SequentialSampler(process), **adaptive, **pairs}
+    recycled = {
+        f"recycled {window}": SpeculativeSampler(process, RecyclingDrafter(), ReflectionVerifier(), window)
+        for window in (8, 24)
+    }
+    return {"sequential": SequentialSampler(process), **adaptive, **recycled, **pairs}
 
 
 class Model:

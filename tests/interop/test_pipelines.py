@@ -20,7 +20,7 @@ from diffusers import (
 )
 from scipy import stats
 
-from specpolicy import AdaptiveWindow, FrozenDrafter, ReflectionVerifier
+from specpolicy import AdaptiveWindow, FrozenDrafter, RecyclingDrafter, ReflectionVerifier
 from specpolicy.approximate import ThresholdVerifier
 from specpolicy.evaluation.exactness import check_exactness
 from specpolicy.interop.diffusers import FAMILIES, PipelineRefused, accelerate
@@ -76,10 +76,14 @@ def test_ddim_with_a_clipped_x0(clipped: bool, replay: Any) -> None:
     torch.testing.assert_close(images, stock, atol=2e-4, rtol=0)
 
 
+RECYCLED = {"drafter": RecyclingDrafter(), "verifier": ReflectionVerifier(), "window": 5}
+
+
+@pytest.mark.parametrize("how", [{"window": AdaptiveWindow(6, worth=0.3)}, RECYCLED])
 @pytest.mark.parametrize(("name", "many"), [("ddpm", {"batch_size": 400}), ("dit", {"class_labels": [7] * 200})])
-def test_innovations_are_standard_normal(name: str, many: dict[str, Any]) -> None:
+def test_innovations_are_standard_normal(name: str, many: dict[str, Any], how: dict[str, Any]) -> None:
     pipeline = tiny.ddpm(size=2) if name == "ddpm" else tiny.dit()
-    with accelerate(pipeline, record=True, window=AdaptiveWindow(6, worth=0.3)) as fast:
+    with accelerate(pipeline, record=True, **how) as fast:
         call(name, pipeline, (5,), **many)
     assert fast.account is not None and fast.account.acceptance < 1
     assert check_exactness(chain_of(name, pipeline).process, fast.account).smallest > 1e-3
