@@ -44,16 +44,18 @@ def test_every_sampler_of_the_configs_can_be_made() -> None:
     policy = DiffusionPolicy.load(SHIPPED)
     network = {"name": "transformer", "width": 8, "layers": 1, "heads": 1}
     tokens = DiffusionPolicy(replace(policy.config, network=network))
+    with_a_draft = DiffusionPolicy.load(SHIPPED.parent / "tool_hang")
+    wanted = {"specdiff": tokens, "asdsv_slow": with_a_draft, "asdsv_fast": with_a_draft}
     for name in choices("sampler"):
         make = instantiate(compose("rollout", [f"sampler={name}"]).sampler)
-        sampler = make(tokens if name.startswith("specdiff") else policy)
-        assert sampler.exact == (not name.startswith(("ddim", "specdiff"))), name
+        sampler = make(wanted.get(name, policy))
+        assert sampler.exact == (not name.startswith(("ddim", "specdiff", "asdsv"))), name
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["rollout", "sampler=warp"], "unknown sampler 'warp'; known: asd, auto, ddim10"),
+        (["rollout", "sampler=warp"], "unknown sampler 'warp'; known: asd, asdsv_fast, asdsv_slow, auto, ddim10"),
         (["rollout", "task=juggling"], "unknown task 'juggling'; known: "),
         (["rollout", "colour=red"], "colour"),
         (["rollout", "square"], "write name=value"),

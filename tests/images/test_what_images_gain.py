@@ -73,9 +73,9 @@ def test_chains_tables_and_figures(
     monkeypatch.setattr(benchmark.Model, "sample", watched)
     capsys.readouterr()
     run(benchmark, monkeypatch, *common, "--chains", 3)
-    assert asked.count([benchmark.SEED + 2]) == 15 and [benchmark.SEED] not in asked, "two of three were there"
+    assert asked.count([benchmark.SEED + 2]) == 17 and [benchmark.SEED] not in asked, "two of three were there"
     found = json.loads((tmp_path / "tiny_12.json").read_text())
-    assert len(found["chains"]) == 3 + 2 * 6 and all(len(rows) == 3 for rows in found["chains"].values())
+    assert len(found["chains"]) == 5 + 2 * 6 and all(len(rows) == 3 for rows in found["chains"].values())
     assert [row["passes"] for row in found["chains"]["sequential"]] == [12] * 3
     for name, rows in found["chains"].items():
         for row in rows[: 0 if name == "sequential" else None]:
