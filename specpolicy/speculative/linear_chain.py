@@ -80,8 +80,7 @@ class LinearChain:
         x0: Float[Tensor, "n ..."],
     ) -> Float[Tensor, "n ..."]:
         """Mean of x_end given x_begin = ``x``, under constant ``x0``."""
-        shape = (-1, *[1] * (x.ndim - 1))
-        return self.products[begin, end].view(shape) * x + self.drifts[begin, end].view(shape) * x0
+        return self.mean_along(begin, end[:, None], x, x0)[:, 0]
 
     def mean_along(
         self,
@@ -90,8 +89,7 @@ class LinearChain:
         x: Float[Tensor, "n ..."],
         x0: Float[Tensor, "n ..."],
     ) -> Float[Tensor, "n w ..."]:
-        """As :meth:`mean` for several ends; those past the end of the chain are padding."""
-        ends = ends.clamp(max=self.process.num_steps)
+        """As :meth:`mean`, for several ends of each chain."""
         shape = (*ends.shape, *[1] * (x.ndim - 1))
         decay, drift = (table[begin[:, None], ends].view(shape) for table in (self.products, self.drifts))
         return decay * x[:, None] + drift * x0[:, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -14,33 +13,18 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-import specpolicy.images.distance as distance
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 import tiny_pipelines as tiny
 from idx_files import write_dataset
+from image_benchmarks import benchmark_module, run
 
-ROOT = Path(__file__).parents[2]
 STEPS = 20
-
-
-class Pixels:
-    """Stands in for the ImageNet network."""
-
-    def __init__(self, device: str) -> None:
-        assert device == "cpu"
-
-    def __call__(self, images: Tensor) -> Any:
-        assert images.shape[1:] == (1, 8, 8) and images.abs().max() <= 1
-        return images.flatten(1).numpy()
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(distance, "ImageNetFeatures", Pixels)
-    return importlib.import_module("what_asdsv_gains")
+    return benchmark_module(monkeypatch, "what_asdsv_gains")
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +34,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for name in ("target", "draft"):
         tiny.ddpm(size=8).save_pretrained(folder / name)
     return folder / "target", folder / "draft"
-
-
-def run(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["what_asdsv_gains.py", *map(str, arguments)])
-    assert benchmark.main() == 0
 
 
 def test_passes_times_and_tables(

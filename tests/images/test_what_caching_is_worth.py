@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
-from torch import Tensor
 
-import specpolicy.images.distance as distance
 from specpolicy.images import PixelDiTPipeline
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 from idx_files import write_dataset
-
-ROOT = Path(__file__).parents[2]
-
-
-class Pixels:
-    """Stands in for the ImageNet network."""
-
-    def __init__(self, device: str) -> None:
-        assert device == "cpu"
-
-    def __call__(self, images: Tensor) -> Any:
-        return images.flatten(1).numpy()
+from image_benchmarks import benchmark_module
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(distance, "ImageNetFeatures", Pixels)
-    return importlib.import_module("what_caching_is_worth")
+    return benchmark_module(monkeypatch, "what_caching_is_worth")
 
 
 def test_a_trained_transformer_for_images(

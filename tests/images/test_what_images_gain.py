@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -11,35 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-import specpolicy.images.distance as distance
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 import tiny_pipelines as tiny
 from idx_files import write_dataset
-
-ROOT = Path(__file__).parents[2]
-
-
-class Pixels:
-    """Stands in for the ImageNet network."""
-
-    def __init__(self, device: str) -> None:
-        assert device == "cpu"
-
-    def __call__(self, images: torch.Tensor) -> Any:
-        assert images.shape[1:] == (1, 8, 8) and images.abs().max() <= 1
-        return images.flatten(1).numpy()
+from image_benchmarks import benchmark_module, run
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(distance, "ImageNetFeatures", Pixels)
-    return importlib.import_module("what_images_gain")
+    return benchmark_module(monkeypatch, "what_images_gain")
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +29,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny.ddpm(size=8).save_pretrained(folder)
     return folder
-
-
-def run(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["what_images_gain.py", *map(str, arguments)])
-    assert benchmark.main() == 0
 
 
 def test_chains_tables_and_figures(

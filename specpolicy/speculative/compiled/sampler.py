@@ -82,7 +82,7 @@ class CompiledSampler:
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         dtype = state_dtype(noise)
         random = RandomSource(generator, len(noise), noise.device, dtype)
-        runner.start(RoundState.start(noise.to(dtype), self.process.num_steps, record, self._recycled), cond)
+        runner.start(self._begin(noise, record), cond)
         if predraft is not None:
             predraft.check(noise, self.process)
         replays = predraft is not None and self._replayed > 0
@@ -122,7 +122,7 @@ class CompiledSampler:
         random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
         with torch.no_grad():
             for width in widths:
-                runner.start(RoundState.start(noise.to(dtype), self.process.num_steps, record, self._recycled), cond)
+                runner.start(self._begin(noise, record), cond)
                 runner.apply(rounds.begin, None)
                 runner.apply(rounds.advance, full_draws(random, width, noise))
 
@@ -147,11 +147,12 @@ class CompiledSampler:
             self._prepared[key] = (rounds, make_runner(backend))
             # Drafters and openings bring their tables to the device when they are first asked: not in a compiled round.
             random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
-            state = rounds.begin(
-                RoundState.start(noise.to(dtype), self.process.num_steps, False, self._recycled), None, cond
-            )
+            state = rounds.begin(self._begin(noise, False), None, cond)
             rounds.advance(state, full_draws(random, 1, noise), cond)
         return *self._prepared[key], self.widths or _usual_widths(self._longest, cuda)
+
+    def _begin(self, noise: Tensor, record: bool) -> RoundState:
+        return RoundState.start(noise.to(state_dtype(noise)), self.process.num_steps, record, self._recycled)
 
 
 def _usual_widths(longest: int, cuda: bool) -> list[int]:

@@ -64,6 +64,7 @@ class RecyclingDrafter(Drafter):
         """The last step, one after another, at which the old path is near enough; −1 if none is."""
         states, chain = draft.states[:, :-1].flatten(2), start.chain
         position = start.k[:, None] + torch.arange(states.shape[1], device=states.device)
+        position = position.clamp(max=chain.process.num_steps)  # what is beyond is padding
         reached = chain.mean_along(start.anchor_k, position, start.anchor_x, start.anchor_x0).flatten(2)
         from_old = torch.linalg.vector_norm(states - old.states[:, :-1].flatten(2), dim=2)
         from_mean = torch.linalg.vector_norm(states - reached, dim=2)
