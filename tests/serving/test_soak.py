@@ -23,7 +23,9 @@ def load() -> ModuleType:
 def test_thousands_of_requests_from_eight_clients_leave_nothing_behind(tmp_path: Path) -> None:
     found = load().soak(3000, 8, tmp_path / "soak.json", most_s=300.0, every_s=0.1)
     assert found["completed"] and found["n"] == 3000 and found["errors"] == {}
-    assert sum(found["batch_sizes"].values()) == 3000 and set(found["batch_sizes"]) > {"1"}
+    # eight impatient clients share passes; whether any request ever rides alone is the machine's affair
+    sizes = {int(size): n for size, n in found["batch_sizes"].items()}
+    assert sum(sizes.values()) == 3000 and max(sizes) > 1
     # 2 MiB over the counted 2100 requests are 1000 bytes each: a reply or an observation that is kept takes more
     assert found["growth_mib"]["server"] < 2
     assert json.loads((tmp_path / "soak.json").read_text()) == found
