@@ -6,7 +6,7 @@ Each takes the policy, so that one configuration serves every checkpoint. Most n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from .calibration.store import calibration_path, load_calibration
 from .policies import DiffusionPolicy
+from .progress import progress_bar
 from .speculative import (
     Gains,
     LinearDrafter,
@@ -122,22 +123,35 @@ def ddim(policy: Trained, num_inference_steps: int, eta: float = 0.0) -> Schedul
     return SchedulerSampler(few, num_inference_steps, {"eta": eta})
 
 
-def compiled(policy: DiffusionPolicy, sampler: Recipe, backend: str | None = None) -> CompiledSampler | CompiledChain:
-    """Any of these samplers with compiled or captured steps, prepared for one observation at a time.
+def compiled(
+    policy: DiffusionPolicy,
+    sampler: Recipe,
+    backend: str | None = None,
+    batches: Sequence[int] = (1,),
+    predrafts: bool = False,
+) -> CompiledSampler | CompiledChain:
+    """Any of these samplers with compiled or captured steps, ready for the batch sizes that will come.
 
     Args:
         policy: its network is compiled with the steps.
         sampler: the recipe of the sampler.
         backend: see :data:`specpolicy.speculative.compiled.Backend`; ``"auto"`` or None chooses by device.
+        batches: numbers of observations to prepare for now, rising; others are filled up to the least that holds them.
+        predrafts: prepare for pre-drafts, too, where the sampler can make them.
 
     Raises:
-        ValueError: the sampler has no compiled form, or the backend is not to be had here.
+        ValueError: the sampler has no compiled form, the backend is not to be had here, or the sizes do not rise.
     """
-    made = compile_sampler(sampler(policy), None if backend == "auto" else backend)  # type: ignore[arg-type]
+    made = compile_sampler(sampler(policy), None if backend == "auto" else backend, batches)  # type: ignore[arg-type]
     cond_dim = policy.observations.dim * policy.observations.horizon
-    with torch.inference_mode():
-        zeros = torch.zeros(1, cond_dim, device=policy.device)
-        made.warm_up(policy, torch.zeros(1, *policy.event_shape, device=policy.device), zeros)
+    with torch.inference_mode(), progress_bar("compiling", len(batches)) as bar:
+        for size in batches:
+            noise = torch.zeros(size, *policy.event_shape, device=policy.device)
+            cond = torch.zeros(size, cond_dim, device=policy.device)
+            made.warm_up(policy, noise, cond)
+            if predrafts and isinstance(made, CompiledSampler):
+                made.warm_up(policy, noise, cond, record=True)
+            bar.advance()
     return made
 
 

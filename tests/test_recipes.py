@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 
-from specpolicy import BlockVerifier, FreeDrafter, RecyclingDrafter, recipes
+from specpolicy import BlockVerifier, FreeDrafter, RecyclingDrafter, ReflectionVerifier, recipes
+from specpolicy.commands.comparisons import recipe_of
 from specpolicy.commands.serve import serve
-from specpolicy.composition import ConfigError
+from specpolicy.composition import ConfigError, compose
 from specpolicy.policies import DiffusionPolicy
+from specpolicy.serving.engine import Answer, Job, PolicyEngine
 from specpolicy.speculative.compiled import CompiledChain, CompiledSampler
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +54,39 @@ def test_auto_takes_what_there_is(policy: DiffusionPolicy, tmp_path: Path) -> No
     assert (bare.window, bare.process.num_steps) == (7, 20)
 
 
-def test_compiled_policies_are_served_one_request_at_a_time() -> None:
-    with pytest.raises(ConfigError, match="add max_batch=1"):
-        serve(["compile=plain"])
+def test_compiled_policies_are_served_in_batches_that_are_prepared(policy: DiffusionPolicy) -> None:
+    eager = partial(
+        recipes.linear, num_inference_steps=20, verifier=ReflectionVerifier(), window=8, drafter=RecyclingDrafter
+    )
+    made = recipes.compiled(policy, eager, "plain", [1, 2, 4])
+    histories = [
+        {name: np.full((2, dim), value, np.float32) for name, dim in policy.observations.keys.items()}
+        for value in (0.0, 0.1, 0.2)
+    ]
+    wanted, got = (
+        engine.run([Job(history, engine.stream(seed)) for seed, history in enumerate(histories)])
+        for engine in (PolicyEngine(policy, eager(policy)), PolicyEngine(policy, made))
+    )
+    for one, other in zip(wanted, got, strict=True):
+        assert isinstance(one, Answer) and isinstance(other, Answer)
+        np.testing.assert_allclose(other.actions, one.actions, atol=1e-5)
+        assert (other.passes, other.acceptance) == (one.passes, one.acceptance)
+
+
+@pytest.mark.parametrize("sizes", ["[]", "[1,4]"])
+def test_robots_do_not_wait_for_a_compiler(sizes: str) -> None:
+    with pytest.raises(ConfigError, match="end the list with max_batch"):
+        serve(["compile=plain", "max_batch=8", f"batches={sizes}"])
+
+
+@pytest.mark.parametrize(("command", "predrafts"), [("rollout", False), ("evaluate", False), ("control", True)])
+def test_one_switch_compiles_all_samplers_alike(policy: DiffusionPolicy, command: str, predrafts: bool) -> None:
+    for name, kind in (("free_block20", CompiledSampler), ("ddim5", CompiledChain)):
+        plain = recipe_of(compose(command, [f"sampler={name}"]), predrafts)
+        assert plain == compose(command, [f"sampler={name}"]).sampler
+        recipe = recipe_of(compose(command, [f"sampler={name}", "compile=plain", "num_envs=3"]), predrafts)
+        made = instantiate(recipe)(policy)
+        assert isinstance(made, kind) and made.batches == [1, 3] and made.backend == "plain"
+    recipe = recipe_of(compose(command, ["sampler=free_adaptive", "compile=plain"]), predrafts)
+    with pytest.raises(ValueError, match="fixed shapes"):
+        instantiate(recipe)(policy)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from specpolicy.composition import ConfigError, choices, compose, parse_repeats, plain
 
@@ -33,7 +33,18 @@ def composed(
 ) -> tuple[DictConfig, dict[str, Any]]:
     """The configuration of a command, and the recipe of each sampler."""
     configs = {name: compose(command, [*overrides, f"sampler={name}"]) for name in samplers or ["free_block"]}
-    return next(iter(configs.values())), {name: cfg.sampler for name, cfg in configs.items()}
+    return next(iter(configs.values())), {name: recipe_of(cfg) for name, cfg in configs.items()}
+
+
+def recipe_of(cfg: DictConfig, predrafts: bool = False) -> DictConfig:
+    """The chosen sampler's configuration; inside that of its compiled twin, if ``compile`` names a backend."""
+    if cfg.compile is None:
+        return cfg.sampler
+    twin = {"_target_": "specpolicy.recipes.compiled", "_partial_": True, "sampler": plain(cfg.sampler)}
+    # Episodes come together or, when most have ended, in a batch that is filled up; latency is measured one by one.
+    return OmegaConf.create(
+        {**twin, "backend": cfg.compile, "batches": sorted({1, cfg.num_envs}), "predrafts": predrafts}
+    )
 
 
 def comparison_of(cfg: DictConfig, recipes: Mapping[str, Any], seeds: Sequence[int]) -> Comparison:

@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 
 from specpolicy.composition import ConfigError, choices, compose, parse_seeds, plain, split_list_override
 
+from .comparisons import recipe_of
+
 if TYPE_CHECKING:
     from specpolicy.control.experiment import Cell
     from specpolicy.control.experiment.solo import MakeViews
@@ -33,7 +35,8 @@ def control(overrides: Sequence[str]) -> None:
     by_sampler = {name: _composed(others, name, executors[0]) for name in samplers}
     by_executor = {name: _composed(others, samplers[0], name) for name in executors}
     cfg = next(iter(by_executor.values()))
-    recipes = {name: each.sampler for name, each in by_sampler.items()}
+    predrafts = any("ahead" in each.executor for each in by_executor.values())
+    recipes = {name: recipe_of(each, predrafts) for name, each in by_sampler.items()}
     real_time = cfg.clock._target_.endswith("RealTimeClock")
     if real_time and latencies is not None:
         raise ConfigError(f"latency={latencies}: in real time it is what it is; take clock=charged to choose one")

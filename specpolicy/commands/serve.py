@@ -23,14 +23,14 @@ def serve(overrides: Sequence[str]) -> None:
             f"variable {TOKEN_VARIABLE} or into a file and token_file=<file>"
         )
     cfg: dict[str, Any] = plain(compose("serve", overrides))
-    checkpoint, device, threads, recipe, token_file, backend = (
-        cfg.pop(name) for name in ("checkpoint", "device", "threads", "sampler", "token_file", "compile")
+    checkpoint, device, threads, recipe, token_file, backend, sizes = (
+        cfg.pop(name) for name in ("checkpoint", "device", "threads", "sampler", "token_file", "compile", "batches")
     )
     settings = ServerSettings(**cfg)
-    if backend is not None and settings.max_batch != 1:
+    if sizes is not None and (not sizes or sizes[-1] != settings.max_batch):
         raise ConfigError(
-            f"compile={backend} prepares for one observation at a time, and max_batch={settings.max_batch} would have "
-            "others prepared while robots wait: add max_batch=1"
+            f"batches={sizes} and max_batch={settings.max_batch}: the largest batch must be prepared, too, or robots "
+            "wait for a compiler; end the list with max_batch"
         )
     token = find_token(token_file)
     addresses = listening_addresses(settings.host, token)  # before the policy is loaded, which takes longer
@@ -44,14 +44,16 @@ def serve(overrides: Sequence[str]) -> None:
     from specpolicy.serving.engine import PolicyEngine
     from specpolicy.serving.run import run_until_stopped
     from specpolicy.serving.server import PolicyServer
+    from specpolicy.speculative.compiled import powers_up_to
 
     if threads:
         torch.set_num_threads(threads)
     policy = load_policy(Path(checkpoint), device)
     make = instantiate(recipe)
-    engine = PolicyEngine(policy, make(policy) if backend is None else recipes.compiled(policy, make, backend))
+    sizes = sizes or powers_up_to(settings.max_batch)
+    engine = PolicyEngine(policy, make(policy) if backend is None else recipes.compiled(policy, make, backend, sizes))
     server = PolicyServer(engine, settings, token)
-    engine.warm_up([1, 1, settings.max_batch])
+    engine.warm_up([1, 1, settings.max_batch] if backend is None else sizes)
 
     def started(url: str) -> None:
         law = "exact" if engine.describe()["exact"] else "approximate"

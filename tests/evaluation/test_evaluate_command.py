@@ -75,6 +75,22 @@ def test_all_tasks_that_have_a_checkpoint(tasks: Path, capfd: pytest.CaptureFixt
     assert "left out for want of a checkpoint" in output.err and "all tasks" in output.out
 
 
+@pytest.mark.usefixtures("no_plot")
+def test_compiled_samplers_play_the_same_episodes(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ("sampler=[ddpm20,free_block20]", "num_envs=2", "seeds=3")
+    assert main(job(tasks, *more, f"out={tasks}/eager")) == 0
+    assert main(job(tasks, *more, f"out={tasks}/compiled", "compile=plain", "latency_calls=2")) == 0
+    (wanted, _), (got, manifest) = (read_results(tasks / name / "square") for name in ("eager", "compiled"))
+    told = [[(r.sampler, r.seed, r.steps, r.mean_passes, r.crashed) for r in records] for records in (wanted, got)]
+    assert sorted(told[0]) == sorted(told[1])
+    recipe = manifest.samplers["ddpm20"]["recipe"]
+    assert (recipe["_target_"], recipe["backend"], recipe["batches"]) == (
+        "specpolicy.recipes.compiled", "plain", [1, 2],
+    )  # fmt: skip
+    assert main(job(tasks, *more, f"out={tasks}/compiled")) == EXIT_USER_ERROR  # not the samplers that the folder has
+    assert "ddpm20" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

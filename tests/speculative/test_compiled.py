@@ -144,6 +144,80 @@ def test_pre_drafts(replay: int | None, drafter: Drafter, verifier: Verifier) ->
     assert torch.equal(got.passes, wanted.passes)
 
 
+@pytest.mark.parametrize("widths", [(4, 9), (9,)])
+@pytest.mark.parametrize(
+    ("drafter", "opening", "verifier"),
+    [
+        (FreeDrafter(), None, BlockVerifier()),
+        (FrozenDrafter(), None, BlockVerifier()),
+        (RecyclingDrafter(linear(3, 30).gains), ZeroOpening(), ReflectionVerifier()),
+    ],
+)
+def test_filled_batches_give_what_the_batch_alone_gives(
+    drafter: Drafter, opening: Opening | None, verifier: Verifier, widths: tuple[int, ...]
+) -> None:
+    scheduler, process = ddpm(30)
+    target, (noise, _) = mixture(scheduler, 3), chains(3, 3)
+    cond = torch.linspace(-0.2, 0.2, 3)[:, None]
+    asked: list[int] = []
+
+    def network(x, timestep, cond):  # type: ignore[no-untyped-def]
+        asked.append(len(x))
+        return target(x, timestep, cond)
+
+    eager = SpeculativeSampler(process, drafter, verifier, window=9, opening=opening)
+    alone = CompiledSampler(eager, "plain", widths)
+    full = CompiledSampler(eager, "plain", widths, batches=[1, 4, 8])
+    for several in (True, False):
+        wanted, got = (
+            sampler(
+                network, noise, cond=cond, generator=streams(3) if several else torch.Generator().manual_seed(3),
+                record=True,
+            )
+            for sampler in (alone, full)
+        )  # fmt: skip
+        for name in ("sample", "trajectory", "x0", "start", "proposed", "accepted", "passes", "evaluations"):
+            torch.testing.assert_close(getattr(got, name), getattr(wanted, name), msg=name)
+    asked.clear()
+    full(network, noise, cond=cond, generator=streams(3))
+    assert all(rows % 4 == 0 for rows in asked)
+    asked.clear()
+    many, _ = chains(9, 3)
+    assert len(full(network, many, cond=torch.zeros(9, 1), generator=streams(9)).sample) == 9
+    assert all(rows % 9 == 0 for rows in asked)
+
+
+def test_filled_batches_replay_pre_drafts_and_walk_step_by_step() -> None:
+    scheduler, process = ddpm(20)
+    target, (noise, _) = mixture(scheduler, 2), chains(3, 2)
+    eager = SpeculativeSampler(process, RecyclingDrafter(), ReflectionVerifier(), window=8)
+    alone, full = (CompiledSampler(eager, "plain", (8, 20), sizes) for sizes in (None, [2, 5]))
+    cond = torch.zeros(3, 1)
+    drafts = [sampler.predraft(target, noise, cond=cond, generator=streams(3)) for sampler in (alone, full)]
+    torch.testing.assert_close(drafts[0].states, drafts[1].states)
+    wanted, got = (
+        sampler(target, drafts[0].start, cond=cond + 0.01, generator=streams(3), predraft=drafts[0])
+        for sampler in (alone, full)
+    )
+    torch.testing.assert_close(got.sample, wanted.sample)
+    assert got.replayed is not None and wanted.replayed is not None and torch.equal(got.replayed, wanted.replayed)
+    chain, filled = (CompiledChain(process, True, "plain", sizes) for sizes in (None, [2, 5]))
+    wanted, got = (sampler(target, noise, cond=cond, generator=streams(3)) for sampler in (chain, filled))
+    torch.testing.assert_close(got.sample, wanted.sample)
+    assert torch.equal(got.passes, wanted.passes)
+
+
+@pytest.mark.parametrize("sizes", [[], [0, 1], [4, 2], [2, 2]])
+def test_batches_that_do_not_rise_are_refused(sizes: list[int]) -> None:
+    _, process = ddpm(8)
+    for make in (
+        lambda: CompiledSampler(SpeculativeSampler(process, window=3), "plain", batches=sizes),
+        lambda: CompiledChain(process, True, "plain", sizes),
+    ):
+        with pytest.raises(ValueError, match="expected rising batch sizes"):
+            make()
+
+
 def test_recorded_rounds_live_in_buffers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a CUDA graph does, with a recorder that calls the work again."""
     recorded = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Recipes that sample the DDPM chain of the policy's own scheduler, whatever their drafter and window.
-_CHAINS = ("specpolicy.recipes.sequential", "specpolicy.recipes.speculative")
+_CHAINS = tuple(f"specpolicy.recipes.{name}" for name in ("sequential", "speculative", "linear", "auto"))
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,15 @@ class Law:
 
 def law_of(recipe: Any) -> Law | None:
     """The law of an exact sampler's recipe as a manifest keeps it; None if the recipe does not tell."""
+    recipe = eager(recipe)
     if not isinstance(recipe, Mapping) or recipe.get("_target_") not in _CHAINS:
         return None
     steps = recipe.get("num_inference_steps")
     return Law(steps) if isinstance(steps, int) else None
+
+
+def eager(recipe: Any) -> Any:
+    """The recipe of what a compiled sampler was compiled from; any other recipe is its own."""
+    if isinstance(recipe, Mapping) and recipe.get("_target_") == "specpolicy.recipes.compiled":
+        return recipe.get("sampler")
+    return recipe

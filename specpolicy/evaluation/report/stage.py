@@ -13,6 +13,7 @@ from specpolicy import recipes
 from ..player import MakeEnv
 from ..protocols import Policy, Sampler
 from ..provenance import checkpoint_digest
+from .law import eager
 from .results import TaskResults
 
 
@@ -53,7 +54,7 @@ def set_stage(results: TaskResults, sampler: str, checkpoint: str | None = None,
         raise StageError(f"{path} is not the checkpoint of these results (SHA-256 {digest[:12]}…)")
     environment = dict(results.manifest.configuration["environment"])
     policy = load_policy(path, device)
-    recipe = results.manifest.samplers.get(sampler, {}).get("recipe")
+    recipe = eager(results.manifest.samplers.get(sampler, {}).get("recipe"))  # for a film or two nobody compiles
     return Stage(
         policy,
         _sampler(recipe, sampler, policy),

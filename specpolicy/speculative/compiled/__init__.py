@@ -6,6 +6,7 @@ nothing in a round looks at a number: it can be compiled as one function and rep
 """
 
 from .chain import CompiledChain as CompiledChain
+from .filling import powers_up_to as powers_up_to
 from .make import compile_sampler as compile_sampler
 from .runners import Backend as Backend
 from .sampler import CompiledSampler as CompiledSampler

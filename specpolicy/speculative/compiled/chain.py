@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from ..process import ReverseProcess, per_row
 from ..randomness import RandomSource
 from ..result import SampleResult
 from ..sampler import Generators
+from .filling import check_sizes, filled, padded
 from .runners import Backend, Function, Runner, compiled_function, make_runner
 
 
@@ -29,10 +31,17 @@ class CompiledChain:
         process: the chain; without noise it is deterministic DDIM (:meth:`ReverseProcess.deterministic`).
         exact: whether this is the law that the network was trained for; few-step DDIM is approximate.
         backend: see :data:`Backend`. None: ``graph+inductor`` for noise on CUDA, ``inductor`` elsewhere.
+        batches: batch sizes to prepare, as for :class:`CompiledSampler`.
+
+    Raises:
+        ValueError: batches that do not rise, or an unknown backend.
     """
 
-    def __init__(self, process: ReverseProcess, exact: bool, backend: Backend | None = None) -> None:
+    def __init__(
+        self, process: ReverseProcess, exact: bool, backend: Backend | None = None, batches: Sequence[int] | None = None
+    ) -> None:
         self.process, self.exact, self.backend = process, exact, backend
+        self.batches = check_sizes(batches)
         self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[_Steps, Runner[_Walk]]] = {}
         if backend is not None:
             make_runner(backend)
@@ -53,12 +62,13 @@ class CompiledChain:
         if record:
             raise ValueError("a compiled chain keeps no trajectory: record with SequentialSampler")
         check_cond(cond, len(noise))
+        chains, dtype, event, count = len(noise), state_dtype(noise), noise.shape[1:], self.process.num_steps
+        random = RandomSource(generator, chains, noise.device, dtype)
+        noise, cond = filled(noise, cond, self.batches)
         steps, runner = self._prepare(denoiser, noise)
-        dtype, event, count = state_dtype(noise), noise.shape[1:], self.process.num_steps
-        random = RandomSource(generator, len(noise), noise.device, dtype)
         noisy = (self.process.sigma > 0).tolist()
         zero = torch.zeros(noise.shape, dtype=dtype, device=noise.device)
-        kicks = [random.noise(event) if each else zero for each in noisy]
+        kicks = [padded(random.noise(event), len(noise)) if each else zero for each in noisy]
         start = torch.zeros(1, dtype=torch.long, device=noise.device)
         runner.start(_Walk(noise.to(dtype, copy=True), start, torch.ones_like(start, dtype=torch.bool)), cond)
         if noise.device.type == "cuda":
@@ -68,8 +78,8 @@ class CompiledChain:
                 walk = runner.apply(steps.one, kick)
         if not bool(walk.finite):
             raise DenoiserError("denoiser returned NaN or infinity; check its weights, inputs and dtype")
-        passes = torch.full((len(noise),), count, dtype=torch.long)
-        return SampleResult(walk.x.to(noise.dtype, copy=True), passes, passes.clone())
+        passes = torch.full((chains,), count, dtype=torch.long)
+        return SampleResult(walk.x[:chains].to(noise.dtype, copy=True), passes, passes.clone())
 
     def warm_up(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None) -> None:
         """Compile or capture for inputs like these."""

@@ -43,7 +43,8 @@ class StaticRounds:
             return state  # every round begins with a pass of its own
         if self.opening is not None:
             return state._replace(anchor_x0=self.opening.x0(state.x, cond).to(state.x.dtype))
-        x0, finite = self._x0(state.x, state.k, cond)
+        # Rows that only fill the batch stand behind the last step, where there is nothing to ask.
+        x0, finite = self._x0(state.x, state.k.clamp(max=self.chain.process.num_steps - 1), cond)
         return state._replace(
             anchor_x0=x0,
             passes=state.passes + 1,

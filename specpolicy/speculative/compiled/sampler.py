@@ -16,6 +16,7 @@ from ..randomness import RandomSource
 from ..result import SampleResult
 from ..sampler import Generators, SpeculativeSampler
 from ..window import AdaptiveWindow, window_lengths
+from .filling import check_sizes, filled, padded
 from .round import StaticRounds
 from .runners import Backend, Runner, make_runner
 from .state import Draws, RoundState
@@ -37,13 +38,21 @@ class CompiledSampler:
         backend: see :data:`Backend`. None: ``graph+inductor`` for noise on CUDA, ``inductor`` elsewhere.
         widths: window lengths to prepare, rising; a round takes the least that is enough. None: the longest window on
             CUDA, where rows cost little, and its half and quarter besides elsewhere.
+        batches: batch sizes to prepare, rising. A batch takes the least that holds it, and is filled up with chains
+            that count as finished; what is drawn for the others does not depend on it. None, and batches larger than
+            the last: as they come, each size prepared when it is first seen.
 
     Raises:
-        ValueError: an adaptive window, widths that do not hold the longest window, or an unknown backend.
+        ValueError: an adaptive window, widths that do not hold the longest window, batches that do not rise, or an
+            unknown backend.
     """
 
     def __init__(
-        self, sampler: SpeculativeSampler, backend: Backend | None = None, widths: Sequence[int] | None = None
+        self,
+        sampler: SpeculativeSampler,
+        backend: Backend | None = None,
+        widths: Sequence[int] | None = None,
+        batches: Sequence[int] | None = None,
     ) -> None:
         if isinstance(sampler.window, AdaptiveWindow):
             raise ValueError(
@@ -57,6 +66,7 @@ class CompiledSampler:
         if widths is not None and (list(widths) != sorted(set(widths)) or widths[-1] < self._longest or widths[0] < 1):
             raise ValueError(f"widths={list(widths)}; expected rising lengths, the last at least {self._longest}")
         self.backend, self.widths = backend, None if widths is None else list(widths)
+        self.batches = check_sizes(batches)
         self._replayed = min(int(within[0]), sampler.replay or self.process.num_steps)
         # Replays are as long as they are; what they leave is cut to the windows that may draft with it.
         self._recycled = self._longest if sampler.drafter.recycles else None
@@ -79,12 +89,13 @@ class CompiledSampler:
     ) -> SampleResult:
         """Sample one chain for each row of ``noise``; arguments and errors as in :class:`SpeculativeSampler`."""
         check_cond(cond, len(noise))
-        rounds, runner, widths = self.prepare(denoiser, noise, cond)
-        dtype = state_dtype(noise)
-        random = RandomSource(generator, len(noise), noise.device, dtype)
-        runner.start(self._begin(noise, record), cond)
         if predraft is not None:
             predraft.check(noise, self.process)
+        chains, dtype = len(noise), state_dtype(noise)
+        random = RandomSource(generator, chains, noise.device, dtype)
+        noise, cond = filled(noise, cond, self.batches)
+        rounds, runner, widths = self.prepare(denoiser, noise, cond)
+        runner.start(self._begin(noise, record, chains), cond)
         replays = predraft is not None and self._replayed > 0
         if predraft is not None and replays:
             state = runner.apply(rounds.replay, _replayed(predraft, self._replayed, random, len(noise)))
@@ -109,14 +120,19 @@ class CompiledSampler:
             state = runner.apply(rounds.advance, draws)
         if not bool(state.finite):
             raise DenoiserError("denoiser returned NaN or infinity; check its weights, inputs and dtype")
-        return state.result(noise.dtype, replays)
+        return state.result(noise.dtype, replays, chains)
 
     def predraft(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None) -> PreDraft:
         """Sample whole chains ahead of time; see :meth:`SpeculativeSampler.predraft`."""
         return PreDraft.of(self.process, self(denoiser, noise, cond, generator, record=True))
 
     def warm_up(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, record: bool = False) -> None:
-        """Compile or capture every width for inputs like these; the random numbers are of no account."""
+        """Compile or capture every width for inputs like these; the random numbers are of no account.
+
+        With ``record`` for what :meth:`predraft` needs, and for calls with a pre-draft.
+        """
+        given = noise, cond
+        noise, cond = filled(noise, cond, self.batches)
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         dtype = state_dtype(noise)
         random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
@@ -125,6 +141,9 @@ class CompiledSampler:
                 runner.start(self._begin(noise, record), cond)
                 runner.apply(rounds.begin, None)
                 runner.apply(rounds.advance, full_draws(random, width, noise))
+        if record:
+            draft = self.predraft(denoiser, *given, torch.Generator().manual_seed(0))
+            self(denoiser, *given, torch.Generator().manual_seed(1), predraft=draft)
 
     def prepare(
         self, denoiser: Denoiser, noise: Tensor, cond: Cond = None
@@ -151,8 +170,9 @@ class CompiledSampler:
             rounds.advance(state, full_draws(random, 1, noise), cond)
         return *self._prepared[key], self.widths or _usual_widths(self._longest, cuda)
 
-    def _begin(self, noise: Tensor, record: bool) -> RoundState:
-        return RoundState.start(noise.to(state_dtype(noise)), self.process.num_steps, record, self._recycled)
+    def _begin(self, noise: Tensor, record: bool, chains: int | None = None) -> RoundState:
+        x, steps = noise.to(state_dtype(noise)), self.process.num_steps
+        return RoundState.start(x, steps, record, self._recycled, chains)
 
 
 def _usual_widths(longest: int, cuda: bool) -> list[int]:
@@ -160,17 +180,17 @@ def _usual_widths(longest: int, cuda: bool) -> list[int]:
 
 
 def full_draws(random: RandomSource, width: int, noise: Tensor) -> Draws:
-    """The numbers of a round of ``width`` steps for all chains of ``noise``."""
-    everyone = range(len(noise))
+    """The numbers of a round of ``width`` steps for all chains of ``random``, padded to the rows of ``noise``."""
+    everyone, event, rows = range(random.batch), noise.shape[1:], len(noise)
     return Draws(
-        noise=random.window_noise([width] * len(noise), noise.shape[1:], everyone),
-        uniform=random.window_uniform([width] * len(noise), everyone),
-        fresh=random.noise(noise.shape[1:]),
+        noise=padded(random.window_noise([width] * random.batch, event, everyone), rows),
+        uniform=padded(random.window_uniform([width] * random.batch, everyone), rows),
+        fresh=padded(random.noise(event), rows),
     )
 
 
 def _exact_draws(random: RandomSource, width: int, noise: Tensor, active: list[int], lengths: list[int]) -> Draws:
-    """What the eager round draws, padded to ``width`` and to all chains."""
+    """What the eager round draws, padded to ``width`` and to the rows of ``noise``."""
     event, batch = noise.shape[1:], len(noise)
     drawn = random.window_noise(lengths, event, active)
     uniform = random.window_uniform(lengths, active)
@@ -187,8 +207,11 @@ def _exact_draws(random: RandomSource, width: int, noise: Tensor, active: list[i
     return padded
 
 
-def _replayed(predraft: PreDraft, steps: int, random: RandomSource, batch: int) -> tuple[Draft, Draws]:
-    uniform = random.window_uniform([steps] * batch, range(batch))
-    fresh = random.noise(predraft.start.shape[1:])
-    draft = Draft(predraft.states[: steps + 1].transpose(0, 1), predraft.x0[:steps].transpose(0, 1))
-    return draft, Draws(predraft.noise[:steps].transpose(0, 1), uniform, fresh)
+def _replayed(predraft: PreDraft, steps: int, random: RandomSource, rows: int) -> tuple[Draft, Draws]:
+    def by_chain(values: Tensor) -> Tensor:
+        return padded(values.transpose(0, 1), rows)
+
+    uniform = padded(random.window_uniform([steps] * random.batch, range(random.batch)), rows)
+    fresh = padded(random.noise(predraft.start.shape[1:]), rows)
+    draft = Draft(by_chain(predraft.states[: steps + 1]), by_chain(predraft.x0[:steps]))
+    return draft, Draws(by_chain(predraft.noise[:steps]), uniform, fresh)

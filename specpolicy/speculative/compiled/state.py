@@ -42,15 +42,22 @@ class RoundState(NamedTuple):
     leftover: Leftover | None = None
 
     @staticmethod
-    def start(x: Float[Tensor, "b ..."], steps: int, record: bool, recycled: int | None = None) -> RoundState:
+    def start(
+        x: Float[Tensor, "b ..."], steps: int, record: bool, recycled: int | None = None, chains: int | None = None
+    ) -> RoundState:
         """Chains at pure noise ``x``, in the dtype of the states, before any pass.
 
-        ``recycled`` is the longest window that a round may leave something of; None keeps no leftover.
+        Args:
+            x: one row a chain. steps: K. record: keep what was visited.
+            recycled: the longest window that a round may leave something of; None keeps no leftover.
+            chains: the rows after so many only fill the batch, and are finished from the start; None: there are none.
         """
         batch, rows = len(x), steps + 2 if record else 0
         nobody = torch.zeros(batch, dtype=torch.long, device=x.device)
+        k = nobody.clone()
+        k[batch if chains is None else chains :] = steps
         return RoundState(
-            k=nobody,
+            k=k,
             x=x.clone(),
             anchor_k=nobody,
             anchor_x=x.clone(),
@@ -67,23 +74,23 @@ class RoundState(NamedTuple):
             leftover=None if recycled is None else Leftover.none(x, recycled),
         )
 
-    def result(self, dtype: torch.dtype, replayed: bool) -> SampleResult:
-        """Samples and account, in tensors of their own; ``dtype`` is that of the noise."""
+    def result(self, dtype: torch.dtype, replayed: bool, chains: int) -> SampleResult:
+        """Samples and account of the first ``chains``, in tensors of their own; ``dtype`` is that of the noise."""
         # A window that was replayed may have been followed by rounds that ran ahead: those did nothing.
-        log = self.log.cpu()
+        log = self.log[:, :, :chains].cpu()
         log = log[:, (log[0] >= 0).any(dim=1)]
         recorded = len(self.trajectory) > 0
-        trajectory = torch.cat([self.trajectory[:-2], self.x[None]]) if recorded else None
+        trajectory = torch.cat([self.trajectory[:-2, :chains], self.x[None, :chains]]) if recorded else None
         return SampleResult(
-            sample=self.x.to(dtype, copy=True),
-            passes=self.passes.cpu().clone(),
-            evaluations=self.evaluations.cpu().clone(),
+            sample=self.x[:chains].to(dtype, copy=True),
+            passes=self.passes[:chains].cpu().clone(),
+            evaluations=self.evaluations[:chains].cpu().clone(),
             start=log[0],
             proposed=log[1],
             accepted=log[2],
             replayed=log[2, 0].clone() if replayed else None,
             trajectory=trajectory,
-            x0=self.x0[:-2].clone() if recorded else None,
+            x0=self.x0[:-2, :chains].clone() if recorded else None,
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from report_fakes import SAMPLERS, episodes, timed, write_folder
 
+from specpolicy.composition import compose, plain
 from specpolicy.evaluation import CallLog
 from specpolicy.evaluation.report import Verdict, reach_verdict
 from specpolicy.evaluation.report.acceptance import acceptance_of
@@ -73,6 +74,10 @@ def test_without_latency_or_reference_less_is_said(tmp_path: Path) -> None:
 def test_a_law_is_known_from_recipes_of_this_library_alone() -> None:
     assert law_of(SAMPLERS["free"]["recipe"]) == law_of(SAMPLERS["ddpm"]["recipe"]) == Law(100)
     assert law_of(SAMPLERS["short"]["recipe"]) == Law(20)
+    for name in ("recycled", "linear_block20", "auto"):
+        recipe = plain(compose("rollout", [f"sampler={name}"]).sampler)
+        compiled = {"_target_": "specpolicy.recipes.compiled", "sampler": recipe}
+        assert law_of(recipe) == law_of(compiled) == Law(20 if name.endswith("20") else 100)
     for strange in (None, "SequentialSampler(K=100)", {"_target_": "mine.sampler", "num_inference_steps": 100}):
         assert law_of(strange) is None
 
