@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -128,8 +128,8 @@ class ReverseProcess:
         return per_row(self.a[k], x) * x + per_row(self.b[k], x) * x0
 
 
-def per_row(value: Float[Tensor, " n"], like: Tensor) -> Tensor:
-    """``value`` shaped so that it multiplies ``like`` row by row."""
+def per_row(value: Shaped[Tensor, " n"], like: Tensor) -> Tensor:
+    """``value`` shaped so that it goes with ``like`` row by row."""
     return value.view(-1, *[1] * (like.ndim - 1))
 
 

@@ -70,6 +70,10 @@ class SpeculativeSampler(_ChainSampler):
         ValueError: the window or ``replay`` is below 1, no step of the process has noise, or the verifier is not
             causal where it must be.
 
+    Attributes:
+        table: steps to draft from each position, shape ``(K,)``; an adaptive window may draft fewer.
+        replayed: steps of a pre-draft that the first pass verifies.
+
     The joint law of all states is that of :class:`SequentialSampler` for every drafter and window, if ``exact``.
     """
 
@@ -97,10 +101,10 @@ class SpeculativeSampler(_ChainSampler):
         self.exact = self.verifier.exact
         within = reach(process)
         self._adapts = isinstance(window, AdaptiveWindow)
-        self._table = within if self._adapts else window_lengths(window, within)
+        self.table = within if self._adapts else window_lengths(window, within)
         if replay is not None and replay < 1:
             raise ValueError(f"replay={replay}; verify at least 1 step of a pre-draft, or None for all")
-        self._replayed = min(int(within[0]), replay or process.num_steps)
+        self.replayed = min(int(within[0]), replay or process.num_steps)
 
     def __repr__(self) -> str:
         parts = f"{type(self.drafter).__name__}, {type(self.verifier).__name__}, window={self.window}"
@@ -140,8 +144,8 @@ class SpeculativeSampler(_ChainSampler):
         lengths = self._lengths(noise.device)
         if predraft is not None:
             predraft.check(noise, self.process)
-            if self._replayed:
-                replay_round(chains, predraft, self._replayed, self.verifier, random)
+            if self.replayed:
+                replay_round(chains, predraft, self.replayed, self.verifier, random)
         while len(chains.active()):
             run_round(chains, self.drafter, self.verifier, lengths, random, self.opening)
         return chains.result()
@@ -183,7 +187,7 @@ class SpeculativeSampler(_ChainSampler):
             yield chains
 
     def _lengths(self, device: torch.device) -> Lengths:
-        table = self._table.to(device)
+        table = self.table.to(device)
         if isinstance(self.window, AdaptiveWindow):
             return AdaptiveLengths(self.window, self.process, table)
         return FixedLengths(table)

@@ -71,13 +71,9 @@ def settle(
     )
     base = noise[row, at] if verifier.causal else fresh_noise
     repaired = _set_coordinate(base, gap[row, at], verifier.repair(rejection))
-    final_noise = torch.where(_like(rejected, base), repaired, fresh_noise)
+    final_noise = torch.where(per_row(rejected, base), repaired, fresh_noise)
     x_next = process.mean(x_end, x0_end, end) + per_row(process.sigma[end], x_end) * final_noise
     return Settled(taken, x_end, x0_end, x_next)
-
-
-def _like(mask: Tensor, values: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (values.ndim - 1))
 
 
 def _set_coordinate(noise: Tensor, direction: Tensor, coordinate: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ..drafters import Draft, Drafter, DraftStart
 from ..leftover import Leftover
 from ..linear_chain import LinearChain
 from ..opening import Opening
+from ..process import per_row
 from ..settle import settle
 from ..verifiers import Verifier
 from .state import Draws, RoundState
@@ -99,7 +100,7 @@ class StaticRounds:
         settled = settle(process, k, draft, target, draws.noise, length, self.verifier, draws.uniform, draws.fresh)
 
         def kept(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(running.view(-1, *[1] * (old.ndim - 1)), new, old)
+            return torch.where(per_row(running, old), new, old)
 
         taken = settled.accepted
         numbers = torch.stack([kept(each, torch.full_like(k, -1)) for each in (k, length, taken)])

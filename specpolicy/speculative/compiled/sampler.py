@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..denoiser import Cond, Denoiser, DenoiserError, check_cond, state_dtype
 from ..drafters import Draft
-from ..linear_chain import LinearChain, reach
+from ..linear_chain import LinearChain
 from ..predraft import PreDraft
 from ..randomness import RandomSource
 from ..result import SampleResult
 from ..sampler import Generators, SpeculativeSampler
-from ..window import AdaptiveWindow, window_lengths
+from ..window import AdaptiveWindow
 from .filling import check_sizes, filled, padded
 from .round import StaticRounds
 from .runners import Backend, Runner, make_runner
@@ -60,14 +60,11 @@ class CompiledSampler:
                 "take a number of steps, or one for each position"
             )
         self.sampler, self.process, self.exact = sampler, sampler.process, sampler.exact
-        within = reach(sampler.process)
-        self._table = window_lengths(sampler.window, within)
-        self._longest = max(1, int(self._table.max()))
+        self._longest = max(1, int(sampler.table.max()))
         if widths is not None and (list(widths) != sorted(set(widths)) or widths[-1] < self._longest or widths[0] < 1):
             raise ValueError(f"widths={list(widths)}; expected rising lengths, the last at least {self._longest}")
         self.backend, self.widths = backend, None if widths is None else list(widths)
         self.batches = check_sizes(batches)
-        self._replayed = min(int(within[0]), sampler.replay or self.process.num_steps)
         # Replays are as long as they are; what they leave is cut to the windows that may draft with it.
         self._recycled = self._longest if sampler.drafter.recycles else None
         self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[StaticRounds, Runner[RoundState]]] = {}
@@ -96,13 +93,13 @@ class CompiledSampler:
         noise, cond = filled(noise, cond, self.batches)
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         runner.start(self._begin(noise, record, chains), cond)
-        replays = predraft is not None and self._replayed > 0
+        replays = predraft is not None and self.sampler.replayed > 0
         if predraft is not None and replays:
-            state = runner.apply(rounds.replay, _replayed(predraft, self._replayed, random, len(noise)))
+            state = runner.apply(rounds.replay, _replayed(predraft, self.sampler.replayed, random, len(noise)))
         else:
             state = runner.apply(rounds.begin, None)
         if len(widths) == 1:
-            ahead = self.process.num_steps - (self._replayed + 1 if replays else 0)
+            ahead = self.process.num_steps - (self.sampler.replayed + 1 if replays else 0)
             for _ in range(math.ceil(ahead / (widths[0] + 1))):
                 state = runner.apply(rounds.advance, full_draws(random, widths[0], noise))
         while True:
@@ -110,7 +107,7 @@ class CompiledSampler:
             active = [chain for chain, k in enumerate(position) if k < self.process.num_steps]
             if not active:
                 break
-            lengths = [int(self._table[position[chain]]) for chain in active]
+            lengths = [int(self.sampler.table[position[chain]]) for chain in active]
             width = next(width for width in widths if width >= max(lengths))
             draws = (
                 full_draws(random, width, noise)
@@ -160,7 +157,7 @@ class CompiledSampler:
                 self.sampler.drafter,
                 self.sampler.verifier,
                 self.sampler.opening,
-                self._table.to(noise.device),
+                self.sampler.table.to(noise.device),
             )
             backend: Backend = self.backend or ("graph+inductor" if cuda else "inductor")
             self._prepared[key] = (rounds, make_runner(backend))
