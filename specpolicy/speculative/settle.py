@@ -76,6 +76,17 @@ def settle(
     return Settled(taken, x_end, x0_end, x_next)
 
 
+def step_plainly(
+    process: ReverseProcess,
+    k: Int[Tensor, " n"],
+    x: Float[Tensor, "n ..."],
+    x0: Float[Tensor, "n ..."],
+    fresh_noise: Float[Tensor, "n ..."],
+) -> Settled:
+    """What :func:`settle` makes of windows without a step: one of the target's own, from ``x`` with its x̂0 there."""
+    return Settled(torch.zeros_like(k), x, x0, process.mean(x, x0, k) + per_row(process.sigma[k], x) * fresh_noise)
+
+
 def _set_coordinate(noise: Tensor, direction: Tensor, coordinate: Tensor) -> Tensor:
     """``noise`` with its component along ``direction`` replaced by ``coordinate``, row by row; in float64 inside."""
     flat, line = noise.flatten(1).double(), direction.flatten(1).double()
