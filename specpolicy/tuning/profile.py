@@ -133,12 +133,14 @@ def record_profile(
     for repeat in range(repeats):
         listener.heard.clear()
         result = run(listening)
-        if result.start is None:  # a speculative sampler always tells; for the type checker
+        if result.start is None or result.proposed is None:  # a speculative sampler always tells; for the type checker
             raise ValueError("the sampler does not tell where its rounds began")
-        for start, kept in zip(result.start, listener.heard, strict=True):
+        heard = iter(listener.heard)
+        for start, proposed in zip(result.start, result.proposed, strict=True):
             playing = (start >= 0).nonzero().squeeze(1)
+            judged = bool((proposed > 0).any())  # a round in which nothing is drafted is not
             starts.append(start[playing])
-            accepted.append(kept)
+            accepted.append(next(heard) if judged else torch.zeros((len(playing), longest), dtype=torch.long))
             chains.append(playing + repeat * len(start))
     rounds = torch.cat(starts), torch.cat(accepted), torch.cat(chains)
     return AcceptanceProfile(sampler.process.num_steps, reach.cpu(), *rounds)

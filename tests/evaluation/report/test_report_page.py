@@ -73,7 +73,7 @@ def test_ids_are_unique_and_their_references_lead_somewhere(square_page: str, ou
 def test_the_table_holds_the_numbers_of_the_summary(square_page: str, rows: list[SummaryRow]) -> None:
     table = square_page[square_page.index('class="sortable"') :].split("</table>")[0]
     lines = {match[1]: match[0] for match in re.finditer(r"</i>([\w]+).*?</tr>", table, re.DOTALL)}
-    assert list(lines) == [row.sampler for row in rows] and len(rows) == 9
+    assert list(lines) == [row.sampler for row in rows] and len(rows) == 10
     for row in rows:
         line = lines[row.sampler].replace("\u2212", "-")
         keys = [float(key) for key in re.findall(r'data-key="([^"]+)"', line)]
@@ -100,10 +100,10 @@ def test_approximate_samplers_are_marked_wherever_they_are_named(outline: Outlin
 
 def test_the_verdict_and_the_cautions_stand_on_top(outline: Outline, rows: list[SummaryRow]) -> None:
     text = re.sub(r"\s+", " ", unescape(" ".join(outline.words)))
-    latency = next(row.latency for row in rows if row.sampler == "free_block")
+    latency = next(row.latency for row in rows if row.sampler == "recycled")
     assert latency and latency.speed_up
-    assert f"Use free_block: it samples the law of ddpm at {latency.speed_up.value:.2f}× its speed." in text
-    assert text.index("Use free_block") < text.index("Fastest with the law of ddpm") < text.index("All samplers")
+    assert f"Use recycled: it samples the law of ddpm at {latency.speed_up.value:.2f}× its speed." in text
+    assert text.index("Use recycled") < text.index("Fastest with the law of ddpm") < text.index("All samplers")
     assert "Before you rely on it" in text and "without results" not in text
     assert "8 actions at 20 Hz last 400 ms" in text
 
