@@ -40,10 +40,16 @@ def recipe_of(cfg: DictConfig, predrafts: bool = False) -> DictConfig:
     """The chosen sampler's configuration; inside that of its compiled twin, if ``compile`` names a backend."""
     if "compile" not in cfg or cfg.compile is None:  # not all commands have the switch
         return cfg.sampler
-    twin = {"_target_": "specpolicy.recipes.compiled", "_partial_": True, "sampler": plain(cfg.sampler)}
-    # Episodes come together or, when most have ended, in a batch that is filled up; latency is measured one by one.
     return OmegaConf.create(
-        {**twin, "backend": cfg.compile, "batches": sorted({1, cfg.num_envs}), "predrafts": predrafts}
+        {
+            "_target_": "specpolicy.recipes.compiled",
+            "_partial_": True,
+            "sampler": plain(cfg.sampler),
+            "backend": cfg.compile,
+            # Episodes come together or, when most have ended, in a batch that is filled up; latency is measured alone.
+            "batches": sorted({1, cfg.num_envs}),
+            "predrafts": predrafts,
+        }
     )
 
 

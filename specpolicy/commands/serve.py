@@ -53,7 +53,7 @@ def serve(overrides: Sequence[str]) -> None:
     sizes = sizes or powers_up_to(settings.max_batch)
     engine = PolicyEngine(policy, make(policy) if backend is None else recipes.compiled(policy, make, backend, sizes))
     server = PolicyServer(engine, settings, token)
-    engine.warm_up([1, 1, settings.max_batch] if backend is None else sizes)
+    engine.warm_up([1, 1, settings.max_batch])
 
     def started(url: str) -> None:
         law = "exact" if engine.describe()["exact"] else "approximate"

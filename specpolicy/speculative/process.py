@@ -127,6 +127,12 @@ class ReverseProcess:
         """Mean of x_{k+1} given x_k and x̂0."""
         return per_row(self.a[k], x) * x + per_row(self.b[k], x) * x0
 
+    def step(
+        self, x: Float[Tensor, "n ..."], x0: Float[Tensor, "n ..."], k: Int[Tensor, " n"], noise: Float[Tensor, "n ..."]
+    ) -> Float[Tensor, "n ..."]:
+        """State at k + 1 that standard normal ``noise`` leads to."""
+        return self.mean(x, x0, k) + per_row(self.sigma[k], x) * noise
+
 
 def per_row(value: Shaped[Tensor, " n"], like: Tensor) -> Tensor:
     """``value`` shaped so that it goes with ``like`` row by row."""

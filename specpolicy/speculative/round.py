@@ -92,17 +92,21 @@ def _verify(
         uniform: numbers in [0, 1), shape ``(n, w + 1)``. fresh_noise: for the one more step, shape ``(n, *event)``.
     """
     process, k, x = chains.process, chains.k[active], chains.x[active]
+    event = x.shape[1:]
+    # The pass: every drafted state and the start, unless the start's x̂0 is known already.
     column = torch.arange(noise.shape[1] + 1, device=k.device)
+    known = (chains.anchor_k[active] == k)[:, None] & (column == 0)
+    ask = (column <= length[:, None]) & ~known
+    where = (k[:, None] + column).clamp(max=process.num_steps - 1)
+    target = chains.anchor_x0[active][:, None].repeat(1, len(column), *[1] * len(event))
+    if ask.any():
+        owner = active[:, None].expand_as(ask)[ask]
+        target[ask] = chains.target_x0(owner, where[ask], draft.states[ask])
+
     if length.any():
-        target = _evaluated(chains, active, k, draft, column, length)
         settled = settle(process, k, draft, target, noise, length, verifier, uniform, fresh_noise)
-    else:  # nothing to judge, and a round should cost no more than a step of a sequential sampler
-        x0 = chains.anchor_x0[active]
-        new = chains.anchor_k[active] < k
-        if new.any():
-            x0[new] = chains.target_x0(active[new], k[new], x[new])
-        target = x0[:, None].expand_as(draft.states)
-        settled = step_plainly(process, k, x, x0, fresh_noise)
+    else:  # nothing to judge, and a round should cost little more than a step of a sequential sampler
+        settled = step_plainly(process, k, x, target[:, 0], fresh_noise)
     taken, end, x0_end = settled.accepted, k + settled.accepted, settled.x0_end
     if chains.missed is not None:
         row = torch.arange(len(active), device=k.device)
@@ -113,18 +117,6 @@ def _verify(
     if chains.leftover is not None:
         chains.keep_leftover(active, Leftover.after(draft.states, draft.x0, target, noise, length, taken))
     chains.x[active], chains.k[active] = settled.x_next, end + 1
-
-
-def _evaluated(chains: Chains, active: Tensor, k: Tensor, draft: Draft, column: Tensor, length: Tensor) -> Tensor:
-    """The target's x̂0 in one pass, at every drafted state and at the start unless it is known there already."""
-    known = (chains.anchor_k[active] == k)[:, None] & (column == 0)
-    ask = (column <= length[:, None]) & ~known
-    where = (k[:, None] + column).clamp(max=chains.process.num_steps - 1)
-    target = chains.anchor_x0[active][:, None].repeat(1, len(column), *[1] * (draft.states.ndim - 2))
-    if ask.any():
-        owner = active[:, None].expand_as(ask)[ask]
-        target[ask] = chains.target_x0(owner, where[ask], draft.states[ask])
-    return target
 
 
 def _measure(chains: Chains, missed: Tensor, active: Tensor, end: Tensor, difference: Tensor) -> None:

@@ -72,8 +72,7 @@ def settle(
     base = noise[row, at] if verifier.causal else fresh_noise
     repaired = _set_coordinate(base, gap[row, at], verifier.repair(rejection))
     final_noise = torch.where(per_row(rejected, base), repaired, fresh_noise)
-    x_next = process.mean(x_end, x0_end, end) + per_row(process.sigma[end], x_end) * final_noise
-    return Settled(taken, x_end, x0_end, x_next)
+    return Settled(taken, x_end, x0_end, process.step(x_end, x0_end, end, final_noise))
 
 
 def step_plainly(
@@ -84,7 +83,7 @@ def step_plainly(
     fresh_noise: Float[Tensor, "n ..."],
 ) -> Settled:
     """What :func:`settle` makes of windows without a step: one of the target's own, from ``x`` with its x̂0 there."""
-    return Settled(torch.zeros_like(k), x, x0, process.mean(x, x0, k) + per_row(process.sigma[k], x) * fresh_noise)
+    return Settled(torch.zeros_like(k), x, x0, process.step(x, x0, k, fresh_noise))
 
 
 def _set_coordinate(noise: Tensor, direction: Tensor, coordinate: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..denoiser import Cond, Denoiser, DenoiserError, check_cond, state_dtype
-from ..process import ReverseProcess, per_row
+from ..process import ReverseProcess
 from ..randomness import RandomSource
 from ..result import SampleResult
 from ..sampler import Generators
@@ -108,8 +108,7 @@ class _Steps:
         k = walk.k.expand(len(walk.x))
         output = self.denoiser(walk.x.to(self.dtype), self.process.timesteps[k], cond)
         x0 = self.process.x0(walk.x, output.to(walk.x.dtype), k)
-        x = self.process.mean(walk.x, x0, k) + per_row(self.process.sigma[k], walk.x) * kick
-        return _Walk(x, walk.k + 1, walk.finite & output.isfinite().all())
+        return _Walk(self.process.step(walk.x, x0, k, kick), walk.k + 1, walk.finite & output.isfinite().all())
 
     def all(self, walk: _Walk, kicks: Tensor, cond: Any) -> _Walk:
         for kick in kicks.unbind():

@@ -128,7 +128,6 @@ class CompiledSampler:
 
         With ``record`` for what :meth:`predraft` needs, and for calls with a pre-draft.
         """
-        given = noise, cond
         noise, cond = filled(noise, cond, self.batches)
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         dtype = state_dtype(noise)
@@ -139,8 +138,8 @@ class CompiledSampler:
                 runner.apply(rounds.begin, None)
                 runner.apply(rounds.advance, full_draws(random, width, noise))
         if record:
-            draft = self.predraft(denoiser, *given, torch.Generator().manual_seed(0))
-            self(denoiser, *given, torch.Generator().manual_seed(1), predraft=draft)
+            draft = self.predraft(denoiser, noise, cond, torch.Generator().manual_seed(0))
+            self(denoiser, noise, cond, torch.Generator().manual_seed(1), predraft=draft)
 
     def prepare(
         self, denoiser: Denoiser, noise: Tensor, cond: Cond = None
