@@ -29,7 +29,7 @@ class Client:
     Args:
         url: ``ws://host:port``, or ``wss://host:port`` for a server with a certificate.
         token: the server's token, if it wants one. Take it from the environment or a file, not from source code.
-        timeout_s: how long to wait for an answer.
+        timeout_s: how long to wait for an answer, and for a server that takes in nothing more of a request.
         connect_s: how long to try to connect, all attempts together.
         ca_file: for ``wss``: PEM file of the authority that signed the server's certificate, or of the certificate
             itself if it signed itself; None trusts the system's authorities.
@@ -139,14 +139,18 @@ class Client:
 
     def _connect(self) -> Link:
         deadline, waits = time.monotonic() + self._connect_s, delays()
+        reasons: list[str] = []
         while True:
             try:
-                return Link(self._address, max(deadline - time.monotonic(), 0.001), self._ping_s)
+                return Link(self._address, max(deadline - time.monotonic(), 0.001), self._timeout_s, self._ping_s)
             except NotNow as error:
+                if str(error) not in reasons:
+                    reasons.append(str(error))  # the last attempt often just runs out of time; an earlier one knows why
                 wait = next(waits)
                 if time.monotonic() + wait >= deadline:
+                    why = "; ".join(reasons)
                     raise ServerUnavailable(
-                        f"no connection to {self._address.url} within {self._connect_s:g} s: {error}"
+                        f"no connection to {self._address.url} within {self._connect_s:g} s: {why}"
                     ) from error
                 time.sleep(wait)
 

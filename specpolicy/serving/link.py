@@ -63,7 +63,8 @@ class Link:
 
     Args:
         address: of the server.
-        timeout_s: for the whole handshake, and for each write from then on.
+        timeout_s: for the whole handshake.
+        write_s: for each write from then on.
         ping_s: how often to look whether a silent server is still there.
 
     Raises:
@@ -72,7 +73,7 @@ class Link:
         ProtocolError: something else listens there, or its certificate is not trusted.
     """
 
-    def __init__(self, address: Address, timeout_s: float, ping_s: float) -> None:
+    def __init__(self, address: Address, timeout_s: float, write_s: float, ping_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         with ExitStack() as stack:
             self._connection = stack.enter_context(_connect(address, timeout_s, ping_s))
@@ -83,7 +84,7 @@ class Link:
             except TimeoutError as error:
                 raise NotNow("the server accepted the connection and then said nothing") from error
             self.metadata = _hello(hello)
-            _limit_writes(self._connection, timeout_s)
+            _limit_writes(self._connection, write_s)
             self._stack = stack.pop_all()
 
     @property

@@ -134,7 +134,7 @@ def test_a_round_trip_under_tls(tmp_path: Path) -> None:
         with pytest.raises(ProtocolError, match=r"is not trusted.*ca_file"):
             Client(server.url, token=SECRET, connect_s=60).infer(observation())
         with pytest.raises(ServerUnavailable, match="wss://"):
-            Client(server.url.replace("wss", "ws"), token=SECRET, connect_s=0.3).infer(observation())
+            Client(server.url.replace("wss", "ws"), token=SECRET, connect_s=3).infer(observation())
 
 
 def test_a_certificate_for_another_name_is_not_trusted(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_certificate_for_another_name_is_not_trusted(tmp_path: Path) -> None:
 
 def test_tls_to_a_server_without() -> None:
     with running(EchoEngine()) as server, pytest.raises(ServerUnavailable, match="has no certificate, use ws://"):
-        Client(server.url.replace("ws", "wss"), connect_s=0.3).infer(observation())
+        Client(server.url.replace("ws", "wss"), connect_s=3).infer(observation())
 
 
 def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from specpolicy.serving import (
 )
 from specpolicy.serving.backoff import delays
 from specpolicy.serving.errors import SettingsError
+from specpolicy.serving.link import NotNow
 from specpolicy.serving.messages import PROTOCOL
 from specpolicy.serving.wire import pack, unpack
 
@@ -118,8 +119,31 @@ def test_nobody_there() -> None:
 
 
 def test_somebody_who_says_nothing() -> None:
-    with played(lambda connection: time.sleep(0.6)) as url, pytest.raises(ServerUnavailable, match="said nothing"):
-        Client(url, connect_s=0.3).infer(observation())
+    leave = threading.Event()
+    with played(lambda connection: leave.wait(60)) as url:  # type: ignore[arg-type]
+        with pytest.raises(ServerUnavailable, match="said nothing"):
+            Client(url, connect_s=2).infer(observation())
+        leave.set()
+
+
+def test_an_earlier_attempt_may_know_more_than_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = iter(["it hung up", "it hung up", "timed out"])
+
+    def link(*_: object) -> None:
+        raise NotNow(next(attempts))
+
+    monkeypatch.setattr("specpolicy.serving.client.Link", link)
+    monkeypatch.setattr("specpolicy.serving.client.delays", lambda: iter([0.0, 0.0, 60.0]))
+    with pytest.raises(ServerUnavailable, match=r"within 5 s: it hung up; timed out$"):
+        Client(connect_s=5).infer(observation())
+
+
+def test_a_connection_made_at_the_last_moment_may_write_as_long_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, ...]] = []
+    monkeypatch.setattr("specpolicy.serving.client.Link", lambda address, *times: asked.append(times))
+    Client(connect_s=0.001, timeout_s=7.0, ping_s=3.0).__enter__()
+    [(handshake_s, write_s, ping_s)] = asked
+    assert handshake_s == 0.001 and (write_s, ping_s) == (7.0, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +220,7 @@ def test_a_server_that_takes_nothing_does_not_hold_the_robot() -> None:
         connection.recv_flow_control.release()
 
     with played(handler) as url:
-        client = Client(url, timeout_s=0.5, connect_s=0.5)
+        client = Client(url, timeout_s=0.5)
         assert client.metadata
         start = time.perf_counter()
         with pytest.raises((ConnectionLost, RequestTimeout)):

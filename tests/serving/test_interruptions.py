@@ -83,7 +83,7 @@ def test_a_killed_server_costs_one_request_and_the_next_finds_its_successor(star
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_that_is_told_to_stop_answers_what_has_begun(starter: Starter, number: signal.Signals) -> None:
     server = starter.start(seconds=1.0)
-    one, other, idle = (Client(server["url"], timeout_s=60, connect_s=0.2) for _ in range(3))
+    one, other, idle = (Client(server["url"], timeout_s=60) for _ in range(3))
     assert idle.metadata and other.metadata
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(one.infer, observation(1))
@@ -94,13 +94,14 @@ def test_a_server_that_is_told_to_stop_answers_what_has_begun(starter: Starter, 
         assert [reply.result(60).actions[1, 0] for reply in (first, second)] == [1, 2]
     assert starter.hear() == {"ended": 0}
     for client in (one, idle):
+        client._connect_s = 0.2
         with pytest.raises((ConnectionLost, ServerUnavailable)):
             client.infer(observation(3))
         client.close()
 
 
 def test_who_is_connected_is_told_why_it_ends() -> None:
-    with running(EchoEngine()) as server, Client(server.url, connect_s=0.2) as client:
+    with running(EchoEngine()) as server, Client(server.url) as client:
         assert client._link is not None
         server.stop()
         with pytest.raises(ConnectionLost, match=r"the server is shutting down \(status 1001\)"):

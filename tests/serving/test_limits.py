@@ -107,7 +107,7 @@ def test_no_more_connections_than_the_limit() -> None:
             pass
         assert refused.value.response.status_code == 503
         with pytest.raises(ServerUnavailable, match="the server is full: it serves 2 connections"):
-            Client(server.url, connect_s=0.3).infer(observation())
+            Client(server.url, connect_s=3).infer(observation())
         one.close()
         assert serves_others(server), "a place is free again"
 

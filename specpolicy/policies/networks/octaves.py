@@ -31,9 +31,9 @@ class Octaves(nn.Module):
         """Length of what a vector of length ``dim`` becomes."""
         return dim * (1 + 2 * len(self.frequencies))
 
-    def forward(self, vector: Float[Tensor, "n dim"]) -> Float[Tensor, "n wide"]:
+    def forward(self, vector: Float[Tensor, "*n dim"]) -> Float[Tensor, "*n wide"]:
         """Widen ``vector``."""
         if not len(self.frequencies):
             return vector
-        angles = (vector[:, :, None] * self.frequencies).flatten(1)
+        angles = (vector[..., None] * self.frequencies).flatten(-2)
         return torch.cat([vector, angles.sin(), angles.cos()], dim=-1)

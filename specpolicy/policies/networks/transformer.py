@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from .octaves import Octaves
 from .timestep import TimestepEmbedding
 
 _SPREAD = 0.02  # of the initial weights, as in GPT-2 and Diffusion Policy
@@ -87,6 +88,8 @@ class TransformerDenoiser(nn.Module):
         expansion: hidden width of a block's linear layers as a multiple of ``width``.
         dropout: in training, within blocks and attention.
         causal: whether an action sees only those before it. Diffusion Policy does so for its transformer.
+        octaves: sines and cosines of each observation coordinate that observations are widened by; see
+            :class:`Octaves`.
 
     Raises:
         ValueError: ``observation_steps`` does not divide ``cond_dim``, or ``heads`` not ``width``; no layers, or an odd
@@ -105,6 +108,7 @@ class TransformerDenoiser(nn.Module):
         expansion: int = 4,
         dropout: float = 0.1,
         causal: bool = False,
+        octaves: int = 0,
     ) -> None:
         super().__init__()
         if observation_steps < 1 or cond_dim % observation_steps:
@@ -117,7 +121,8 @@ class TransformerDenoiser(nn.Module):
                              "of 4 or more that heads divide")  # fmt: skip
         self.shape, self.observation_steps = (action_horizon, action_dim), observation_steps
         self.timestep_embedding = TimestepEmbedding(width)
-        self.enter_observation = nn.Linear(cond_dim // observation_steps, width)
+        self.octaves = Octaves(octaves)
+        self.enter_observation = nn.Linear(self.octaves.width(cond_dim // observation_steps), width)
         self.enter_action = nn.Linear(action_dim, width)
         self.memory_position = nn.Parameter(torch.zeros(1, 1 + observation_steps, width))
         self.action_position = nn.Parameter(torch.zeros(1, action_horizon, width))
@@ -138,7 +143,7 @@ class TransformerDenoiser(nn.Module):
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"chunks of shape {tuple(x.shape[1:])}; this network was built for {self.shape}")
         time = self.timestep_embedding(timestep.to(x.dtype))[:, None]
-        observed = self.enter_observation(cond.reshape(len(cond), self.observation_steps, -1))
+        observed = self.enter_observation(self.octaves(cond.reshape(len(cond), self.observation_steps, -1)))
         memory = self.memory(torch.cat([time, observed], dim=1) + self.memory_position)
         hidden = self.enter_action(x) + self.action_position
         for block in self.blocks:
