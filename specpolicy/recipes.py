@@ -15,6 +15,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from .calibration.store import calibration_path, load_calibration
+from .calibration.uncertainty import load_uncertainty
 from .policies import DiffusionPolicy
 from .progress import progress_bar
 from .speculative import (
@@ -41,27 +42,52 @@ Recipe = Callable[[DiffusionPolicy], Any]
 """Makes a sampler for a policy."""
 
 
-def sequential(policy: Trained, num_inference_steps: int) -> SequentialSampler:
-    """The DDPM chain of ``num_inference_steps`` steps, one network pass each."""
-    return SequentialSampler(ReverseProcess.from_scheduler(_scheduler(policy), num_inference_steps))
+def chain(policy: Trained, num_inference_steps: int, matched: bool = False) -> ReverseProcess:
+    """The DDPM chain of a policy in ``num_inference_steps`` steps.
+
+    Args:
+        policy: loaded from a checkpoint if noise is to be matched.
+        num_inference_steps: K.
+        matched: timesteps closer to each other towards the sample, and noise that makes up for long steps, see
+            :class:`~specpolicy.calibration.Uncertainty`: much closer to the law of the longest chain. False takes the
+            scheduler's timesteps and noise.
+
+    Raises:
+        CalibrationError: the checkpoint does not know its uncertainty.
+        ValueError: the policy is of no checkpoint.
+    """
+    if not matched:
+        return ReverseProcess.from_scheduler(_scheduler(policy), num_inference_steps)
+    return load_uncertainty(_loaded(policy)[0]).chain(_scheduler(policy), num_inference_steps)
+
+
+def sequential(policy: Trained, num_inference_steps: int, matched: bool = False) -> SequentialSampler:
+    """A chain, see :func:`chain`, with one network pass a step."""
+    return SequentialSampler(chain(policy, num_inference_steps, matched))
 
 
 def speculative(
-    policy: Trained, num_inference_steps: int, drafter: Drafter, verifier: Verifier, window: Window | str
+    policy: Trained,
+    num_inference_steps: int,
+    drafter: Drafter,
+    verifier: Verifier,
+    window: Window | str,
+    matched: bool = False,
 ) -> SpeculativeSampler:
     """The same chain in rounds; exactly its law if the verifier is exact.
 
     Args:
-        policy: loaded from a checkpoint if its windows are asked for.
+        policy: loaded from a checkpoint if its windows are asked for, or matched noise.
         num_inference_steps: K.
         drafter, verifier: of the :class:`SpeculativeSampler`.
         window: likewise; or ``"auto"``, those that ``specpolicy tune`` chose for this checkpoint and device.
+        matched: see :func:`chain`.
 
     Raises:
         WindowsError: none were chosen for this sampler.
         ValueError: ``"auto"`` for a policy that is of no checkpoint, or no window.
     """
-    process = ReverseProcess.from_scheduler(_scheduler(policy), num_inference_steps)
+    process = chain(policy, num_inference_steps, matched)
     return _with_window(policy, partial(SpeculativeSampler, process, drafter, verifier), window)
 
 
@@ -72,6 +98,7 @@ def linear(
     window: Window | str,
     opening: str | None = "fitted",
     drafter: Callable[[Gains], Drafter] = LinearDrafter,
+    matched: bool = False,
 ) -> SpeculativeSampler:
     """The same chain with the gains that ``specpolicy calibrate`` fitted to the policy's checkpoint.
 
@@ -83,14 +110,15 @@ def linear(
         opening: what stands in for x̂0 before the first pass: ``"fitted"``, ``"zero"``, or None for a pass at pure
             noise.
         drafter: made with the gains; :class:`~specpolicy.RecyclingDrafter` wants a causal verifier.
+        matched: see :func:`chain`.
 
     Raises:
         CalibrationError: the checkpoint has no calibration of its own for so many steps.
         WindowsError: ``"auto"``, and no windows were chosen for this sampler.
         ValueError: the policy is of no checkpoint, or ``opening`` is none of these.
     """
-    process = ReverseProcess.from_scheduler(_scheduler(policy), num_inference_steps)
-    calibration = load_calibration(_loaded(policy)[0], num_inference_steps)
+    process = chain(policy, num_inference_steps, matched)
+    calibration = load_calibration(_loaded(policy)[0], num_inference_steps, matched)
     openings: dict[str | None, Opening | None] = {"fitted": calibration.opening, "zero": ZeroOpening(), None: None}
     if opening not in openings:
         raise ValueError(f"opening={opening!r}; expected fitted, zero or null")

@@ -17,3 +17,8 @@ from .sources import histories_of_observations as histories_of_observations
 from .store import calibration_path as calibration_path
 from .store import load_calibration as load_calibration
 from .store import save_calibration as save_calibration
+from .uncertainty import Uncertainty as Uncertainty
+from .uncertainty import load_uncertainty as load_uncertainty
+from .uncertainty import measure_uncertainty as measure_uncertainty
+from .uncertainty import save_uncertainty as save_uncertainty
+from .uncertainty import uncertainty_path as uncertainty_path

@@ -15,6 +15,7 @@ from .fit import fit_calibration
 from .recording import record_chains
 from .sources import Histories
 from .store import save_calibration
+from .uncertainty import Uncertainty, load_uncertainty, measure_uncertainty, save_uncertainty, uncertainty_path
 
 
 def calibrate(
@@ -23,6 +24,7 @@ def calibrate(
     num_inference_steps: int,
     folder: Path,
     *,
+    matched: bool = False,
     chains: int = 800,
     seed: int = 0,
     most_centres: int | None = None,
@@ -35,6 +37,8 @@ def calibrate(
         histories: observations to record chains at; none that the policy is to be judged on.
         num_inference_steps: K.
         folder: for the recorded chains, so that an interrupted call can be gone on with.
+        matched: of the chain with matched noise, see :class:`Uncertainty`. Where the checkpoint does not know its
+            uncertainty yet, as many of its longest chains are recorded first, and it is measured on them.
         chains: to record. seed: of the recording.
         most_centres: observations that the file may hold, see :func:`fit_calibration`; 0 where they must not go with
             the checkpoint.
@@ -51,9 +55,31 @@ def calibrate(
         raise CalibrationError("the policy was not loaded from a checkpoint: save it first, and load it from there")
     if chains < 1:
         raise ValueError(f"chains={chains}; record at least 1, better several hundred")
-    process = ReverseProcess.from_scheduler(policy.scheduler, num_inference_steps)
-    identity = {"checkpoint": checkpoint_digest(policy.folder)}
-    recorded = record_chains(policy, process, histories, folder, chains=chains, seed=seed, identity=identity)
     about = {"observations": histories.origin, "seed": seed, "provenance": dict(provenance or {})}
+    identity: dict[str, Any] = {"checkpoint": checkpoint_digest(policy.folder)}
+    if matched:
+        uncertainty = _uncertainty(policy, policy.folder, histories, folder / "full", chains, seed, about)
+        process = uncertainty.chain(policy.scheduler, num_inference_steps)
+        identity |= {"timesteps": process.timesteps.tolist(), "sigma": process.sigma.tolist()}
+    else:
+        process = ReverseProcess.from_scheduler(policy.scheduler, num_inference_steps)
+    recorded = record_chains(policy, process, histories, folder, chains=chains, seed=seed, identity=identity)
     calibration = fit_calibration(process, recorded, about, most_centres)
-    return calibration, save_calibration(calibration, policy.folder)
+    return calibration, save_calibration(calibration, policy.folder, matched)
+
+
+def _uncertainty(
+    policy: DiffusionPolicy,
+    checkpoint: Path,
+    histories: Histories,
+    folder: Path,
+    chains: int,
+    seed: int,
+    about: Mapping[str, Any],
+) -> Uncertainty:
+    if not uncertainty_path(checkpoint).is_file():
+        full = ReverseProcess.from_scheduler(policy.scheduler, policy.scheduler.config.num_train_timesteps)
+        identity = {"checkpoint": checkpoint_digest(checkpoint)}
+        recorded = record_chains(policy, full, histories, folder, chains=chains, seed=seed, identity=identity)
+        save_uncertainty(measure_uncertainty(full, recorded, about), checkpoint)
+    return load_uncertainty(checkpoint)

@@ -1,4 +1,4 @@
-"""Calibrations on disk: ``calibration-<K>.safetensors`` beside the checkpoint; never pickle."""
+"""Calibrations on disk: ``calibration-<K>[-matched].safetensors`` beside the checkpoint; never pickle."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ FORMAT = 1
 _HEADER = "calibration"
 
 
-def calibration_path(checkpoint: str | Path, num_inference_steps: int) -> Path:
-    """Where the calibration of a checkpoint for chains of so many steps lies."""
-    return Path(checkpoint) / f"calibration-{num_inference_steps}.safetensors"
+def calibration_path(checkpoint: str | Path, num_inference_steps: int, matched: bool = False) -> Path:
+    """Where the calibration of a checkpoint for chains of so many steps lies, with matched noise or without."""
+    return Path(checkpoint) / f"calibration-{num_inference_steps}{'-matched' if matched else ''}.safetensors"
 
 
-def save_calibration(calibration: Calibration, checkpoint: str | Path) -> Path:
+def save_calibration(calibration: Calibration, checkpoint: str | Path, matched: bool = False) -> Path:
     """Write it beside the checkpoint that it is of, at once or not at all; returns the path.
+
+    Args:
+        calibration: to write. checkpoint: that it is of.
+        matched: whether it is of chains with matched noise.
 
     Raises:
         TypeError: the opening is none of this library's.
@@ -38,24 +42,25 @@ def save_calibration(calibration: Calibration, checkpoint: str | Path) -> Path:
     if gains.basis is not None:
         tensors["gains.basis"] = gains.basis.half()
     about = {**calibration.about, "format": FORMAT, "checkpoint": checkpoint_digest(checkpoint)}
-    path = calibration_path(checkpoint, gains.num_steps)
+    path = calibration_path(checkpoint, gains.num_steps, matched)
     content = save({name: part.contiguous() for name, part in tensors.items()}, {_HEADER: json.dumps(about)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     return path
 
 
-def load_calibration(checkpoint: str | Path, num_inference_steps: int) -> Calibration:
-    """Read the calibration of a checkpoint.
+def load_calibration(checkpoint: str | Path, num_inference_steps: int, matched: bool = False) -> Calibration:
+    """Read the calibration of a checkpoint for chains of so many steps, with matched noise or without.
 
     Raises:
         CalibrationError: there is none, it is damaged, or it is of other weights. The message names the command that
             makes one.
     """
-    path = calibration_path(checkpoint, num_inference_steps)
-    command = f"`specpolicy calibrate checkpoint={checkpoint} num_inference_steps={num_inference_steps}`"
+    path = calibration_path(checkpoint, num_inference_steps, matched)
+    which, switch = ("matched steps", " matched=true") if matched else ("steps", "")
+    command = f"`specpolicy calibrate checkpoint={checkpoint} num_inference_steps={num_inference_steps}{switch}`"
     if not path.is_file():
-        raise CalibrationError(f"{checkpoint} has no calibration for {num_inference_steps} steps; run {command}")
+        raise CalibrationError(f"{checkpoint} has no calibration for {num_inference_steps} {which}; run {command}")
     try:
         with safe_open(path, framework="pt") as file:
             about: dict[str, Any] = json.loads(file.metadata()[_HEADER])

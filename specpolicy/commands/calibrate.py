@@ -22,12 +22,14 @@ def calibrate(overrides: Sequence[str]) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(Path(cfg.checkpoint), cfg.device)
-    name = f"calibrate-{Path(cfg.checkpoint).resolve().name}-{cfg.num_inference_steps}"
+    steps = f"{cfg.num_inference_steps}{'-matched' if cfg.matched else ''}"
+    name = f"calibrate-{Path(cfg.checkpoint).resolve().name}-{steps}"
     calibration, path = calibrate(
         policy,
         histories_for(policy, cfg.dataset, cfg.observations),
         cfg.num_inference_steps,
         Path(cfg.out or f"runs/{name}"),
+        matched=cfg.matched,
         chains=cfg.chains,
         seed=cfg.seed,
         most_centres=cfg.centres,

@@ -8,14 +8,14 @@ from pathlib import Path
 from .seen import DEMONSTRATIONS
 
 WEIGHT_FILES = frozenset({".safetensors", ".json", ".pt", ".pth", ".ckpt", ".bin"})
-BESIDE = ("calibration-", "windows-")
+BESIDE = ("calibration-", "windows-", "uncertainty.")
 """How files begin that were found out about a policy; they are no part of it."""
 
 
 def checkpoint_digest(path: str | Path) -> str:
     """SHA-256 of a checkpoint file; of a folder, over names and digests of its weights and configuration files.
 
-    What the policy was trained on, its calibrations and its windows are not part of it: knowing more about a policy
+    What the policy was trained on, its calibrations, uncertainty and windows are not part of it: knowing more about a policy
     does not make it another.
 
     Raises:

@@ -50,6 +50,7 @@ class ReverseProcess:
         unlimited: weight of the x̂0 *before* the limit in the x̂0 that the chain uses, shape ``(K,)``. It is zero but
             for DDIM, where diffusers clips x̂0 but keeps the unclipped ε: then
             x̂0_used = (1 − unlimited) · limit(x̂0) + unlimited · x̂0.
+        matched: whether σ makes up for the spread of x0 around x̂0, see :meth:`with_matched_noise`.
     """
 
     timesteps: Int[Tensor, " k"]
@@ -60,6 +61,7 @@ class ReverseProcess:
     from_output: Float[Tensor, " k"]
     limit: X0Limit
     unlimited: Float[Tensor, " k"]
+    matched: bool = False
     _mixes_unlimited: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,12 +104,35 @@ class ReverseProcess:
 
         return read_deterministic(scheduler, num_inference_steps)
 
+    def with_matched_noise(self, uncertainty: Float[Tensor, " k"]) -> ReverseProcess:
+        """The same means with more noise: what a step loses by taking x̂0 for x0, as far as one number can say it.
+
+        x_{k+1} given x_k has the variance σ_k² + b_k² Var(x0 | x_k), of which a DDPM chain keeps the first part alone.
+        The second is nothing where steps are short, and a chain of few, long steps without it is too narrow: with it,
+        such a chain comes close to the long one's law (Bao et al. 2022, Analytic-DPM, theorem 1). Steps without noise
+        keep none.
+
+        Args:
+            uncertainty: mean over coordinates of Var(x0 | x_k), at the timestep of each step.
+
+        Raises:
+            ValueError: it is not a number per step, or one is negative or not finite.
+        """
+        given = uncertainty.to(self.sigma)
+        if given.shape != self.sigma.shape or not bool((given.isfinite() & (given >= 0)).all()):
+            raise ValueError(
+                f"uncertainty must be {self.num_steps} finite variances, one for each step; got shape "
+                f"{tuple(given.shape)} with values from {float(given.min()):g} to {float(given.max()):g}"
+            )
+        sigma = torch.where(self.sigma > 0, (self.sigma**2 + self.b**2 * given).sqrt(), 0.0)
+        return replace(self, sigma=sigma, matched=True)
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReverseProcess:
         """The same process with its coefficients on ``device`` in ``dtype``."""
         moved = {
             f.name: getattr(self, f.name).to(device, dtype)
             for f in fields(self)
-            if f.init and f.name not in ("timesteps", "limit")
+            if f.init and f.name not in ("timesteps", "limit", "matched")
         }
         return replace(self, timesteps=self.timesteps.to(device), **moved)
 

@@ -77,6 +77,11 @@ def read_demonstrations(path: str | Path, keys: dict[str, int], validation_demos
 
 def _read_episode(path: Path, name: str, group: object, keys: dict[str, int]) -> Demonstration:
     where = f"{path}, data/{name}"
+    if not hasattr(group, "keys"):
+        raise DemonstrationError(
+            f"{where} is an array; expected an episode with 'actions' and 'obs'. PushT's replay buffer is converted by "
+            "`specpolicy convert task=pusht source=...`"
+        )
     for needed in ("actions", "obs"):
         if needed not in group:  # type: ignore[operator]
             raise DemonstrationError(f"{where}: '{needed}' is missing; found {sorted(group)}")  # type: ignore[call-overload]

@@ -38,7 +38,8 @@ def sampler_key(sampler: SpeculativeSampler) -> str:
     verifier, opening = (
         "none" if part is None else type(part).__name__ for part in (sampler.verifier, sampler.opening)
     )
-    return f"K={sampler.process.num_steps}, {sampler.drafter.name}, {verifier}, opening {opening}"
+    matched = ", matched noise" if sampler.process.matched else ""
+    return f"K={sampler.process.num_steps}{matched}, {sampler.drafter.name}, {verifier}, opening {opening}"
 
 
 def save_windows(entry: dict[str, Any], key: str, checkpoint: str | Path, device: torch.device | str) -> Path:

@@ -150,7 +150,7 @@ def test_another_process_plays_the_same_episode_and_prints_nothing(pusht: PushTE
         f"for action in {HUMAN_ACTIONS}: env.step(np.array(action, np.float32))\n"
         "print(env.unwrapped.state().tobytes().hex())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=True)
     pusht.reset(seed=HUMAN_SEED)
     for action in HUMAN_ACTIONS:
         pusht.step(action)

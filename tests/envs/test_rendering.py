@@ -105,7 +105,7 @@ def test_an_unclosed_environment_ends_quietly() -> None:
         "env.reset(seed=0)\n"
         "print(env.render().shape)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "(256, 256, 3)\n", "")
 
 

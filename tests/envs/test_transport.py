@@ -90,7 +90,7 @@ def test_another_process_has_the_same_hammer_and_state(transport: TransportEnv) 
         "sizes = env.robosuite.sim.model.geom_size\n"
         "print((env.state().tobytes() + sizes.tobytes()).hex())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=True)
     transport.reset(seed=3)
     sizes = transport.robosuite.sim.model.geom_size
     assert done.stdout.strip() == (transport.state().tobytes() + sizes.tobytes()).hex()

@@ -30,7 +30,7 @@ def run(
     policy: FakePolicy | None = None,
     repeats: int = 1,
     crash_limit: int | None = 20,
-    timeout_s: float = 60.0,
+    timeout_s: float = 300.0,
     in_process: bool | None = None,
 ) -> list[EpisodeRecord]:
     with EnvPool(make_env, 2, num_envs, timeout_s=timeout_s, in_process=in_process) as pool:

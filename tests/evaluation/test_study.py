@@ -76,7 +76,7 @@ def test_crashed_episodes_are_run_again_on_request_only(tmp_path: Path) -> None:
 def test_killed_and_resumed(tmp_path: Path) -> None:
     """SIGKILL in the middle, workers and all; the same command goes on without loss or doubling."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, str(PROGRAM), str(tmp_path), "2", "0.02"], env=environment)
+    process = subprocess.Popen([sys.executable, str(PROGRAM), str(tmp_path), "2", "0.1"], env=environment)
     for _ in _until(lambda: len(list(tmp_path.glob("episodes-*.parquet"))) >= 3):
         assert process.poll() is None, "the study ended before it could be killed"
     workers = _descendants(process.pid)
@@ -100,7 +100,7 @@ def _outcome(records: list[EpisodeRecord]) -> list[EpisodeRecord]:
     return [dataclasses.replace(record, duration_s=0.0) for record in records]
 
 
-def _until(condition: Any, timeout_s: float = 60.0) -> Iterator[None]:
+def _until(condition: Any, timeout_s: float = 300.0) -> Iterator[None]:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -12,9 +12,10 @@ _CHAINS = tuple(f"specpolicy.recipes.{name}" for name in ("sequential", "specula
 
 @dataclass(frozen=True)
 class Law:
-    """The DDPM chain of the policy's scheduler with so many steps."""
+    """The DDPM chain of the policy's scheduler with so many steps, with matched noise or with the scheduler's own."""
 
     steps: int
+    matched: bool = False
 
 
 def law_of(recipe: Any) -> Law | None:
@@ -23,7 +24,7 @@ def law_of(recipe: Any) -> Law | None:
     if not isinstance(recipe, Mapping) or recipe.get("_target_") not in _CHAINS:
         return None
     steps = recipe.get("num_inference_steps")
-    return Law(steps) if isinstance(steps, int) else None
+    return Law(steps, bool(recipe.get("matched", False))) if isinstance(steps, int) else None
 
 
 def eager(recipe: Any) -> Any:
