@@ -101,8 +101,9 @@ def table(found: Mapping[str, Any]) -> str:
     told = next(iter(found.values()))["identity"]["observations"]
     return "\n".join(lines) + (
         f"\n\nEnergy distance from the law of the 100-step chain, in units of its spread, {told['chunks']} chunks at "
-        f"each of {told['count']} observations, with 95 % intervals over these; chance alone gives {chance}. Spread and "
-        "roughness are relative to the long chain's. Passes: recycled drafts without a calibration, in one window. "
+        f"each of {told['count']} observations, with 95 % intervals over these; chance alone gives {chance}. "
+        "Spread and roughness are relative to the long chain's. Passes: recycled drafts without a "
+        "calibration, in one window. "
         '"Its own": a DDPM chain of so many steps, which speculative samplers sample exactly; ddim is not one.\n'
     )
 

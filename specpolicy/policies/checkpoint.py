@@ -23,10 +23,18 @@ class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged, or not what was asked for."""
 
 
-def save_policy(policy: DiffusionPolicy, folder: Path) -> None:
-    """Write a policy so that a kill at any moment leaves the old or the new files, never half of one."""
+def save_policy(policy: DiffusionPolicy, folder: Path, half: bool = False) -> None:
+    """Write a policy so that a kill at any moment leaves the old or the new files, never half of one.
+
+    Args:
+        policy: to write. folder: where to.
+        half: store the network's weights in 16 bits, for half the space. They are read into float32 again, rounded by
+            up to a two thousandth; normalizers, and the policy in memory, stay as they are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    for name in dict(policy.network.named_parameters(prefix="network")) if half else ():
+        weights[name] = weights[name].half()
     partial = folder / (WEIGHTS + ".partial")
     save_file(weights, partial)
     partial.replace(folder / WEIGHTS)

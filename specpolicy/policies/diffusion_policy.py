@@ -185,11 +185,11 @@ class DiffusionPolicy(nn.Module):
         noise = draw_noise((len(cond), *self.event_shape), generator, self.device)
         return _predrafting(sampler).predraft(self, noise, cond=cond, generator=generator)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``policy.safetensors`` into ``folder``."""
+    def save(self, folder: str | Path, half: bool = False) -> None:
+        """Write ``config.json`` and ``policy.safetensors`` into ``folder``; see :func:`save_policy`."""
         from .checkpoint import save_policy
 
-        save_policy(self, Path(folder))
+        save_policy(self, Path(folder), half)
 
     @staticmethod
     def load(folder: str | Path, device: str | torch.device = "cpu") -> DiffusionPolicy:

@@ -115,6 +115,21 @@ def test_residual_mlp_is_differentiable_everywhere_and_checks_the_shape() -> Non
         network(torch.randn(2, 16, 3), timestep, cond)
 
 
+def test_half_the_space(tmp_path: Path) -> None:
+    policy = small_policy()
+    policy.observation_normalizer = MinMaxNormalizer(torch.full((5,), 0.12345678), torch.full((5,), 3.0))
+    policy.save(tmp_path / "whole")
+    policy.save(tmp_path / "half", half=True)
+    sizes = [(tmp_path / name / "policy.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.65 * sizes[0]
+    back = DiffusionPolicy.load(tmp_path / "half")
+    for name, tensor in policy.state_dict().items():
+        read = back.state_dict()[name]
+        assert read.dtype == tensor.dtype == torch.float32
+        torch.testing.assert_close(read, tensor, rtol=5e-4, atol=1e-6)
+    assert torch.equal(back.observation_normalizer.low, policy.observation_normalizer.low)
+
+
 def test_a_policy_may_be_a_perceptron(tmp_path: Path) -> None:
     policy = small_policy(
         network={"name": "mlp", "width": 16, "embed": 8, "timestep_dim": 8},
