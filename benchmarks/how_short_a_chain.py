@@ -125,7 +125,7 @@ def figure(found: Mapping[str, Any], path: Path) -> None:
             bars = np.abs(np.array([[row[1], row[2]] for row in rows]).T - mean)
             axis.errorbar(STEPS, mean, bars, color=colour, marker=marker, label=label, capsize=2, linewidth=1.4)
         axis.axhline(0, color="black", linewidth=0.6)
-        axis.set(title=task, xlabel="steps", xticks=STEPS)
+        axis.set(title=task, xlabel="steps", xticks=STEPS, ylim=(-0.015, 0.3))  # DDIM's intervals on Tool Hang go on
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("energy distance from\n100 steps (0: same law)")
     axes[-1].legend(frameon=False, fontsize=8)

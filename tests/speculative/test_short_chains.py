@@ -18,6 +18,7 @@ from specpolicy import (
     ReverseProcess,
     SpeculativeSampler,
     Verifier,
+    compile_sampler,
 )
 from specpolicy.evaluation.exactness import check_exactness
 from specpolicy.speculative.spacing import dense_timesteps
@@ -103,3 +104,14 @@ def test_speculation_is_exact_for_it(drafter: Drafter, verifier: Verifier, windo
     result = SpeculativeSampler(process, drafter, verifier, window)(target, noise, generator=generator, record=True)
     assert result.passes.double().mean() < 10
     assert check_exactness(process, result).smallest > 1e-3
+
+
+def test_compiled_rounds_know_the_noise() -> None:
+    scheduler, process = ddpm(10)
+    matched = process.with_matched_noise(torch.full((10,), 0.05))
+    target, noise = mixture(scheduler, 2), torch.randn(5, 2, dtype=torch.float64)
+    eager, other = (SpeculativeSampler(each, FreeDrafter(), BlockVerifier(), 4) for each in (matched, process))
+    fast = compile_sampler(eager, "plain")
+    samples = [each(target, noise, generator=torch.Generator().manual_seed(0)).sample for each in (eager, fast, other)]
+    torch.testing.assert_close(samples[0], samples[1])
+    assert not torch.allclose(samples[0], samples[2])
