@@ -71,13 +71,20 @@ def eager(policy: DiffusionPolicy) -> dict[str, Any]:
             )
             for steps, window in ((100, 24), (100, 40), (100, 99), (20, 6), (20, 12))
         },
+        **{
+            f"matched recycled, K = 10, window {window}": recipes.linear(
+                policy, 10, ReflectionVerifier(), window, drafter=RecyclingDrafter, matched=True
+            )
+            for window in (5, 9)
+        },
     }
 
 
 COMPILED = (
     "ddpm", "ddpm20", "ddim10", "ddim5", "free block, window 24", "linear block, window 24",
     "linear block, K = 20, window 12", "linear block, K = 20, window 6", "linear recycled, window 24",
-    "linear recycled, K = 20, window 6", "linear recycled, K = 20, window 12",
+    "linear recycled, K = 20, window 6", "linear recycled, K = 20, window 12", "matched recycled, K = 10, window 5",
+    "matched recycled, K = 10, window 9",
 )  # fmt: skip
 ALSO_ON_CUDA = (
     "linear block, window 40", "free block, window 40", "asd, window 24", "free block, K = 20, window 12",
