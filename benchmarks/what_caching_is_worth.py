@@ -1,6 +1,6 @@
 """What is token caching worth? Operations, time and distance from the whole network's samples, all in one run.
 
-    python benchmarks/what_caching_is_worth.py      # the DiTs, and checkpoints/square_transformer, once there
+    python benchmarks/what_caching_is_worth.py      # the DiTs, and checkpoints/square_transformer
     python benchmarks/what_caching_is_worth.py runs/train-square --observations runs/x/observations.npz
     python benchmarks/what_caching_is_worth.py --sets 128 --data datasets/usr/share/datasets/fashion-mnist
 
@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "caching"
 POLICY = ROOT / "checkpoints" / "square_transformer"
 DIT = ROOT / "checkpoints" / "fashion_mnist_dit"
-OBSERVATIONS = ROOT / "tests" / "policies" / "square_observations.npz"
+OBSERVATIONS = ROOT / "benchmarks" / "results" / "square_transformer" / "observations.npz"
 STEPS = 20
 SEED = 400_000
 WAYS: dict[str, int | CacheSettings] = {
