@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from .summary import SummaryRow
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; black for the reference, which comes first.
-COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C6D00", "#3FA0D8", "#7A4FBF", "#9C3D3D", "#5B7F00")
+# Okabe and Ito's colours and further ones between them, told apart by colour-blind readers too; black for the
+# reference, which comes first.
+COLORS = (
+    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C6D00", "#3FA0D8", "#7A4FBF", "#9C3D3D", "#5B7F00",
+    "#D4006A", "#00696B", "#8A8A8A", "#E0A100",
+)  # fmt: skip
 PAPER = "white"
 
 

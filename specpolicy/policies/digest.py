@@ -15,8 +15,8 @@ BESIDE = ("calibration-", "windows-", "uncertainty.")
 def checkpoint_digest(path: str | Path) -> str:
     """SHA-256 of a checkpoint file; of a folder, over names and digests of its weights and configuration files.
 
-    What the policy was trained on, its calibrations, uncertainty and windows are not part of it: knowing more about a policy
-    does not make it another.
+    What the policy was trained on, its calibrations, uncertainty and windows are not part of it: knowing more about a
+    policy does not make it another.
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or the folder holds no such file.

@@ -17,6 +17,9 @@ class Law:
     steps: int
     matched: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.steps} {'matched ' if self.matched else ''}steps"
+
 
 def law_of(recipe: Any) -> Law | None:
     """The law of an exact sampler's recipe as a manifest keeps it; None if the recipe does not tell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,6 +39,7 @@ class TaskResults:
         rows: see :func:`summarize`.
         problems: what could not be read, one sentence each.
         cast: samplers of all tasks on the page, which share their colours.
+        namesake: whether another folder on the page is of the same task.
     """
 
     folder: Path
@@ -48,6 +50,13 @@ class TaskResults:
     rows: Sequence[SummaryRow]
     problems: Sequence[str] = ()
     cast: Sequence[str] = ()
+    namesake: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The task, and which folder of that task it is if there are several."""
+        folder = self.folder.resolve().name
+        return f"{self.task} ({folder})" if self.namesake and folder != self.task else self.task
 
     @property
     def task(self) -> str:
@@ -114,7 +123,8 @@ def read_folder(folder: str | Path, reference: str | None = None) -> tuple[list[
         raise ReportError("; ".join(failed.values()))
     read.sort(key=lambda results: results.task)
     cast = list(dict.fromkeys(row.sampler for results in read for row in results.rows))
-    return [replace(results, cast=cast) for results in read], failed
+    tasks = Counter(results.task for results in read)
+    return [replace(results, cast=cast, namesake=tasks[results.task] > 1) for results in read], failed
 
 
 def read_task(folder: Path, reference: str | None = None) -> TaskResults:

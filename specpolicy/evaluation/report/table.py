@@ -60,7 +60,7 @@ def _law(results: TaskResults, row: SummaryRow) -> str:
     if not row.exact:
         return "approximate"
     law = results.laws.get(row.sampler)
-    return f"exact, {law.steps} steps" if law else "exact"
+    return f"exact, {law}" if law else "exact"
 
 
 def _success(row: SummaryRow) -> Cell:

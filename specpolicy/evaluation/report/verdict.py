@@ -109,7 +109,7 @@ def _meaning(results: TaskResults, row: SummaryRow) -> str:
     if results.same_law(row):
         return f"Exact: the law of {results.reference}, so also its success rate."
     if row.exact:
-        own = f"its own {law.steps}-step chain" if law else "its own chain"
+        own = f"its own chain of {law}" if law else "its own chain"
         return f"Exact for {own}, whose law is not that of {results.reference}."
     return "Approximate: not the law that the policy was trained for."
 

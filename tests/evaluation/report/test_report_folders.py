@@ -34,6 +34,15 @@ def test_a_folder_of_tasks_becomes_one_page_with_an_overview(tmp_path: Path) -> 
     assert "No latency was measured" in text and "Use free: it samples the law of ddpm" in text
 
 
+def test_folders_of_one_task_are_told_apart(tmp_path: Path) -> None:
+    for folder, task in (("reach", "reach"), ("reach_transformer", "reach"), ("push", "push")):
+        write_folder(tmp_path / folder, episodes({"ddpm": [True], "free": [False]}, task), task=task)
+    headings = [results.heading for results in read_folder(tmp_path)[0]]
+    assert sorted(headings) == ["push", "reach", "reach (reach_transformer)"]
+    text = write_report(tmp_path, settings=QUIET).read_text()
+    assert "<h2>reach (reach_transformer)</h2>" in text and "<h2>push</h2>" in text
+
+
 def test_samplers_keep_their_colours_from_task_to_task(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", episodes({"ddpm": [True], "free": [True]}, "a"))
     write_folder(tmp_path / "b", episodes({"free": [True], "short": [True]}, "b"))

@@ -39,7 +39,7 @@ def test_a_sampler_of_the_same_law_is_advised_and_others_are_offered(tmp_path: P
     same, short, few = (" ".join(pick.remarks) for pick in found.picks)
     assert "the law of ddpm, so also its success rate" in same and "no more than chance (p = 1.00)" in same
     assert "Keeps up with the robot: p95 is 109 ms, 3 actions at 20 Hz last 150 ms" in same
-    assert "its own 20-step chain, whose law is not that of ddpm" in short
+    assert "its own chain of 20 steps, whose law is not that of ddpm" in short
     assert "Approximate" in few and "do not exclude a loss of up to" in few
 
 
@@ -74,6 +74,9 @@ def test_without_latency_or_reference_less_is_said(tmp_path: Path) -> None:
 def test_a_law_is_known_from_recipes_of_this_library_alone() -> None:
     assert law_of(SAMPLERS["free"]["recipe"]) == law_of(SAMPLERS["ddpm"]["recipe"]) == Law(100)
     assert law_of(SAMPLERS["short"]["recipe"]) == Law(20)
+    matched = {"_target_": "specpolicy.recipes.sequential", "num_inference_steps": 20, "matched": True}
+    assert law_of(matched) == Law(20, matched=True) != Law(20)
+    assert (str(Law(20)), str(Law(20, matched=True))) == ("20 steps", "20 matched steps")
     for name in ("recycled", "linear_block20", "auto"):
         recipe = plain(compose("rollout", [f"sampler={name}"]).sampler)
         compiled = {"_target_": "specpolicy.recipes.compiled", "sampler": recipe}
