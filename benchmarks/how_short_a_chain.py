@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from specpolicy import RecyclingDrafter, ReflectionVerifier, SpeculativeSampler,
 from specpolicy.atomic import atomic_path
 from specpolicy.calibration import uncertainty_path
 from specpolicy.evaluation.fidelity import measure_fidelity
+from specpolicy.evaluation.observations import OBSERVATIONS, read_observations
+from specpolicy.evaluation.protocols import Observation
 from specpolicy.evaluation.provenance import checkpoint_digest, collect_provenance
 from specpolicy.evaluation.statistics import mean_interval
 from specpolicy.policies import DiffusionPolicy
@@ -47,6 +49,12 @@ def ways(policy: DiffusionPolicy) -> dict[str, Any]:
     return samplers
 
 
+def evenly(recorded: Sequence[Observation], most: int) -> list[Observation]:
+    """At most so many of the recorded observations, at even distances."""
+    picks = np.linspace(0, len(recorded) - 1, min(most, len(recorded))).round().astype(int)
+    return [recorded[pick] for pick in picks]
+
+
 def passes_of(policy: DiffusionPolicy, batch: Mapping[str, Any], steps: int, matched: bool) -> list[float]:
     """Passes of one chunk with recycled drafts: mean and 95 % interval over observations."""
     process = recipes.chain(policy, steps, matched)
@@ -57,26 +65,25 @@ def passes_of(policy: DiffusionPolicy, batch: Mapping[str, Any], steps: int, mat
 
 def measured(task: str, observations: int, chunks: int) -> dict[str, Any]:
     """All ways on one task, as plain JSON types."""
-    checkpoint, source = ROOT / "checkpoints" / task, ROOT / "benchmarks" / "results" / task / "observations.npz"
-    policy = DiffusionPolicy.load(checkpoint)
-    with np.load(source) as arrays:
-        recorded = {name: arrays[name] for name in arrays.files}
-    count = len(next(iter(recorded.values())))
-    picks = np.linspace(0, count - 1, min(observations, count)).round().astype(int)
-    singles = [{name: part[pick][None] for name, part in recorded.items()} for pick in picks]
+    checkpoint, folder = ROOT / "checkpoints" / task, ROOT / "benchmarks" / "results" / task
+    policy, recorded = DiffusionPolicy.load(checkpoint), read_observations(folder)
+    singles, many = evenly(recorded, observations), evenly(recorded, 40)
+    batch = {name: np.concatenate([each[name] for each in many]) for name in recorded[0]}
     found = measure_fidelity(policy, ways(policy), singles, chunks=chunks, reference=LONG, permutations=99)
-    many = {
-        name: part[np.linspace(0, count - 1, min(40, count)).round().astype(int)] for name, part in recorded.items()
-    }
     return {
         "identity": {
             "checkpoint": checkpoint_digest(checkpoint),
             "uncertainty": file_digest(uncertainty_path(checkpoint)),
-            "observations": {"file": source.name, "sha256": file_digest(source), "count": len(picks), "chunks": chunks},
+            "observations": {
+                "file": OBSERVATIONS,
+                "sha256": file_digest(folder / OBSERVATIONS),
+                "count": len(singles),
+                "chunks": chunks,
+            },
         },
         "ways": {name: asdict(fidelity) for name, fidelity in found.items()},
         "passes": {
-            f"{name}{steps}": passes_of(policy, many, steps, matched)
+            f"{name}{steps}": passes_of(policy, batch, steps, matched)
             for steps in STEPS
             for name, matched in (("ddpm", False), ("matched", True))
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .fit import fit_calibration
 from .recording import record_chains
 from .sources import Histories
 from .store import save_calibration
-from .uncertainty import Uncertainty, load_uncertainty, measure_uncertainty, save_uncertainty, uncertainty_path
+from .uncertainty import load_uncertainty, measure_uncertainty, save_uncertainty, uncertainty_path
 
 
 def calibrate(
@@ -57,29 +58,16 @@ def calibrate(
         raise ValueError(f"chains={chains}; record at least 1, better several hundred")
     about = {"observations": histories.origin, "seed": seed, "provenance": dict(provenance or {})}
     identity: dict[str, Any] = {"checkpoint": checkpoint_digest(policy.folder)}
-    if matched:
-        uncertainty = _uncertainty(policy, policy.folder, histories, folder / "full", chains, seed, about)
-        process = uncertainty.chain(policy.scheduler, num_inference_steps)
-        identity |= {"timesteps": process.timesteps.tolist(), "sigma": process.sigma.tolist()}
-    else:
+    record = partial(record_chains, policy, histories=histories, chains=chains, seed=seed)
+    if not matched:
         process = ReverseProcess.from_scheduler(policy.scheduler, num_inference_steps)
-    recorded = record_chains(policy, process, histories, folder, chains=chains, seed=seed, identity=identity)
+    else:
+        if not uncertainty_path(policy.folder).is_file():
+            full = ReverseProcess.from_scheduler(policy.scheduler, policy.scheduler.config.num_train_timesteps)
+            longest = record(process=full, folder=folder / "full", identity=identity)
+            save_uncertainty(measure_uncertainty(full, longest, about), policy.folder)
+        process = load_uncertainty(policy.folder).chain(policy.scheduler, num_inference_steps)
+        identity |= {"timesteps": process.timesteps.tolist(), "sigma": process.sigma.tolist()}
+    recorded = record(process=process, folder=folder, identity=identity)
     calibration = fit_calibration(process, recorded, about, most_centres)
     return calibration, save_calibration(calibration, policy.folder, matched)
-
-
-def _uncertainty(
-    policy: DiffusionPolicy,
-    checkpoint: Path,
-    histories: Histories,
-    folder: Path,
-    chains: int,
-    seed: int,
-    about: Mapping[str, Any],
-) -> Uncertainty:
-    if not uncertainty_path(checkpoint).is_file():
-        full = ReverseProcess.from_scheduler(policy.scheduler, policy.scheduler.config.num_train_timesteps)
-        identity = {"checkpoint": checkpoint_digest(checkpoint)}
-        recorded = record_chains(policy, full, histories, folder, chains=chains, seed=seed, identity=identity)
-        save_uncertainty(measure_uncertainty(full, recorded, about), checkpoint)
-    return load_uncertainty(checkpoint)

@@ -129,10 +129,9 @@ class ReverseProcess:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReverseProcess:
         """The same process with its coefficients on ``device`` in ``dtype``."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, dtype)
-            for f in fields(self)
-            if f.init and f.name not in ("timesteps", "limit", "matched")
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "timesteps"}
+        moved: dict[str, Any] = {
+            name: part.to(device, dtype) for name, part in parts.items() if isinstance(part, Tensor)
         }
         return replace(self, timesteps=self.timesteps.to(device), **moved)
 

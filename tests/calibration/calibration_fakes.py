@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
+from hydra.utils import instantiate
 from torch import Tensor
 
 from specpolicy import ReverseProcess, SequentialSampler
 from specpolicy.calibration import Histories, RecordedChains
+from specpolicy.composition import compose
 from specpolicy.policies import DiffusionPolicy, PolicyConfig
 
 SCHEDULER = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
@@ -81,3 +84,8 @@ def histories(count: int = 30) -> Histories:
     return Histories(
         rng.normal(size=(count, 2, 4)).astype(np.float32), np.arange(count) // 3, {"kind": "fake", "file": "none"}
     )
+
+
+def sampler_of(name: str, policy: DiffusionPolicy, *overrides: str) -> Any:
+    """The sampler that a configuration names, for this policy."""
+    return instantiate(compose("rollout", [f"sampler={name}", *overrides]).sampler)(policy)

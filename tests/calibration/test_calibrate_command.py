@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from calibration_fakes import save_untrained
-from hydra.utils import instantiate
+from calibration_fakes import sampler_of
 
 from specpolicy import LinearDrafter, ReverseProcess, SpeculativeSampler, ZeroOpening, recipes
 from specpolicy.calibration import CalibrationError, load_calibration
 from specpolicy.calibration.fit import FILE_BYTES
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.composition import compose
 from specpolicy.evaluation.exactness import check_exactness
 from specpolicy.policies import DiffusionPolicy
 from specpolicy.speculative.opening import LinearOpening
@@ -29,16 +26,6 @@ def observations(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "o.npz", position=rng.normal(size=(20, 2, 2)), goal=rng.normal(size=(20, 2, 2)))
     return tmp_path / "o.npz"
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    save_untrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
-
-
-def sampler_of(name: str, policy: DiffusionPolicy, *overrides: str) -> Any:
-    return instantiate(compose("rollout", [f"sampler={name}", *overrides]).sampler)(policy)
 
 
 def test_from_observations_to_a_sampler(

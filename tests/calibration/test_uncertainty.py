@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calibration_fakes import SCHEDULER, GaussianTarget, gaussian, process_of, recorded, save_untrained
+from calibration_fakes import SCHEDULER, GaussianTarget, gaussian, process_of, recorded, sampler_of
 from diffusers import DDPMScheduler
-from hydra.utils import instantiate
 from torch import Tensor
 
 from specpolicy import ReverseProcess, SequentialSampler, SpeculativeSampler, recipes
@@ -25,23 +24,12 @@ from specpolicy.calibration import (
     uncertainty_path,
 )
 from specpolicy.cli import main
-from specpolicy.composition import compose
 from specpolicy.evaluation.exactness import check_exactness
 from specpolicy.evaluation.fidelity.energy import energy_distance
 from specpolicy.policies import DiffusionPolicy
 from specpolicy.policies.digest import checkpoint_digest
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    save_untrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
-
-
-def sampler_of(name: str, policy: DiffusionPolicy) -> Any:
-    return instantiate(compose("rollout", [f"sampler={name}"]).sampler)(policy)
 
 
 def in_closed_form(target: GaussianTarget, process: ReverseProcess) -> Tensor:
