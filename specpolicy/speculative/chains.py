@@ -132,7 +132,9 @@ class Chains:
         if self.trajectory is not None:
             self.trajectory[-1] = self.x
         account = self.account
-        return SampleResult(
+        return SampleResult.of_rounds(
+            self.process.num_steps,
+            self.k,
             sample=self.x.to(self.input_dtype),
             passes=self.passes.cpu(),
             evaluations=self.evaluations.cpu(),

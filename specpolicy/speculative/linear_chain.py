@@ -111,9 +111,19 @@ class LinearChain:
 
 
 def reach(process: ReverseProcess) -> Int[Tensor, " k"]:
-    """How many steps from each position on can be drafted: those with σ > 0 in an unbroken run."""
-    counts = [0] * (process.num_steps + 1)
+    """How many steps from each position on can be drafted: those with σ > 0 in an unbroken run, but the chain's last.
+
+    A round makes one step more than it keeps of its draft, so that at most K − 1 − k steps are drafted from position k:
+    k + drafted + 1 ≤ K whatever is kept.
+
+    Args:
+        process: of any device and dtype.
+
+    Returns:
+        One count for each position, from 0 to K − 1 − k.
+    """
+    counts = [0] * process.num_steps
     noisy = (process.sigma > 0).tolist()
-    for k in range(process.num_steps - 1, -1, -1):
+    for k in range(process.num_steps - 2, -1, -1):
         counts[k] = counts[k + 1] + 1 if noisy[k] else 0
-    return torch.tensor(counts[:-1], device=process.sigma.device)
+    return torch.tensor(counts, device=process.sigma.device)

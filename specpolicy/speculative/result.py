@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -35,6 +37,36 @@ class SampleResult:
     replayed: Int[Tensor, " b"] | None = None
     trajectory: Float[Tensor, "k1 b ..."] | None = None
     x0: Float[Tensor, "k b ..."] | None = None
+
+    @staticmethod
+    def of_rounds(
+        steps: int,
+        position: Int[Tensor, " b"],
+        *,
+        start: Int[Tensor, "rounds b"],
+        accepted: Int[Tensor, "rounds b"],
+        **parts: Any,
+    ) -> SampleResult:
+        """Make the result of a sampler that works in rounds, and check that its account adds up.
+
+        Args:
+            steps: K. position: where each chain stands now; K if it is finished.
+            start, accepted: as in the attributes, on the CPU.
+            **parts: the other attributes.
+
+        Raises:
+            RuntimeError: a chain is beyond its end, or not where accepted steps and rounds have brought it: from
+                noise to sample they are K together.
+        """
+        position = position.cpu()
+        if len(start):
+            brought = start[0] + torch.where(accepted >= 0, accepted + 1, 0).sum(dim=0)
+            if bool((brought != position).any() or (position > steps).any()):
+                raise RuntimeError(
+                    f"the account of the rounds is wrong: chains of {steps} steps stand at {position.tolist()} after "
+                    f"{brought.tolist()} steps; this is a defect of the sampler, and its samples cannot be trusted"
+                )
+        return SampleResult(start=start, accepted=accepted, **parts)
 
     @property
     def acceptance(self) -> float:

@@ -88,7 +88,7 @@ def _verify(
     Args:
         chains: changed in place. active: those drafted for, shape ``(n,)``.
         draft: from the present state of each on. noise: what it was drafted with, shape ``(n, w, *event)``.
-        length: drafted steps that count, shape ``(n,)``.
+        length: drafted steps that count, shape ``(n,)``, at most K − 1 − k.
         uniform: numbers in [0, 1), shape ``(n, w + 1)``. fresh_noise: for the one more step, shape ``(n, *event)``.
     """
     process, k, x = chains.process, chains.k[active], chains.x[active]
@@ -97,7 +97,7 @@ def _verify(
     column = torch.arange(noise.shape[1] + 1, device=k.device)
     known = (chains.anchor_k[active] == k)[:, None] & (column == 0)
     ask = (column <= length[:, None]) & ~known
-    where = (k[:, None] + column).clamp(max=process.num_steps - 1)
+    where = k[:, None] + column
     target = chains.anchor_x0[active][:, None].repeat(1, len(column), *[1] * len(event))
     if ask.any():
         owner = active[:, None].expand_as(ask)[ask]

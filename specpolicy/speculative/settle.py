@@ -48,11 +48,11 @@ def settle(
         process: on the device and in the dtype of the states.
         k: position of each chain, at most K − 1.
         draft: from there on. target: the target's x̂0 at its states. noise: what it was drafted with.
-        length: drafted steps that count.
+        length: drafted steps that count, at most K − 1 − k, so that the one more step is still in the chain.
         uniform: numbers in [0, 1); the last column is for the repair. fresh_noise: for the one more step.
     """
     row, column = torch.arange(len(k), device=k.device), torch.arange(noise.shape[1], device=k.device)
-    step = (k[:, None] + column).clamp(max=process.num_steps - 1)
+    step = (k[:, None] + column).clamp(max=process.num_steps - 1)  # columns beyond ``length`` are padding
     # Draft against target at every drafted step: a x cancels, (m_D − m_T)/σ = (b/σ)(x̂0_draft − x̂0_target).
     gain = torch.where(process.sigma[step] > 0, process.b[step] / process.sigma[step], 0.0)
     gap = (draft.x0 - target[:, :-1]) * gain.view(*gain.shape, *[1] * (noise.ndim - 2))
@@ -61,7 +61,7 @@ def settle(
 
     # The step after the accepted ones comes from the target, with a repaired noise where the draft was rejected.
     taken = verdict.accepted
-    end, x_end, x0_end = (k + taken).clamp(max=process.num_steps - 1), draft.states[row, taken], target[row, taken]
+    end, x_end, x0_end = k + taken, draft.states[row, taken], target[row, taken]
     rejected, at = taken < length, taken.clamp(max=noise.shape[1] - 1)
     rejection = Rejection(  # of the rows without one, numbers that are easily solved for
         distance=torch.where(rejected, comparison.distance[row, at], 1.0),

@@ -76,12 +76,18 @@ def tune_windows(
         seed: of all draws.
 
     Raises:
-        ValueError: ``longest`` is below 1, or ``chains`` below 2.
+        ValueError: ``longest`` is below 1, ``chains`` below 2, or no step of the chain can be drafted.
         ObservationError: the observations do not fit the policy.
     """
     if longest < 1 or chains < 2:
         raise ValueError(f"longest={longest}, chains={chains}; expected at least 1 and 2, better 64 and a hundred")
-    longest = min(longest, int(reach(sampler.process).max()))
+    drafted = int(reach(sampler.process).max())
+    if drafted < 1:
+        raise ValueError(
+            f"no step of this chain of {sampler.process.num_steps} can be drafted, so that there is no window to "
+            "choose: take more steps"
+        )
+    longest = min(longest, drafted)
     cond = policy.encode(observations)
     with torch.inference_mode():
         cost = measure_rounds(policy, sampler, cond, longest, repeats, seed)

@@ -56,7 +56,7 @@ class StaticRounds:
     def advance(self, state: RoundState, draws: Draws, cond: Cond) -> RoundState:
         """Draft as many steps as ``draws`` has noise for, verify them in one pass, and go on."""
         last, width = self.chain.process.num_steps - 1, draws.noise.shape[1]
-        running, k = state.k <= last, state.k.clamp(max=last)
+        running, k = state.k <= last, state.k.clamp(max=last)  # finished chains stand at K, and take part idly
         length = torch.where(running, self.table[k], 0).clamp(max=width)
         if self.drafter.refreshes:
             x0, finite = self._x0(state.x, k, cond)
@@ -77,7 +77,7 @@ class StaticRounds:
     def replay(self, state: RoundState, predraft: tuple[Draft, Draws], cond: Cond) -> RoundState:
         """Verify the first steps of a pre-drafted chain, as many as are handed in."""
         draft, draws = predraft
-        length = torch.full_like(state.k, draws.noise.shape[1])
+        length = torch.where(state.k < self.chain.process.num_steps, draws.noise.shape[1], 0)  # idle rows keep nothing
         return self._verify(state, draft, draws, length, cond, None)
 
     def _verify(
@@ -88,7 +88,7 @@ class StaticRounds:
         last = process.num_steps - 1
         running, k = state.k <= last, state.k.clamp(max=last)
         column = torch.arange(draws.noise.shape[1] + 1, device=k.device)
-        where = (k[:, None] + column).clamp(max=last)
+        where = (k[:, None] + column).clamp(max=last)  # shapes are static: columns beyond ``length`` are asked as well
         first = 0 if start_x0 is None else 1
         asked = draft.states[:, first:]
         owner = torch.arange(len(k), device=k.device)[:, None].expand(asked.shape[:2]).flatten()

@@ -78,10 +78,12 @@ class RoundState(NamedTuple):
         """Samples and account of the first ``chains``, in tensors of their own; ``dtype`` is that of the noise."""
         # A window that was replayed may have been followed by rounds that ran ahead: those did nothing.
         log = self.log[:, :, :chains].cpu()
-        log = log[:, (log[0] >= 0).any(dim=1)]
+        steps, log = log.shape[1], log[:, (log[0] >= 0).any(dim=1)]
         recorded = len(self.trajectory) > 0
         trajectory = torch.cat([self.trajectory[:-2, :chains], self.x[None, :chains]]) if recorded else None
-        return SampleResult(
+        return SampleResult.of_rounds(
+            steps,
+            self.k[:chains],
             sample=self.x[:chains].to(dtype, copy=True),
             passes=self.passes[:chains].cpu().clone(),
             evaluations=self.evaluations[:chains].cpu().clone(),
