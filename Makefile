@@ -38,7 +38,7 @@ rollout: install
 # The numbers of the README: 100 seeds, twelve samplers, three tasks; some hours on two cores. It can be stopped at any time.
 headline: install
 	$(BIN)/specpolicy evaluate task=[square,transport,tool_hang] seeds=100 repeats=[$(REPEATS)] num_envs=10 out=benchmarks/results \
-	  sampler=[ddpm,ddpm20,ddim10,ddim5,ddim2,asd,frozen_block,free_block,free_block20,recycled,matched10,matched10_recycled]
+	  sampler=[ddpm,ddpm20,ddim10,ddim5,ddim2,asd,frozen_block,free_block,free_block20,recycled,analytic10,analytic10_recycled]
 	$(BIN)/python benchmarks/readme_tables.py
 
 # What latency costs on a robot that does not wait: injected latencies, where ddpm20 stands for its law (any exact sampler
@@ -82,7 +82,7 @@ build: install
 	rm -rf dist build/smoke
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(BIN)/python -m pip install --quiet --no-deps --target build/smoke dist/specpolicy-*.whl
-	cd build && PYTHONPATH=smoke $(abspath $(BIN))/python -c "import specpolicy, specpolicy_envs; from specpolicy.composition import \
+	cd build && PYTHONPATH=smoke $(abspath $(BIN))/python -c "import specpolicy, specpolicy_envs; from specpolicy.config import \
 	  config_dir, compose; assert 'smoke' in str(config_dir()), config_dir(); compose('rollout', ['sampler=asd'])"
 
 clean:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from specpolicy import ReverseProcess, SpeculativeSampler
 from specpolicy.evaluation.statistics import mean_interval
-from specpolicy.policies.networks import ConditionalUnet1d
-from specpolicy.progress import progress_bar
+from specpolicy.policies.networks.unet1d import ConditionalUnet1d
+from specpolicy.utils.progress import progress_bar
 
 STEPS, EVENTS, WINDOWS, ROWS = (20, 50, 100, 250, 1000), (32, 128, 512, 4096), (6, 12, 24, 40), (6, 12, 24, 40)
 NETWORKS = {"1 M": (32, 64, 128), "4 M": (64, 128, 256), "17 M": (128, 256, 512), "66 M": (256, 512, 1024)}

@@ -2,8 +2,8 @@
 
     python benchmarks/how_short_a_chain.py pusht square tool_hang transport
 
-*ddpm* takes the scheduler's evenly spaced timesteps and its noise; *matched* takes timesteps dense towards the sample
-and noise that makes up for what long steps leave out (``uncertainty.json`` beside the checkpoint); *ddim* takes no
+*ddpm* takes the scheduler's evenly spaced timesteps and its noise; *analytic* takes timesteps dense towards the sample
+and noise that makes up for what long steps leave out (``x0_variance.json`` beside the checkpoint); *ddim* takes no
 noise (η = 0). Each asks the network once a step. The first two are Gaussian chains, which speculative samplers sample
 exactly in fewer passes; the passes of recycled drafts without a calibration stand beside them.
 
@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from specpolicy import RecyclingDrafter, ReflectionVerifier, SpeculativeSampler, ZeroOpening, recipes
-from specpolicy.atomic import atomic_path
-from specpolicy.calibration import uncertainty_path
+from specpolicy import RecyclingDrafter, ReflectionVerifier, SpeculativeSampler, ZeroGuess
+from specpolicy import samplers as factories
+from specpolicy.calibration.x0_variance import x0_variance_path
 from specpolicy.evaluation.fidelity import measure_fidelity
-from specpolicy.evaluation.observations import OBSERVATIONS, read_observations
-from specpolicy.evaluation.protocols import Observation
-from specpolicy.evaluation.provenance import checkpoint_digest, collect_provenance
+from specpolicy.evaluation.results import OBSERVATIONS, read_observations
 from specpolicy.evaluation.statistics import mean_interval
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.policies.digest import file_digest
+from specpolicy.policies.checkpoint import checkpoint_digest, file_digest
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.rollout.protocols import Observation
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.provenance import collect_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "short_chains"
@@ -41,11 +42,11 @@ LONG, STEPS, TASKS = "ddpm100", (20, 10, 7, 5), ("pusht", "square", "tool_hang",
 
 def ways(policy: DiffusionPolicy) -> dict[str, Any]:
     """Every way to take every number of steps; the long chain first."""
-    samplers: dict[str, Any] = {LONG: recipes.sequential(policy, 100)}
+    samplers: dict[str, Any] = {LONG: factories.sequential(policy, 100)}
     for steps in STEPS:
-        samplers[f"ddpm{steps}"] = recipes.sequential(policy, steps)
-        samplers[f"matched{steps}"] = recipes.sequential(policy, steps, matched=True)
-        samplers[f"ddim{steps}"] = recipes.ddim(policy, steps)
+        samplers[f"ddpm{steps}"] = factories.sequential(policy, steps)
+        samplers[f"analytic{steps}"] = factories.sequential(policy, steps, analytic=True)
+        samplers[f"ddim{steps}"] = factories.ddim(policy, steps)
     return samplers
 
 
@@ -55,25 +56,25 @@ def evenly(recorded: Sequence[Observation], most: int) -> list[Observation]:
     return [recorded[pick] for pick in picks]
 
 
-def passes_of(policy: DiffusionPolicy, batch: Mapping[str, Any], steps: int, matched: bool) -> list[float]:
+def passes_of(policy: DiffusionPolicy, batch: Mapping[str, Any], steps: int, analytic: bool) -> list[float]:
     """Passes of one chunk with recycled drafts: mean and 95 % interval over observations."""
-    process = recipes.chain(policy, steps, matched)
-    sampler = SpeculativeSampler(process, RecyclingDrafter(), ReflectionVerifier(), steps - 1, ZeroOpening())
-    result = policy.act(batch, sampler, torch.Generator().manual_seed(0)).result
+    process = factories.make_process(policy, steps, analytic)
+    sampler = SpeculativeSampler(process, RecyclingDrafter(), ReflectionVerifier(), steps - 1, ZeroGuess())
+    result = policy.predict_action(batch, sampler, torch.Generator().manual_seed(0)).result
     return list(mean_interval(result.passes.double().numpy()))
 
 
 def measured(task: str, observations: int, chunks: int) -> dict[str, Any]:
     """All ways on one task, as plain JSON types."""
     checkpoint, folder = ROOT / "checkpoints" / task, ROOT / "benchmarks" / "results" / task
-    policy, recorded = DiffusionPolicy.load(checkpoint), read_observations(folder)
+    policy, recorded = DiffusionPolicy.from_pretrained(checkpoint), read_observations(folder)
     singles, many = evenly(recorded, observations), evenly(recorded, 40)
     batch = {name: np.concatenate([each[name] for each in many]) for name in recorded[0]}
     found = measure_fidelity(policy, ways(policy), singles, chunks=chunks, reference=LONG, permutations=99)
     return {
         "identity": {
             "checkpoint": checkpoint_digest(checkpoint),
-            "uncertainty": file_digest(uncertainty_path(checkpoint)),
+            "x0_variance": file_digest(x0_variance_path(checkpoint)),
             "observations": {
                 "file": OBSERVATIONS,
                 "sha256": file_digest(folder / OBSERVATIONS),
@@ -83,9 +84,9 @@ def measured(task: str, observations: int, chunks: int) -> dict[str, Any]:
         },
         "ways": {name: asdict(fidelity) for name, fidelity in found.items()},
         "passes": {
-            f"{name}{steps}": passes_of(policy, batch, steps, matched)
+            f"{name}{steps}": passes_of(policy, batch, steps, analytic)
             for steps in STEPS
-            for name, matched in (("ddpm", False), ("matched", True))
+            for name, analytic in (("ddpm", False), ("analytic", True))
         },
         "provenance": collect_provenance(device=policy.device),
     }
@@ -96,7 +97,7 @@ def table(found: Mapping[str, Any]) -> str:
     head = ["steps", "way", "law", *(f"{task}: distance | spread | roughness | passes" for task in found)]
     lines = [f"| {' | '.join(head)} |", f"|{' ---: | --- | --- |'}{' ---: |' * 4 * len(found)}"]
     for steps in STEPS:
-        for way in ("ddpm", "matched", "ddim"):
+        for way in ("ddpm", "analytic", "ddim"):
             cells = [str(steps), way, "approx." if way == "ddim" else "its own"]
             for each in found.values():
                 row, passes = each["ways"][f"{way}{steps}"], each["passes"].get(f"{way}{steps}")
@@ -124,7 +125,7 @@ def figure(found: Mapping[str, Any], path: Path) -> None:
     FigureCanvasAgg(drawn)
     axes = drawn.subplots(1, len(found), sharey=True, squeeze=False)[0]
     styles = {"ddim": ("tab:orange", "s", "ddim (approximate)"), "ddpm": ("tab:gray", "^", "ddpm, fewer steps"),
-              "matched": ("tab:blue", "o", "matched noise")}  # fmt: skip
+              "analytic": ("tab:blue", "o", "analytic noise")}  # fmt: skip
     for axis, (task, each) in zip(axes, found.items(), strict=True):
         for way, (colour, marker, label) in styles.items():
             rows = [mean_interval(np.asarray(each["ways"][f"{way}{steps}"]["distance"])) for steps in STEPS]

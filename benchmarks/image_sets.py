@@ -11,10 +11,10 @@ from image_tables import distances
 from PIL import Image
 from torch import Tensor
 
-from specpolicy.atomic import atomic_path
-from specpolicy.images import image_grid
+from specpolicy.images.measuring import image_grid
 from specpolicy.images.training import read_images
-from specpolicy.progress import progress_bar
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
 
 SEED = 500_000
 BATCH = 16

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from specpolicy.evaluation.fidelity.energy import energy_distance, permutation_test
+from specpolicy.evaluation.fidelity import energy_distance, permutation_test
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians, ratio_of_sums
 from specpolicy.images.distance import FrechetScale, Measured
 

@@ -31,12 +31,12 @@ from specpolicy import (
     ReflectionVerifier,
     ReverseProcess,
     SchedulerSampler,
-    recipes,
+    samplers,
 )
 from specpolicy.evaluation.statistics import mean_interval
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.progress import progress_bar
-from specpolicy.speculative.compiled import compile_sampler
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.compiled.sampler import compile_sampler
+from specpolicy.utils.progress import progress_bar
 
 LOOP = "diffusers loop, DDPM-100"
 BASES = ("ddpm, compiled", "ddim10, compiled", "ddim5, compiled")
@@ -50,30 +50,30 @@ def eager(policy: DiffusionPolicy) -> dict[str, Any]:
     block = BlockVerifier()
     return {
         LOOP: SchedulerSampler(ddpm100, 100),
-        "ddpm": recipes.sequential(policy, 100),
-        "ddpm20": recipes.sequential(policy, 20),
-        "ddim10": recipes.ddim(policy, 10),
-        "ddim5": recipes.ddim(policy, 5),
+        "ddpm": samplers.sequential(policy, 100),
+        "ddpm20": samplers.sequential(policy, 20),
+        "ddim10": samplers.ddim(policy, 10),
+        "ddim5": samplers.ddim(policy, 5),
         "ParaDiGMS, window 25, tolerance 0.1": PicardSampler(process),
-        "asd, window 24": recipes.speculative(policy, 100, FrozenDrafter(), ReflectionVerifier(), 24),
-        "free reflection, window 24": recipes.speculative(policy, 100, FreeDrafter(), ReflectionVerifier(), 24),
-        "frozen block, window 24": recipes.speculative(policy, 100, FrozenDrafter(), block, 24),
-        "free block, window 24": recipes.speculative(policy, 100, FreeDrafter(), block, 24),
-        "free block, window 40": recipes.speculative(policy, 100, FreeDrafter(), block, 40),
-        "linear block, window 24": recipes.linear(policy, 100, block, 24),
-        "linear block, window 40": recipes.linear(policy, 100, block, 40),
-        "free block, K = 20, window 12": recipes.speculative(policy, 20, FreeDrafter(), block, 12),
-        "linear block, K = 20, window 12": recipes.linear(policy, 20, block, 12),
-        "linear block, K = 20, window 6": recipes.linear(policy, 20, block, 6),
+        "asd, window 24": samplers.speculative(policy, 100, FrozenDrafter(), ReflectionVerifier(), 24),
+        "free reflection, window 24": samplers.speculative(policy, 100, FreeDrafter(), ReflectionVerifier(), 24),
+        "frozen block, window 24": samplers.speculative(policy, 100, FrozenDrafter(), block, 24),
+        "free block, window 24": samplers.speculative(policy, 100, FreeDrafter(), block, 24),
+        "free block, window 40": samplers.speculative(policy, 100, FreeDrafter(), block, 40),
+        "linear block, window 24": samplers.calibrated(policy, 100, block, 24),
+        "linear block, window 40": samplers.calibrated(policy, 100, block, 40),
+        "free block, K = 20, window 12": samplers.speculative(policy, 20, FreeDrafter(), block, 12),
+        "linear block, K = 20, window 12": samplers.calibrated(policy, 20, block, 12),
+        "linear block, K = 20, window 6": samplers.calibrated(policy, 20, block, 6),
         **{
-            f"linear recycled, {'' if steps == 100 else f'K = {steps}, '}window {window}": recipes.linear(
+            f"linear recycled, {'' if steps == 100 else f'K = {steps}, '}window {window}": samplers.calibrated(
                 policy, steps, ReflectionVerifier(), window, drafter=RecyclingDrafter
             )
             for steps, window in ((100, 24), (100, 40), (100, 99), (20, 6), (20, 12))
         },
         **{
-            f"matched recycled, K = 10, window {window}": recipes.linear(
-                policy, 10, ReflectionVerifier(), window, drafter=RecyclingDrafter, matched=True
+            f"analytic recycled, K = 10, window {window}": samplers.calibrated(
+                policy, 10, ReflectionVerifier(), window, drafter=RecyclingDrafter, analytic=True
             )
             for window in (5, 9)
         },
@@ -83,8 +83,8 @@ def eager(policy: DiffusionPolicy) -> dict[str, Any]:
 COMPILED = (
     "ddpm", "ddpm20", "ddim10", "ddim5", "free block, window 24", "linear block, window 24",
     "linear block, K = 20, window 12", "linear block, K = 20, window 6", "linear recycled, window 24",
-    "linear recycled, K = 20, window 6", "linear recycled, K = 20, window 12", "matched recycled, K = 10, window 5",
-    "matched recycled, K = 10, window 9",
+    "linear recycled, K = 20, window 6", "linear recycled, K = 20, window 12", "analytic recycled, K = 10, window 5",
+    "analytic recycled, K = 10, window 9",
 )  # fmt: skip
 ALSO_ON_CUDA = (
     "linear block, window 40", "free block, window 40", "asd, window 24", "free block, K = 20, window 12",
@@ -109,7 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    policy = DiffusionPolicy.load(ROOT / "checkpoints" / options.task, device)
+    policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / options.task, device)
     if options.widen:
         try:
             policy = widened(policy, options.widen)

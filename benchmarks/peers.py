@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specpolicy import SampleResult, SchedulerSampler, recipes
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.policies.networks import ConditionalUnet1d
+from specpolicy import SampleResult, SchedulerSampler, samplers
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.networks.unet1d import ConditionalUnet1d
 
 SETTINGS = (("DDPM", 100), ("DDIM", 10))
 _ALIKE = (
@@ -53,7 +53,7 @@ class PeerSampler:
     """A peer's loop in the shape of a sampler: it draws its own noises, from the global generator, as its users run it.
 
     Attributes:
-        loop: conditions of shape ``(b, c)`` to chunks, ``(b, action_horizon, action_dim)`` or a later part of them.
+        loop: conditions of shape ``(b, c)`` to chunks, ``(b, horizon, action_dim)`` or a later part of them.
         kind, steps: its setting. exact: whether the law is that of the policy's 100-step chain.
     """
 
@@ -107,7 +107,7 @@ def peers(policy: DiffusionPolicy, compiled: bool = False) -> tuple[dict[str, Pe
 def disagreement(peer: PeerSampler, policy: DiffusionPolicy, cond: Tensor, seed: int = 0) -> float:
     """Largest difference between the peer's chunks and those of diffusers' scheduler, from the same noises."""
     reference: Any = (
-        SchedulerSampler(policy.scheduler, peer.steps) if peer.kind == "DDPM" else recipes.ddim(policy, peer.steps)
+        SchedulerSampler(policy.scheduler, peer.steps) if peer.kind == "DDPM" else samplers.ddim(policy, peer.steps)
     )
     with torch.inference_mode(), torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -137,9 +137,9 @@ def _lerobot(policy: DiffusionPolicy, kind: str, steps: int, compiled: bool) -> 
     channels, timestep_dim = _sizes(policy)
     with contextlib.redirect_stderr(io.StringIO()):
         config = diffusion.DiffusionConfig(
-            n_obs_steps=policy.config.observation_horizon,
+            n_obs_steps=policy.config.n_obs_steps,
             horizon=horizon,
-            n_action_steps=policy.config.executed_actions,
+            n_action_steps=policy.config.n_action_steps,
             input_features={
                 "observation.state": types.PolicyFeature(types.FeatureType.STATE, (policy.observations.dim,))
             },
@@ -169,12 +169,12 @@ def _robomimic(policy: DiffusionPolicy, kind: str, steps: int, compiled: bool) -
     with contextlib.redirect_stdout(io.StringIO()):  # it reports a missing macro file, and every network's size
         nets = import_module("robomimic.models.diffusion_policy_nets")
         horizon, action_dim = policy.event_shape
-        past, schedule = policy.config.observation_horizon, policy.scheduler.config
+        past, schedule = policy.config.n_obs_steps, policy.scheduler.config
         config = import_module("robomimic.config").config_factory("diffusion_policy")
         with config.unlocked():
             config.observation.modalities.obs.low_dim = ["state"]
-            config.algo.horizon.observation_horizon = past
-            config.algo.horizon.action_horizon = horizon - past + 1
+            config.algo.horizon.n_obs_steps = past
+            config.algo.horizon.horizon = horizon - past + 1
             config.algo.horizon.prediction_horizon = horizon
             config.algo.ema.enabled = False  # the policy's weights are averaged ones already
             config.algo.optim_params.policy.learning_rate.scheduler_type = "linear"  # nothing is trained here

@@ -11,7 +11,7 @@ from torch import Tensor
 from specpolicy import ReverseProcess, SampleResult
 from specpolicy.speculative.denoiser import gather_rows
 from specpolicy.speculative.process import per_row
-from specpolicy.speculative.randomness import RandomSource
+from specpolicy.speculative.random_streams import ChainGenerators
 
 
 class PicardSampler:
@@ -39,7 +39,7 @@ class PicardSampler:
         record: bool = False,
     ) -> SampleResult:
         """Sample one chain after another for each row of ``noise``; no trajectory is kept."""
-        random = RandomSource(generator, len(noise), noise.device, noise.dtype)
+        random = ChainGenerators(generator, len(noise), noise.device, noise.dtype)
         kicks = torch.stack([random.noise(noise.shape[1:]) for _ in range(self.process.num_steps)])
         process, samples, passes, rows = self.process.to(noise.device, noise.dtype), [], [], []
         for chain, start in enumerate(noise):

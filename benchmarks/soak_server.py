@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specpolicy.atomic import atomic_path
-from specpolicy.evaluation.provenance import PACKAGES, collect_provenance
-from specpolicy.policies import DiffusionPolicy, PolicyConfig
-from specpolicy.progress import progress_bar
-from specpolicy.serving import Client, Reply
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.serving.client import Client, Reply
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import PACKAGES, collect_provenance
 
 RESULT = Path(__file__).parent / "results" / "serving" / "soak.json"
 SAMPLER = "ddim2"
@@ -48,8 +49,8 @@ def cheap_policy() -> DiffusionPolicy:
         task="soak",
         observations={"pose": 3, "grip": 1},
         action_dim=3,
-        action_horizon=6,
-        executed_actions=4,
+        horizon=6,
+        n_action_steps=4,
         network={"name": "mlp", "width": 16, "blocks": 1, "embed": 16, "timestep_dim": 8},
         scheduler={"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2"},
     )

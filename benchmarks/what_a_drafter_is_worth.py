@@ -29,21 +29,21 @@ from specpolicy import (
     FreeDrafter,
     FrozenDrafter,
     LinearDrafter,
-    Opening,
     RecyclingDrafter,
     ReflectionVerifier,
     SpeculativeSampler,
-    ZeroOpening,
-    recipes,
+    X0Guess,
+    ZeroGuess,
+    samplers,
 )
-from specpolicy.atomic import atomic_path
-from specpolicy.calibration import load_calibration
-from specpolicy.evaluation.provenance import checkpoint_digest, collect_provenance
+from specpolicy.calibration.store import load_calibration
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.policies.digest import file_digest
-from specpolicy.progress import progress_bar
-from specpolicy.speculative import ReverseProcess
+from specpolicy.policies.checkpoint import checkpoint_digest, file_digest
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.process import ReverseProcess
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 OBSERVATIONS = {
@@ -59,10 +59,10 @@ CLOCKS = ("wall_ms", "cpu_ms")
 
 def rivals(policy: DiffusionPolicy) -> dict[str, Any]:
     return {
-        "ddpm": recipes.sequential(policy, 100),
-        "ddpm20": recipes.sequential(policy, 20),
-        "ddim10": recipes.ddim(policy, 10),
-        "ddim5": recipes.ddim(policy, 5),
+        "ddpm": samplers.sequential(policy, 100),
+        "ddpm20": samplers.sequential(policy, 20),
+        "ddim10": samplers.ddim(policy, 10),
+        "ddim5": samplers.ddim(policy, 5),
     }
 
 
@@ -73,7 +73,7 @@ def contestants(policy: DiffusionPolicy, checkpoint: Path) -> Iterator[tuple[str
         drafters: dict[str, Drafter] = {
             "free": FreeDrafter(), "frozen": FrozenDrafter(), "linear": LinearDrafter(calibration.gains)
         }  # fmt: skip
-        openings: dict[str, Opening | None] = {"none": None, "zero": ZeroOpening(), "fitted": calibration.opening}
+        openings: dict[str, X0Guess | None] = {"none": None, "zero": ZeroGuess(), "fitted": calibration.opening}
         for window in windows:
             for drafter, drafts in drafters.items():
                 for opening, opens in openings.items():
@@ -92,7 +92,7 @@ def check_held_out(checkpoint: Path, observations: Path) -> None:
 
 
 def passes_of(policy: DiffusionPolicy, sampler: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    result = policy.act(batch, sampler, torch.Generator().manual_seed(0)).result
+    result = policy.predict_action(batch, sampler, torch.Generator().manual_seed(0)).result
     mean, low, high = mean_interval(result.passes.double().numpy())
     evaluations = mean_interval(result.evaluations.double().numpy())
     return {"passes": [mean, low, high], "evaluations": list(evaluations), "n": len(result.passes)}
@@ -102,7 +102,7 @@ def timed(policy: DiffusionPolicy, sampler: Any, observation: dict[str, Any], se
     """Milliseconds of one call: of the clock, and of the processor."""
     generator = [torch.Generator().manual_seed(seed)]
     clock, processor = time.perf_counter(), time.process_time()
-    policy.act(observation, sampler, generator)
+    policy.predict_action(observation, sampler, generator)
     return 1e3 * (time.perf_counter() - clock), 1e3 * (time.process_time() - processor)
 
 
@@ -142,7 +142,7 @@ def main() -> None:
     torch.set_num_threads(1)
     checkpoint, source = ROOT / "checkpoints" / options.task, OBSERVATIONS[options.task]
     check_held_out(checkpoint, source)
-    policy = DiffusionPolicy.load(checkpoint)
+    policy = DiffusionPolicy.from_pretrained(checkpoint)
     with np.load(source) as arrays:
         stacked = {name: arrays[name] for name in arrays.files}
     count = len(next(iter(stacked.values())))

@@ -24,17 +24,16 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 
-from specpolicy.atomic import atomic_path
-from specpolicy.composition import compose
-from specpolicy.control import LastObservation, LinearObservation
-from specpolicy.control.predictors import Predictor
-from specpolicy.evaluation.comparison import TrainedPolicy
-from specpolicy.evaluation.player import EpisodePlayer, MakeEnv
-from specpolicy.evaluation.provenance import collect_provenance
+from specpolicy.config import compose
+from specpolicy.control.executors import LastObservation, LinearObservation, Predictor
+from specpolicy.evaluation.comparison import CheckpointLoader
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
-from specpolicy.history import Window
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.progress import progress_bar
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.observations import HistoryWindow
+from specpolicy.rollout.env_worker import EpisodePlayer, MakeEnv
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 RESULTS = Path(__file__).resolve().parent / "results" / "predrafts"
 SEED = 300_000  # of the episodes: neither trained on nor evaluated on
@@ -47,16 +46,16 @@ FEW = ("ddim10", "ddim5")
 class Moment:
     """A tick of an episode and the windows before it, the present one last."""
 
-    windows: Sequence[Window]
+    windows: Sequence[HistoryWindow]
 
-    def guess(self, predictor: Predictor, age: int) -> Window:
+    def guess(self, predictor: Predictor, age: int) -> HistoryWindow:
         """The present window as predicted ``age`` ticks ago."""
         return predictor(self.windows[-1 - age], age)
 
 
 def moments(policy: DiffusionPolicy, sampler: Any, cfg: Any, count: int, episodes: int) -> list[Moment]:
     """Random ticks of played episodes, at least the largest age after their start."""
-    player = EpisodePlayer(MakeEnv(cfg.task.env), policy.config.observation_horizon)
+    player = EpisodePlayer(MakeEnv(cfg.task.env), policy.config.n_obs_steps)
     found: list[Moment] = []
     choose = np.random.default_rng(SEED)
     with progress_bar("episodes", episodes) as bar:
@@ -70,11 +69,11 @@ def moments(policy: DiffusionPolicy, sampler: Any, cfg: Any, count: int, episode
     return found[:count]
 
 
-def _windows(policy: DiffusionPolicy, sampler: Any, player: EpisodePlayer, seed: int) -> Iterator[Window]:
+def _windows(policy: DiffusionPolicy, sampler: Any, player: EpisodePlayer, seed: int) -> Iterator[HistoryWindow]:
     segment, generator = player.start(seed), torch.Generator().manual_seed(seed)
     yield segment.window
     while True:
-        chunk = policy.act({name: part[None] for name, part in segment.window.items()}, sampler, [generator])
+        chunk = policy.predict_action({name: part[None] for name, part in segment.window.items()}, sampler, [generator])
         for action in chunk.actions[0]:
             segment = player.play(action[None])
             yield segment.window
@@ -82,7 +81,7 @@ def _windows(policy: DiffusionPolicy, sampler: Any, player: EpisodePlayer, seed:
                 return
 
 
-def batch(windows: Sequence[Window]) -> dict[str, Any]:
+def batch(windows: Sequence[HistoryWindow]) -> dict[str, Any]:
     """Windows as a policy wants several of them."""
     return {name: np.stack([window[name] for window in windows]) for name in windows[0]}
 
@@ -95,13 +94,17 @@ def streams(count: int) -> list[torch.Generator]:
 def passes(policy: DiffusionPolicy, sampler: Any, found: Sequence[Moment]) -> Iterator[dict[str, Any]]:
     """A row without a draft, and one for each predictor and age."""
     now = batch([moment.windows[-1] for moment in found])
-    whole = policy.act(now, sampler, streams(len(found)))
+    whole = policy.predict_action(now, sampler, streams(len(found)))
     yield _row(whole.result)
     for name, predictor in PREDICTORS.items():
         for age in AGES:
             generators = streams(len(found))
             draft = policy.predraft(batch([moment.guess(predictor, age) for moment in found]), sampler, generators)
-            yield {"predictor": name, "age": age, **_row(policy.act(now, sampler, generators, predraft=draft).result)}
+            yield {
+                "predictor": name,
+                "age": age,
+                **_row(policy.predict_action(now, sampler, generators, predraft=draft).result),
+            }
 
 
 def _row(result: Any) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def times(
                     guess = batch([moment.guess(PREDICTORS["linear"], age)])
                     draft = policy.predraft(guess, samplers[name], generator)
                 begin = time.perf_counter()
-                policy.act(now, samplers[name], generator, predraft=draft)
+                policy.predict_action(now, samplers[name], generator, predraft=draft)
                 if number:
                     taken[name, age].append(time.perf_counter() - begin)
             bar.advance(1 if number else 0)
@@ -150,7 +153,7 @@ def measure(task: str, names: Sequence[str], count: int, timed: int, episodes: i
     configs = {name: compose("control", [f"task={task}", f"sampler={name}"]) for name in [*names, *FEW]}
     cfg = configs[names[0]]
     makers = {name: instantiate(each.sampler) for name, each in configs.items()}
-    policy, made = TrainedPolicy(str(cfg.checkpoint), task, makers)()
+    policy, made = CheckpointLoader(str(cfg.checkpoint), task, makers)()
     assert isinstance(policy, DiffusionPolicy)
     samplers = dict(made)
     found = moments(policy, samplers["ddim10"], cfg, count, episodes)

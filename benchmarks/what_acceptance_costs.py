@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from side_by_side import ROOT, conditions, keep, ratio, shown, take_turns
 
-from specpolicy import BlockVerifier, FreeDrafter, ReflectionVerifier, ResidualVerifier, Verifier, recipes
+from specpolicy import BlockVerifier, FreeDrafter, ReflectionVerifier, ResidualVerifier, Verifier, samplers
 from specpolicy.evaluation.statistics import mean_interval
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.progress import progress_bar
-from specpolicy.speculative.verifiers import Comparison
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.verifiers import DraftTargetGap
+from specpolicy.utils.progress import progress_bar
 
 VERIFIERS: dict[str, Verifier] = {
     "reflection": ReflectionVerifier(),
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(options.device)
-    policy = DiffusionPolicy.load(ROOT / "checkpoints" / options.task, device)
+    policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / options.task, device)
     cond = conditions(policy, options.chains)
     rows = []
     with progress_bar("samplers", len(options.windows) * len(VERIFIERS)) as bar:
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _sampled(policy: DiffusionPolicy, cond: torch.Tensor, steps: int, window: int, verifier: Verifier) -> Any:
-    sampler = recipes.speculative(policy, steps, FreeDrafter(), verifier, window)
+    sampler = samplers.speculative(policy, steps, FreeDrafter(), verifier, window)
     generators = [torch.Generator().manual_seed(7000 + row) for row in range(len(cond))]
     noise = torch.stack([torch.randn(policy.event_shape, generator=each) for each in generators]).to(cond.device)
     with torch.inference_mode():
@@ -88,7 +88,7 @@ def _judging(window: int, device: torch.device) -> dict[str, float]:
     gap = 0.1 * torch.randn(1, window, 16, 7, generator=generator).to(device)
     noise = torch.randn(1, window, 16, 7, generator=generator).to(device)
     uniform = torch.rand(1, window, dtype=torch.float64, generator=generator).to(device)
-    comparison = Comparison.of(gap, noise, torch.tensor([window], device=device))
+    comparison = DraftTargetGap.of(gap, noise, torch.tensor([window], device=device))
     ways = {name: lambda _, each=each: each.judge(comparison, uniform) for name, each in VERIFIERS.items()}
     taken = take_turns(ways, 60, device, warmup=10)
     return ratio(taken["block"], taken["residual"])

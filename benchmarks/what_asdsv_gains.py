@@ -34,15 +34,15 @@ from image_sets import SEED, compare_sets, draw_sets
 from torch import Tensor
 
 from specpolicy import AdaptiveWindow, ReverseProcess, SchedulerSampler, SequentialSampler, SpeculativeSampler
-from specpolicy.approximate import ThresholdVerifier, asdsv_fast, asdsv_slow
-from specpolicy.atomic import atomic_path
-from specpolicy.evaluation.provenance import checkpoint_digest, collect_provenance
-from specpolicy.images import load_pipeline
-from specpolicy.images.pipelines import network_of
-from specpolicy.interop.diffusers import approximate
-from specpolicy.progress import progress_bar
-from specpolicy.speculative import SampleResult
+from specpolicy.approximate.asdsv import ThresholdVerifier, asdsv_fast, asdsv_slow
+from specpolicy.images.measuring import load_pipeline, network_of
+from specpolicy.interop.diffusers.accelerate import approximate
+from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.speculative.denoiser import Denoiser
+from specpolicy.speculative.result import SampleResult
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 RESULTS = Path(__file__).resolve().parent / "results" / "asdsv"
 BATCH = 16

@@ -35,13 +35,15 @@ from image_sets import compare_sets, draw_sets
 from torch import Tensor, nn
 
 from specpolicy import SchedulerSampler
-from specpolicy.atomic import atomic_path
-from specpolicy.caching import CachedSampler, CacheSettings, count_operations, course_of
-from specpolicy.evaluation.provenance import checkpoint_digest, collect_provenance
+from specpolicy.approximate.specdiff.importance import CacheSettings, count_operations, trajectory_of
+from specpolicy.approximate.specdiff.sampler import CachedSampler
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
-from specpolicy.images import load_pipeline
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.progress import progress_bar
+from specpolicy.images.measuring import load_pipeline
+from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "caching"
@@ -79,7 +81,7 @@ class Subject:
         """Plain DDIM in so many steps, or the 20-step chain with these settings."""
         steps = way if isinstance(way, int) else STEPS
         plain = SchedulerSampler(DDIMScheduler.from_config(self.scheduler.config), steps, {"eta": 0.0})
-        return plain if isinstance(way, int) else CachedSampler(plain, way, course_of(self.scheduler))
+        return plain if isinstance(way, int) else CachedSampler(plain, way, trajectory_of(self.scheduler))
 
     def noise(self, number: int) -> Tensor:
         """The start of batch ``number``."""
@@ -131,11 +133,11 @@ def trained_dit(folder: Path, count: int) -> Subject:
 
 def trained_policy(checkpoint: Path, observations: Path, count: int, batch: int) -> Subject:
     """A checkpoint, at recorded observations, again from the first one where there are too few."""
-    policy = DiffusionPolicy.load(checkpoint)
+    policy = DiffusionPolicy.from_pretrained(checkpoint)
     with np.load(observations) as stored:
         conds = policy.encode({name: stored[name] for name in stored.files})
     conds = conds[torch.arange(count * batch) % len(conds)]
-    about = {"network": policy.config.network, "tokens": policy.config.action_horizon}
+    about = {"network": policy.config.network, "tokens": policy.config.horizon}
     name = checkpoint.name + (f"_batch{batch}" if batch > 1 else "")
     return Subject(name, policy, policy.scheduler, policy.event_shape, conds, batch, about)
 

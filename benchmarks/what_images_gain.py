@@ -40,10 +40,11 @@ from specpolicy import (
     SequentialSampler,
     SpeculativeSampler,
 )
-from specpolicy.atomic import atomic_path
-from specpolicy.evaluation.provenance import checkpoint_digest, collect_provenance
-from specpolicy.images import load_pipeline
-from specpolicy.progress import progress_bar
+from specpolicy.images.measuring import load_pipeline
+from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 RESULTS = Path(__file__).resolve().parent / "results" / "images"
 DRAFTERS = {"frozen": FrozenDrafter(), "free": FreeDrafter()}

@@ -21,11 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from side_by_side import RESULTS
 
-from specpolicy.atomic import atomic_path
-from specpolicy.evaluation.looks import COLORS, PAPER
-from specpolicy.evaluation.plot import style_axes
+from specpolicy.evaluation.plots import COLORS, PAPER, style_axes
+from specpolicy.evaluation.results import read_results
 from specpolicy.evaluation.statistics import wilson
-from specpolicy.evaluation.store import read_results
+from specpolicy.utils.files import atomic_path
 
 REALITY = RESULTS / "reality"
 TASKS = ("square", "transport", "tool_hang")

@@ -19,12 +19,11 @@ from side_by_side import ROOT, keep, parameters, ratio, shown, synchronize, take
 from torch.utils.flop_counter import FlopCounterMode
 
 from specpolicy import BlockVerifier, FreeDrafter, ReverseProcess, SpeculativeSampler
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.policies.networks import ConditionalUnet1d
-from specpolicy.speculative.compiled import CompiledSampler
-from specpolicy.speculative.compiled.sampler import full_draws
-from specpolicy.speculative.compiled.state import RoundState
-from specpolicy.speculative.randomness import RandomSource
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.networks.unet1d import ConditionalUnet1d
+from specpolicy.speculative.compiled.round import RoundState
+from specpolicy.speculative.compiled.sampler import CompiledSampler, full_draws
+from specpolicy.speculative.random_streams import ChainGenerators
 
 
 def main() -> None:
@@ -40,13 +39,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     if options.task:
-        policy = DiffusionPolicy.load(ROOT / "checkpoints" / options.task, device)
+        policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / options.task, device)
         network, scheduler, event = policy, policy.scheduler, policy.event_shape
-        cond = torch.randn(1, policy.observations.dim * policy.config.observation_horizon, device=device)
+        cond = torch.randn(1, policy.observations.dim * policy.config.n_obs_steps, device=device)
     else:
-        square = DiffusionPolicy.load(ROOT / "checkpoints" / "square")
+        square = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "square")
         scheduler, event = square.scheduler, square.event_shape
-        cond_dim = square.observations.dim * square.config.observation_horizon
+        cond_dim = square.observations.dim * square.config.n_obs_steps
         network = ConditionalUnet1d(event[1], cond_dim, options.channels, timestep_dim=256).eval().to(device)
         cond = torch.randn(1, cond_dim, device=device)
     process = ReverseProcess.from_scheduler(scheduler, 100)
@@ -124,7 +123,7 @@ def _round(
     with torch.inference_mode():
         rounds, runner, _ = sampler.prepare(network, noise, cond)
         start = RoundState.start(noise, sampler.process.num_steps, record=False)
-        random = RandomSource(torch.Generator().manual_seed(0), 1, noise.device, noise.dtype)
+        random = ChainGenerators(torch.Generator().manual_seed(0), 1, noise.device, noise.dtype)
 
     def one(_: int) -> None:
         runner.start(start, cond)  # always the chain's first steps: a round has the same shape everywhere

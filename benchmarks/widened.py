@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.policies.networks import ConditionalUnet1d
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.networks.unet1d import ConditionalUnet1d
 
 _RCOND = 1e-8  # smaller lets the weights grow beyond what float32 resolves, larger leaves more of a residual
 _LEFT = 1e-4

@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from specpolicy.serving import Client
+from specpolicy.serving.client import Client
 
 
 def main(checkpoint: str = "checkpoints/square") -> None:

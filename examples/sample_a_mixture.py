@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 
 import specpolicy
-from specpolicy.evaluation.exactness import check_exactness
+from specpolicy.speculative.exactness import check_exactness
 
 MEANS, SCALE = torch.tensor([[-0.6, 0.3], [0.5, 0.5], [0.1, -0.7]]), 0.05
 

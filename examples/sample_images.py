@@ -7,16 +7,17 @@ import time
 import torch
 from diffusers import DDPMPipeline
 
-from specpolicy import AdaptiveWindow, BlockVerifier, FreeDrafter, recipes
+from specpolicy import AdaptiveWindow, BlockVerifier, FreeDrafter
+from specpolicy import samplers as factories
 
 
 def main() -> None:
     pipeline = DDPMPipeline.from_pretrained("checkpoints/fashion_mnist")
     scheduler, window = pipeline.scheduler, AdaptiveWindow()
     samplers = {
-        "DDPM-100 (exact)": recipes.sequential(scheduler, 100),
-        "DDIM-10 (approximate)": recipes.ddim(scheduler, 10),
-        "free + block (exact)": recipes.speculative(scheduler, 100, FreeDrafter(), BlockVerifier(), window),
+        "DDPM-100 (exact)": factories.sequential(scheduler, 100),
+        "DDIM-10 (approximate)": factories.ddim(scheduler, 10),
+        "free + block (exact)": factories.speculative(scheduler, 100, FreeDrafter(), BlockVerifier(), window),
     }
 
     def denoiser(x: torch.Tensor, timestep: torch.Tensor, cond: None) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from diffusers import DDPMScheduler
 
 import specpolicy
-from specpolicy.distributed import SplitSampler
+from specpolicy.speculative.distributed import SplitSampler
 
 
 def main() -> None:

@@ -1,28 +1,28 @@
 """specpolicy: exact speculative sampling of diffusion policies."""
 
-from .speculative import AdaptiveWindow as AdaptiveWindow
-from .speculative import BlockVerifier as BlockVerifier
-from .speculative import DenoiserError as DenoiserError
-from .speculative import Drafter as Drafter
-from .speculative import FreeDrafter as FreeDrafter
-from .speculative import FrozenDrafter as FrozenDrafter
-from .speculative import Gains as Gains
-from .speculative import KernelOpening as KernelOpening
-from .speculative import LinearDrafter as LinearDrafter
-from .speculative import LinearOpening as LinearOpening
-from .speculative import Opening as Opening
-from .speculative import PreDraft as PreDraft
-from .speculative import RecyclingDrafter as RecyclingDrafter
-from .speculative import ReflectionVerifier as ReflectionVerifier
-from .speculative import ResidualVerifier as ResidualVerifier
-from .speculative import ReverseProcess as ReverseProcess
-from .speculative import SampleResult as SampleResult
-from .speculative import SchedulerSampler as SchedulerSampler
-from .speculative import SequentialSampler as SequentialSampler
-from .speculative import SpeculativeSampler as SpeculativeSampler
-from .speculative import Verifier as Verifier
-from .speculative import ZeroOpening as ZeroOpening
-from .speculative import asd as asd
-from .speculative import compile_sampler as compile_sampler
+from specpolicy.speculative.compiled.sampler import compile_sampler as compile_sampler
+from specpolicy.speculative.denoiser import DenoiserError as DenoiserError
+from specpolicy.speculative.drafters.base import Drafter as Drafter
+from specpolicy.speculative.drafters.constant import FreeDrafter as FreeDrafter
+from specpolicy.speculative.drafters.constant import FrozenDrafter as FrozenDrafter
+from specpolicy.speculative.drafters.linear import LinearDrafter as LinearDrafter
+from specpolicy.speculative.drafters.linear import X0Jacobian as X0Jacobian
+from specpolicy.speculative.drafters.recycling import RecyclingDrafter as RecyclingDrafter
+from specpolicy.speculative.initial_guess import KernelGuess as KernelGuess
+from specpolicy.speculative.initial_guess import LinearGuess as LinearGuess
+from specpolicy.speculative.initial_guess import X0Guess as X0Guess
+from specpolicy.speculative.initial_guess import ZeroGuess as ZeroGuess
+from specpolicy.speculative.predraft import PreDraft as PreDraft
+from specpolicy.speculative.process import ReverseProcess as ReverseProcess
+from specpolicy.speculative.result import SampleResult as SampleResult
+from specpolicy.speculative.sampler import SchedulerSampler as SchedulerSampler
+from specpolicy.speculative.sampler import SequentialSampler as SequentialSampler
+from specpolicy.speculative.sampler import SpeculativeSampler as SpeculativeSampler
+from specpolicy.speculative.sampler import asd as asd
+from specpolicy.speculative.verifiers import BlockVerifier as BlockVerifier
+from specpolicy.speculative.verifiers import ReflectionVerifier as ReflectionVerifier
+from specpolicy.speculative.verifiers import ResidualVerifier as ResidualVerifier
+from specpolicy.speculative.verifiers import Verifier as Verifier
+from specpolicy.speculative.window import AdaptiveWindow as AdaptiveWindow
 
 __version__ = "0.1.0"

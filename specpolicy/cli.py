@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from hydra.errors import InstantiationException
 
 from specpolicy import __version__
-
-from .commands import COMMANDS
-from .composition import choices
+from specpolicy.commands import COMMANDS
+from specpolicy.config import available
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -25,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="specpolicy",
         description="Exact speculative sampling of robot diffusion policies.",
         epilog="Overrides are Hydra's: task=square sampler=[ddpm,free_block] sampler.window=40 seeds=0:20 out=runs/x. "
-        f"Tasks: {', '.join(choices('task'))}. Samplers: {', '.join(choices('sampler'))}.",
+        f"Tasks: {', '.join(available('task'))}. Samplers: {', '.join(available('sampler'))}.",
     )
     parser.add_argument("--version", action="version", version=f"specpolicy {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any
 
-from specpolicy.workers import Worker
+from specpolicy.rollout.workers import SubprocessWorker
 
 print("the program runs", flush=True)
 
@@ -35,7 +35,7 @@ def start_a_thread() -> None:
 
 
 def ask(warm_up: Any) -> list[Any]:
-    workers = [Worker(Teller, 60, warm_up=warm_up) for _ in range(2)]
+    workers = [SubprocessWorker(Teller, 60, warm_up=warm_up) for _ in range(2)]
     for worker in workers:
         worker.send("?")
     told = [worker.receive() for worker in workers]

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.composition import ConfigError, choices, compose, parse_seeds, split_list_override
-from specpolicy.policies import DiffusionPolicy, PolicyConfig
+from specpolicy.config import ConfigError, available, compose, parse_seeds, split_list_override
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
 SAMPLERS = ["asd", "ddim10", "ddim5", "ddpm", "ddpm20", "free_block", "free_block20", "free_reflection", "frozen_block"]
 SAMPLERS += ["linear_block", "linear_block20"]
@@ -33,20 +34,20 @@ def checkpoint(tmp_path: Path) -> Path:
         network={"name": "unet1d", "channels": [8, 8], "timestep_dim": 8},
         scheduler={"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"},
     )
-    DiffusionPolicy(config).save(tmp_path / "checkpoint")
+    DiffusionPolicy(config).save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
 
 def test_every_sampler_of_the_configs_can_be_made() -> None:
     from hydra.utils import instantiate
 
-    assert set(SAMPLERS) <= set(choices("sampler"))
-    policy = DiffusionPolicy.load(SHIPPED)
+    assert set(SAMPLERS) <= set(available("sampler"))
+    policy = DiffusionPolicy.from_pretrained(SHIPPED)
     network = {"name": "transformer", "width": 8, "layers": 1, "heads": 1}
     tokens = DiffusionPolicy(replace(policy.config, network=network))
-    with_a_draft = DiffusionPolicy.load(SHIPPED.parent / "tool_hang")
+    with_a_draft = DiffusionPolicy.from_pretrained(SHIPPED.parent / "tool_hang")
     wanted = {"specdiff": tokens, "asdsv_slow": with_a_draft, "asdsv_fast": with_a_draft}
-    for name in choices("sampler"):
+    for name in available("sampler"):
         make = instantiate(compose("rollout", [f"sampler={name}"]).sampler)
         sampler = make(wanted.get(name, policy))
         assert sampler.exact == (not name.startswith(("ddim", "specdiff", "asdsv"))), name
@@ -127,9 +128,9 @@ def test_rollout_from_end_to_end(capfd: pytest.CaptureFixture[str], checkpoint: 
     assert json.loads((out / "table.json").read_text()) == first
 
     weights = checkpoint / "policy.safetensors"
-    other = DiffusionPolicy.load(checkpoint)
+    other = DiffusionPolicy.from_pretrained(checkpoint)
     other.action_normalizer.low.fill_(-0.5)
-    other.save(checkpoint)
+    other.save_pretrained(checkpoint)
     assert weights.exists() and main(job) == EXIT_USER_ERROR
     assert "checkpoint" in capfd.readouterr().err
     assert sorted(path.name for path in out.glob("*.parquet")) == shards, "nothing is lost"

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 import specpolicy
-from specpolicy.distributed import RanksApart, SplitDenoiser, SplitSampler
+from specpolicy.speculative.distributed import RanksApart, SplitDenoiser, SplitSampler
 
 PROGRAM = """
 import sys
@@ -101,8 +101,10 @@ def test_without_a_group_the_error_says_how_to_get_one() -> None:
 def test_exact_or_not_is_the_samplers_own_to_say() -> None:
     from diffusers import DDPMScheduler
 
-    from specpolicy import recipes
+    from specpolicy import samplers
 
     scheduler = DDPMScheduler(100)
-    assert SplitSampler(recipes.sequential(scheduler, 20)).exact and not SplitSampler(recipes.ddim(scheduler, 5)).exact
+    assert (
+        SplitSampler(samplers.sequential(scheduler, 20)).exact and not SplitSampler(samplers.ddim(scheduler, 5)).exact
+    )
     assert SplitSampler(specpolicy.asd(specpolicy.ReverseProcess.from_scheduler(scheduler, 100))).exact

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
-from .actions import checked_action
+from specpolicy_envs.robosuite_env import checked_action
 
 Observation = dict[str, NDArray[np.float64]]
 

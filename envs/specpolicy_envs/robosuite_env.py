@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -10,13 +16,181 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
-from .actions import checked_action
-from .camera import Camera
-from .observables import observe
-from .physics import advance, get_state, set_state
-from .randomness import seeded_global_numpy
-from .simulator import load_robosuite
-from .task import RobosuiteTask
+from specpolicy_envs.fast_stepping import advance, get_state, set_state
+from specpolicy_envs.rendering import Camera
+from specpolicy_envs.simulator import load_robosuite
+
+
+@contextmanager
+def seeded_global_numpy(seed: int) -> Iterator[None]:
+    """Seed ``numpy.random`` inside the block and put its former state back afterwards.
+
+    robosuite draws initial poses and object shapes from the global generator and offers no other way to seed them.
+
+    Args:
+        seed: any integer ≥ 0. Below 2³² it means what ``numpy.random.seed(seed)`` means, so that a seed names the same
+            initial state as in evaluations that call that; larger ones are hashed.
+    """
+    former = np.random.get_state()
+    np.random.seed(seed if seed < 2**32 else np.random.SeedSequence(seed).generate_state(8))
+    try:
+        yield
+    finally:
+        np.random.set_state(former)
+
+
+def checked_action(action: ArrayLike, low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.float64]:
+    """The action as float64, clipped into its box.
+
+    Args:
+        action: what a policy asks for, shape ``(dim,)``.
+        low, high: the box's bounds, shape ``(dim,)``. Values outside are clipped, silently: policies trained on
+            demonstrations overshoot the box all the time.
+
+    Raises:
+        ValueError: another shape, not numbers, or an entry that is NaN or infinite.
+    """
+    try:
+        values = np.asarray(action, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an action must be an array of {low.size} numbers, not {action!r}") from error
+    if values.shape != low.shape:
+        raise ValueError(f"an action must have shape {low.shape}, not {values.shape}; step one environment at a time")
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values)).tolist()
+        raise ValueError(
+            f"the action is not finite at index {bad}: {values.tolist()}; look for NaN in the policy's output"
+        )
+    return np.clip(values, low, high)
+
+
+def observe(env: Any, names: Collection[str]) -> tuple[dict[str, NDArray[np.float64]], bool]:
+    """What the present state looks like to a policy, and whether it is a success.
+
+    The numbers are those of ``env._get_observations(force_update=True)`` and ``env._check_success()``, bit for bit.
+
+    Args:
+        env: a robosuite environment whose derived quantities are current.
+        names: names of observables, or ``"object"`` for those of all objects together, robosuite's ``object-state``.
+
+    Returns:
+        Name → array, in the order of ``names``; and success.
+    """
+    wanted = set(names)
+    with _plain_contacts(env.sim):
+        objects = []
+        for name, observable in env._observables.items():
+            is_object = observable.modality == "object"
+            # objects' poses in the frame of a hand are made from the hand's pose
+            if name in wanted or is_object or name.endswith(("eef_pos", "eef_quat")):
+                observable.update(timestep=env.model_timestep, obs_cache=env._obs_cache, force=True)
+                if is_object and observable.is_active():
+                    objects.append(np.atleast_1d(observable.obs))
+        values = {name: np.concatenate(objects) if name == "object" else env._observables[name].obs for name in names}
+        return {name: np.array(value, dtype=np.float64) for name, value in values.items()}, bool(env._check_success())
+
+
+class _Contact(NamedTuple):
+    geom1: int
+    geom2: int
+
+
+@contextmanager
+def _plain_contacts(sim: Any) -> Iterator[None]:
+    """Let robosuite read contacts from a list: it asks for them geom by geom, which MuJoCo's own answers slowly."""
+    data = sim.data
+    sim.data = copy(data)
+    sim.data.__class__ = _with_plain_contacts(data.__class__)
+    try:
+        yield
+    finally:
+        sim.data = data
+
+
+@cache
+def _with_plain_contacts(data_class: Any) -> Any:
+    contact = cached_property(lambda data: [_Contact(*pair) for pair in data._data.contact.geom.tolist()])
+    # type's own constructor: that of robosuite's metaclass would put MuJoCo's attributes over the inherited ones
+    return type.__new__(type(data_class), "DataWithPlainContacts", (data_class,), {"contact": contact})
+
+
+OSC_POSE: Mapping[str, Any] = MappingProxyType(
+    {
+        "type": "OSC_POSE",
+        "input_max": 1,
+        "input_min": -1,
+        "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
+        "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+        "kp": 150,
+        "damping_ratio": 1,
+        "impedance_mode": "fixed",
+        "kp_limits": [0, 300],
+        "damping_ratio_limits": [0, 10],
+        "position_limits": None,
+        "orientation_limits": None,
+        "uncouple_pos_ori": True,
+        "control_delta": True,
+        "interpolation": None,
+        "ramp_ratio": 0.2,
+    }
+)
+"""The controller under which Robomimic's demonstrations were recorded (``env_args`` of its datasets).
+
+Operational-space control of the hand: three displacements of at most 5 cm and three rotations of at most 0.5 rad
+(axis-angle, world frame) a control step, stiffness 150, critically damped.
+"""
+
+ACTIONS_PER_ARM = 7
+"""Six for :data:`OSC_POSE`, one for the gripper (positive closes, negative opens)."""
+
+
+@dataclass(frozen=True)
+class RobosuiteTask:
+    """A task of robosuite 1.4.1, as :class:`specpolicy_envs.robosuite_env.RobosuiteEnv` plays it.
+
+    Attributes:
+        name: robosuite's name of the environment.
+        observations: name → dimension of what a policy sees, in order. ``object`` is robosuite's ``object-state``.
+        robots: one name for each arm.
+        controller: how actions become torques, the same for each arm.
+        control_frequency: control steps a second of simulated time, Hz.
+        camera: the camera that ``render`` looks through unless told otherwise.
+        hard_reset: whether robosuite rebuilds its model at each reset. It costs a few tenths of a second, and is
+            needed only where an object's shape is drawn with the model and should change between episodes.
+        options: further arguments of robosuite's constructor.
+    """
+
+    name: str
+    observations: Mapping[str, int]
+    robots: tuple[str, ...] = ("Panda",)
+    controller: Mapping[str, Any] = field(default_factory=lambda: OSC_POSE)
+    control_frequency: int = 20
+    camera: str = "agentview"
+    hard_reset: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def action_dim(self) -> int:
+        """Length of an action, all arms together."""
+        return ACTIONS_PER_ARM * len(self.robots)
+
+    def robosuite_arguments(self) -> dict[str, Any]:
+        """Arguments of ``robosuite.make``: no images, no horizon of its own, sparse reward, object poses observed."""
+        return {
+            "env_name": self.name,
+            "robots": list(self.robots),
+            "controller_configs": [dict(self.controller) for _ in self.robots],
+            "control_freq": self.control_frequency,
+            "hard_reset": self.hard_reset,
+            "has_renderer": False,
+            "has_offscreen_renderer": False,
+            "use_camera_obs": False,
+            "use_object_obs": True,
+            "ignore_done": True,
+            "reward_shaping": False,
+            **self.options,
+        }
+
 
 Observation = dict[str, NDArray[np.float64]]
 

@@ -3,10 +3,10 @@
 Everything here says ``exact = False``. What samples the chain's own law is in :mod:`specpolicy.speculative`.
 """
 
-from .asdsv import AsdsvSampler as AsdsvSampler
-from .asdsv import Stages as Stages
-from .asdsv import asdsv_fast as asdsv_fast
-from .asdsv import asdsv_slow as asdsv_slow
-from .recipe import asdsv as asdsv
-from .result import AsdsvResult as AsdsvResult
-from .threshold import ThresholdVerifier as ThresholdVerifier
+from specpolicy.approximate.asdsv import AsdsvResult as AsdsvResult
+from specpolicy.approximate.asdsv import AsdsvSampler as AsdsvSampler
+from specpolicy.approximate.asdsv import DraftSchedule as DraftSchedule
+from specpolicy.approximate.asdsv import ThresholdVerifier as ThresholdVerifier
+from specpolicy.approximate.asdsv import asdsv as asdsv
+from specpolicy.approximate.asdsv import asdsv_fast as asdsv_fast
+from specpolicy.approximate.asdsv import asdsv_slow as asdsv_slow

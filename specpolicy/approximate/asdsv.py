@@ -1,32 +1,168 @@
-"""ASDSV: a small network draws several steps, and the target looks at the first and the last of them.
-
-Approximate Speculative Diffusion with Speculative Verification (Zhou et al. 2025). *Not exact*: accepted steps keep the
-draft network's error, and errors of the steps in between are never seen.
-"""
+"""From a policy and a smaller one to ASDSV, for ``configs/sampler``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isinf
+from pathlib import Path
+from typing import ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.samplers import sequential
+from specpolicy.speculative.chain_batch import RoundLog, StateBuffer
 from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, check_cond, gather_rows, state_dtype
-from specpolicy.speculative.process import ReverseProcess
-from specpolicy.speculative.randomness import RandomSource
+from specpolicy.speculative.process import ReverseProcess, per_row
+from specpolicy.speculative.random_streams import ChainGenerators
+from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import Generators
-from specpolicy.speculative.trail import Trail
 
-from .courses import Courses
-from .result import AsdsvResult
-from .threshold import ThresholdVerifier
+NORMS = ("l1", "l2")
 
 
 @dataclass(frozen=True)
-class Stages:
+class ThresholdVerifier:
+    """Takes a draft's prediction for the target's if they are closer than ``delta``. Not exact: it never corrects.
+
+    Attributes:
+        delta: bound on the distance, not below 0. 0 accepts nothing; infinity accepts everything, unseen.
+        norm: ``"l1"`` is the mean absolute difference over an event, ``"l2"`` the root of the mean square.
+
+    Raises:
+        ValueError: ``delta`` is negative or NaN, or the norm unknown.
+    """
+
+    delta: float
+    norm: str = "l1"
+    exact: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.delta >= 0:
+            raise ValueError(f"delta={self.delta}; give a distance of 0 or more, or infinity to accept everything")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm={self.norm!r}; known: {', '.join(NORMS)}")
+
+    @property
+    def looks(self) -> bool:
+        """Whether the target has to be asked at all."""
+        return not isinf(self.delta)
+
+    def agrees(self, draft: Float[Tensor, "n ..."], target: Float[Tensor, "n ..."]) -> Bool[Tensor, " n"]:
+        """Which rows are closer than ``delta``."""
+        difference = (draft - target).flatten(1).double()
+        distance = difference.abs().mean(1) if self.norm == "l1" else difference.square().mean(1).sqrt()
+        return distance < self.delta
+
+
+@dataclass(frozen=True)
+class AsdsvResult(SampleResult):
+    """As :class:`SampleResult`, with these differences.
+
+    ``passes`` and ``evaluations`` are the target network's alone. A round with ``accepted`` drafts advances by so many
+    steps, and by one if there were none. ``x0`` is None: the target has not seen every state.
+
+    Attributes:
+        draft_passes: passes of the draft network in sequence, shape ``(B,)``. They take time too.
+    """
+
+    draft_passes: Int[Tensor, " b"] | None = None
+
+
+class AsdsvChains:
+    """B chains on their way from noise to sample, each at its own position.
+
+    Attributes:
+        k, x: position and state of each; K when finished.
+        output, known: what the target says at ``x``, where it has been asked already.
+        passes, evaluations: of the target, in sequence and in rows. draft_passes: of the draft network, in sequence.
+        taken: which chains have taken a draft since the last :meth:`note`.
+    """
+
+    def __init__(
+        self,
+        process: ReverseProcess,
+        random: ChainGenerators,
+        noise: Tensor,
+        begin: int,
+        record: bool,
+        trail: StateBuffer | None,
+    ) -> None:
+        self.process, self.random, self.input_dtype = process, random, noise.dtype
+        self.x = noise.to(process.a.dtype, copy=True)
+        self.k = torch.full((len(noise),), begin, dtype=torch.long, device=noise.device)
+        self.output, self.known = torch.zeros_like(self.x), torch.zeros_like(self.k, dtype=torch.bool)
+        self.passes, self.evaluations = torch.zeros_like(self.k), torch.zeros_like(self.k)
+        self.draft_passes, self.taken = torch.zeros_like(self.k), torch.zeros_like(self.known)
+        self.account, self.trail = RoundLog(), trail
+        self.trajectory = self.x.new_empty((process.num_steps + 1, *self.x.shape)) if record else None
+        self._keep(torch.arange(len(noise), device=noise.device), self.k, self.x)
+
+    def active(self) -> Tensor:
+        """Indices of the chains that have not finished."""
+        return (self.k < self.process.num_steps).nonzero().squeeze(1)
+
+    def moved(self, chains: Tensor, k: Tensor, x: Tensor, output: Tensor) -> Tensor:
+        """States after step ``k`` from ``x`` with a network's ``output``, with noise from the chains' own streams."""
+        following = self.process.mean(x, self.process.x0(x, output, k), k)
+        noisy = (self.process.sigma[k] > 0).nonzero().squeeze(1)
+        if len(noisy):
+            noise = self.random.noise(x.shape[1:], chains[noisy].tolist())
+            following[noisy] += per_row(self.process.sigma[k[noisy]], noise) * noise
+        return following
+
+    def step(self, chains: Tensor, output: Tensor) -> None:
+        """One step of these chains with the target's ``output``."""
+        if not len(chains):
+            return
+        self.x[chains] = self.moved(chains, self.k[chains], self.x[chains], output)
+        self.k[chains] += 1
+        self.known[chains] = False
+        self._keep(chains, self.k[chains], self.x[chains])
+
+    def take(self, chains: Tensor, length: Tensor, path: Tensor) -> None:
+        """Go the first ``length`` steps of ``path``, shape ``(n, w + 1, *event)``, from where the chains are."""
+        column = torch.arange(path.shape[1], device=length.device)
+        row, step = ((column > 0) & (column <= length[:, None])).nonzero(as_tuple=True)
+        self._keep(chains[row], self.k[chains[row]] + step, path[row, step])
+        self.x[chains] = path[torch.arange(len(chains), device=length.device), length]
+        self.k[chains] += length
+        self.taken[chains] = True
+
+    def foresee(self, chains: Tensor, output: Tensor) -> None:
+        """Remember what the target says at the states that these chains are about to take."""
+        self.output[chains], self.known[chains] = output, True
+
+    def note(self, active: Tensor, start: Tensor, proposed: Tensor) -> None:
+        """Enter a round of the chains ``active`` into the account."""
+        accepted = torch.where(self.taken[active], proposed, 0)
+        self.account.add(active, start, proposed, accepted, len(self.k))
+        self.taken[:] = False
+
+    def result(self) -> AsdsvResult:
+        """Samples and account; the trajectory only once all chains have finished."""
+        return AsdsvResult(
+            sample=self.x.to(self.input_dtype),
+            passes=self.passes.cpu(),
+            evaluations=self.evaluations.cpu(),
+            **self.account.stacked(len(self.x)),
+            trajectory=None if len(self.active()) else self.trajectory,
+            draft_passes=self.draft_passes.cpu(),
+        )
+
+    def _keep(self, chains: Tensor, where: Tensor, states: Tensor) -> None:
+        if self.trail is not None:
+            self.trail.keep(where, chains, states)
+        if self.trajectory is not None:
+            self.trajectory[where, chains] = states
+
+
+@dataclass(frozen=True)
+class DraftSchedule:
     """Who makes which steps of a chain.
 
     Attributes:
@@ -77,10 +213,10 @@ class AsdsvSampler:
     exact: bool = False
 
     def __init__(
-        self, process: ReverseProcess, draft: Denoiser, verifier: ThresholdVerifier, stages: Stages | None = None
+        self, process: ReverseProcess, draft: Denoiser, verifier: ThresholdVerifier, stages: DraftSchedule | None = None
     ) -> None:
         self.process, self.draft, self.verifier = process, draft, verifier
-        self.stages = stages if stages is not None else Stages()
+        self.stages = stages if stages is not None else DraftSchedule()
         self._lengths = self.stages.lengths(process.num_steps)
 
     def __repr__(self) -> str:
@@ -106,20 +242,20 @@ class AsdsvSampler:
         generator: Generators = None,
         record: bool = False,
         begin: int = 0,
-        trail: Trail | None = None,
-    ) -> Iterator[Courses]:
+        trail: StateBuffer | None = None,
+    ) -> Iterator[AsdsvChains]:
         """The same, round by round; see :meth:`SpeculativeSampler.rounds`."""
         check_cond(cond, len(noise))
         dtype = state_dtype(noise)
-        random = RandomSource(generator, len(noise), noise.device, dtype)
-        courses = Courses(self.process.to(noise.device, dtype), random, noise, begin, record, trail)
+        random = ChainGenerators(generator, len(noise), noise.device, dtype)
+        courses = AsdsvChains(self.process.to(noise.device, dtype), random, noise, begin, record, trail)
         lengths = self._lengths.to(noise.device)
         while len(courses.active()):
             with torch.no_grad():
                 self._round(courses, denoiser, cond, lengths)
             yield courses
 
-    def _round(self, courses: Courses, target: Denoiser, cond: Cond, lengths: Tensor) -> None:
+    def _round(self, courses: AsdsvChains, target: Denoiser, cond: Cond, lengths: Tensor) -> None:
         active = courses.active()
         start = courses.k[active]
         length = torch.minimum(lengths[courses.k[active]], courses.process.num_steps - courses.k[active])
@@ -134,7 +270,7 @@ class AsdsvSampler:
             self._draft(courses, target, cond, drafting, length[length > 0])
         courses.note(active, start, length)
 
-    def _draft(self, courses: Courses, target: Denoiser, cond: Cond, chains: Tensor, length: Tensor) -> None:
+    def _draft(self, courses: AsdsvChains, target: Denoiser, cond: Cond, chains: Tensor, length: Tensor) -> None:
         """Draft, look at both ends, and take all or nothing."""
         first = self._predict(courses, cond, chains, courses.k[chains], courses.x[chains])
         if self.verifier.looks:
@@ -161,7 +297,7 @@ class AsdsvSampler:
 
     def _look_back(
         self,
-        courses: Courses,
+        courses: AsdsvChains,
         target: Denoiser,
         cond: Cond,
         chains: Tensor,
@@ -183,21 +319,23 @@ class AsdsvSampler:
         courses.foresee(chains[kept & asked[:, 1]], answers[kept & asked[:, 1], 1].view(-1, *event))
         return kept
 
-    def _ask(self, courses: Courses, target: Denoiser, cond: Cond, chains: Tensor, k: Tensor, x: Tensor) -> None:
+    def _ask(self, courses: AsdsvChains, target: Denoiser, cond: Cond, chains: Tensor, k: Tensor, x: Tensor) -> None:
         courses.output[chains] = self._target(courses, target, cond, chains, k, x)
         courses.known[chains] = True
 
-    def _target(self, courses: Courses, target: Denoiser, cond: Cond, owner: Tensor, k: Tensor, x: Tensor) -> Tensor:
+    def _target(
+        self, courses: AsdsvChains, target: Denoiser, cond: Cond, owner: Tensor, k: Tensor, x: Tensor
+    ) -> Tensor:
         courses.passes[torch.unique(owner)] += 1
         courses.evaluations.index_add_(0, owner, torch.ones_like(owner))
         return _predict(target, courses, cond, owner, k, x)
 
-    def _predict(self, courses: Courses, cond: Cond, owner: Tensor, k: Tensor, x: Tensor) -> Tensor:
+    def _predict(self, courses: AsdsvChains, cond: Cond, owner: Tensor, k: Tensor, x: Tensor) -> Tensor:
         courses.draft_passes[owner] += 1
         return _predict(self.draft, courses, cond, owner, k, x)
 
 
-def _predict(network: Denoiser, courses: Courses, cond: Cond, owner: Tensor, k: Tensor, x: Tensor) -> Tensor:
+def _predict(network: Denoiser, courses: AsdsvChains, cond: Cond, owner: Tensor, k: Tensor, x: Tensor) -> Tensor:
     timestep = courses.process.timesteps[k]
     return call_denoiser(network, x.to(courses.input_dtype), timestep, gather_rows(cond, owner)).to(x.dtype)
 
@@ -210,3 +348,44 @@ def asdsv_slow(process: ReverseProcess, draft: Denoiser, delta: float = 0.02) ->
 def asdsv_fast(process: ReverseProcess, draft: Denoiser) -> AsdsvSampler:
     """The published settings without verification: after the first stage the draft network makes all steps."""
     return AsdsvSampler(process, draft, ThresholdVerifier(math.inf))
+
+
+def asdsv(
+    policy: DiffusionPolicy, num_inference_steps: int, delta: float, draft: str | Path | None = None
+) -> AsdsvSampler:
+    """ASDSV with a smaller policy as the draft network, in the published stages. Approximate.
+
+    Args:
+        policy: the target.
+        num_inference_steps: K of the DDPM chain.
+        delta: largest mean absolute difference of the networks' predictions at which a draft is kept; infinity never
+            asks the target after the first stage.
+        draft: checkpoint of the smaller policy; None for that of the target with ``_draft`` after its name.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it looks at other observations, scales them otherwise, or predicts something else; or the target is
+            of no checkpoint and ``draft`` is None.
+    """
+    if draft is None:
+        if policy.folder is None:
+            raise ValueError("the policy was not loaded from a checkpoint, so that it has no draft beside it: name one")
+        draft = policy.folder.with_name(policy.folder.name + "_draft")
+    if not Path(draft).is_dir():
+        raise FileNotFoundError(
+            f"no draft network in {draft}; distil one: specpolicy train policy=mlp policy.network.width=192 "
+            f"teacher={policy.folder} out={draft}"
+        )
+    smaller = DiffusionPolicy.from_pretrained(draft, policy.device)
+    _check(policy, smaller)
+    return AsdsvSampler(
+        sequential(policy, num_inference_steps).process, smaller, ThresholdVerifier(delta), DraftSchedule()
+    )
+
+
+def _check(policy: DiffusionPolicy, draft: DiffusionPolicy) -> None:
+    policy.config.check_interchangeable(draft.config, "draft network")
+    for name in ("observation_normalizer", "action_normalizer"):
+        mine, others = (getattr(each, name).state_dict() for each in (policy, draft))
+        if any(not torch.equal(mine[key], others[key]) for key in mine):
+            raise ValueError(f"{name}: the draft network scales otherwise than the policy; distil it from this policy")

@@ -3,22 +3,22 @@
 Record sequential chains, fit, store: :func:`calibrate`. Samplers then read it with :func:`load_calibration`.
 """
 
-from .calibration import Calibration as Calibration
-from .calibration import CalibrationError as CalibrationError
-from .chains import RecordedChains as RecordedChains
-from .fit import fit_calibration as fit_calibration
-from .gains import fit_gains as fit_gains
-from .job import calibrate as calibrate
-from .opening import fit_opening as fit_opening
-from .recording import record_chains as record_chains
-from .sources import Histories as Histories
-from .sources import histories_of_demonstrations as histories_of_demonstrations
-from .sources import histories_of_observations as histories_of_observations
-from .store import calibration_path as calibration_path
-from .store import load_calibration as load_calibration
-from .store import save_calibration as save_calibration
-from .uncertainty import Uncertainty as Uncertainty
-from .uncertainty import load_uncertainty as load_uncertainty
-from .uncertainty import measure_uncertainty as measure_uncertainty
-from .uncertainty import save_uncertainty as save_uncertainty
-from .uncertainty import uncertainty_path as uncertainty_path
+from specpolicy.calibration.calibrate import ObservationSet as ObservationSet
+from specpolicy.calibration.calibrate import calibrate as calibrate
+from specpolicy.calibration.calibrate import observations_of_demonstrations as observations_of_demonstrations
+from specpolicy.calibration.calibrate import observations_of_results as observations_of_results
+from specpolicy.calibration.calibrate import record_chains as record_chains
+from specpolicy.calibration.fit import RecordedChains as RecordedChains
+from specpolicy.calibration.fit import fit_calibration as fit_calibration
+from specpolicy.calibration.fit import fit_guess as fit_guess
+from specpolicy.calibration.fit import fit_jacobian as fit_jacobian
+from specpolicy.calibration.store import Calibration as Calibration
+from specpolicy.calibration.store import CalibrationError as CalibrationError
+from specpolicy.calibration.store import calibration_path as calibration_path
+from specpolicy.calibration.store import load_calibration as load_calibration
+from specpolicy.calibration.store import save_calibration as save_calibration
+from specpolicy.calibration.x0_variance import X0Variance as X0Variance
+from specpolicy.calibration.x0_variance import load_x0_variance as load_x0_variance
+from specpolicy.calibration.x0_variance import measure_x0_variance as measure_x0_variance
+from specpolicy.calibration.x0_variance import save_x0_variance as save_x0_variance
+from specpolicy.calibration.x0_variance import x0_variance_path as x0_variance_path

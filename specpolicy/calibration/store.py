@@ -1,8 +1,9 @@
-"""Calibrations on disk: ``calibration-<K>[-matched].safetensors`` beside the checkpoint; never pickle."""
+"""Calibrations on disk: ``calibration-<K>[-analytic].safetensors`` beside the checkpoint; never pickle."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,46 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from specpolicy.atomic import atomic_path
-from specpolicy.policies.digest import checkpoint_digest
-from specpolicy.speculative.gains import Gains
-from specpolicy.speculative.opening import KernelOpening, LinearOpening, Opening, ZeroOpening
+from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.speculative.drafters.linear import X0Jacobian
+from specpolicy.speculative.initial_guess import KernelGuess, LinearGuess, X0Guess, ZeroGuess
+from specpolicy.utils.files import atomic_path
 
-from .calibration import Calibration, CalibrationError
+
+class CalibrationError(RuntimeError):
+    """A calibration is missing, damaged, or of another policy."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Gains and an opening for one policy and one number of steps.
+
+    Attributes:
+        gains: for a :class:`~specpolicy.LinearDrafter`.
+        opening: what stands in for x̂0 before the first pass.
+        about: where it comes from and what it was worth on chains that it was not fitted on, as plain JSON types.
+    """
+
+    gains: X0Jacobian
+    opening: X0Guess
+    about: dict[str, Any] = field(default_factory=dict)
+
 
 FORMAT = 1
 _HEADER = "calibration"
 
 
-def calibration_path(checkpoint: str | Path, num_inference_steps: int, matched: bool = False) -> Path:
-    """Where the calibration of a checkpoint for chains of so many steps lies, with matched noise or without."""
-    return Path(checkpoint) / f"calibration-{num_inference_steps}{'-matched' if matched else ''}.safetensors"
+def calibration_path(checkpoint: str | Path, num_inference_steps: int, analytic: bool = False) -> Path:
+    """Where the calibration of a checkpoint for chains of so many steps lies, with analytic noise or without."""
+    return Path(checkpoint) / f"calibration-{num_inference_steps}{'-analytic' if analytic else ''}.safetensors"
 
 
-def save_calibration(calibration: Calibration, checkpoint: str | Path, matched: bool = False) -> Path:
+def save_calibration(calibration: Calibration, checkpoint: str | Path, analytic: bool = False) -> Path:
     """Write it beside the checkpoint that it is of, at once or not at all; returns the path.
 
     Args:
         calibration: to write. checkpoint: that it is of.
-        matched: whether it is of chains with matched noise.
+        analytic: whether it is of chains with analytic noise.
 
     Raises:
         TypeError: the opening is none of this library's.
@@ -42,22 +61,22 @@ def save_calibration(calibration: Calibration, checkpoint: str | Path, matched: 
     if gains.basis is not None:
         tensors["gains.basis"] = gains.basis.half()
     about = {**calibration.about, "format": FORMAT, "checkpoint": checkpoint_digest(checkpoint)}
-    path = calibration_path(checkpoint, gains.num_steps, matched)
+    path = calibration_path(checkpoint, gains.num_steps, analytic)
     content = save({name: part.contiguous() for name, part in tensors.items()}, {_HEADER: json.dumps(about)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     return path
 
 
-def load_calibration(checkpoint: str | Path, num_inference_steps: int, matched: bool = False) -> Calibration:
-    """Read the calibration of a checkpoint for chains of so many steps, with matched noise or without.
+def load_calibration(checkpoint: str | Path, num_inference_steps: int, analytic: bool = False) -> Calibration:
+    """Read the calibration of a checkpoint for chains of so many steps, with analytic noise or without.
 
     Raises:
         CalibrationError: there is none, it is damaged, or it is of other weights. The message names the command that
             makes one.
     """
-    path = calibration_path(checkpoint, num_inference_steps, matched)
-    which, switch = ("matched steps", " matched=true") if matched else ("steps", "")
+    path = calibration_path(checkpoint, num_inference_steps, analytic)
+    which, switch = ("analytic steps", " analytic=true") if analytic else ("steps", "")
     command = f"`specpolicy calibrate checkpoint={checkpoint} num_inference_steps={num_inference_steps}{switch}`"
     if not path.is_file():
         raise CalibrationError(f"{checkpoint} has no calibration for {num_inference_steps} {which}; run {command}")
@@ -68,7 +87,7 @@ def load_calibration(checkpoint: str | Path, num_inference_steps: int, matched: 
         if about["format"] != FORMAT:
             raise KeyError(f"format {about['format']}, this version reads {FORMAT}")
         calibration = Calibration(
-            Gains(tensors["gains.values"], tensors.get("gains.basis")), _opening_of(tensors), about
+            X0Jacobian(tensors["gains.values"], tensors.get("gains.basis")), _opening_of(tensors), about
         )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} cannot be read ({error}); run {command} again") from error
@@ -80,12 +99,12 @@ def load_calibration(checkpoint: str | Path, num_inference_steps: int, matched: 
     return calibration
 
 
-def _parts_of(opening: Opening) -> dict[str, Tensor]:
-    if isinstance(opening, ZeroOpening):
+def _parts_of(opening: X0Guess) -> dict[str, Tensor]:
+    if isinstance(opening, ZeroGuess):
         return {}
-    if isinstance(opening, LinearOpening):
+    if isinstance(opening, LinearGuess):
         return {"opening.weight": opening.weight.float(), "opening.offset": opening.offset.float()}
-    if isinstance(opening, KernelOpening):
+    if isinstance(opening, KernelGuess):
         return {
             **_parts_of(opening.linear),
             "opening.scale": opening.scale.float(),
@@ -95,10 +114,10 @@ def _parts_of(opening: Opening) -> dict[str, Tensor]:
     raise TypeError(f"a {type(opening).__name__} cannot be stored; expected a zero, linear or kernel opening")
 
 
-def _opening_of(tensors: dict[str, Tensor]) -> Opening:
+def _opening_of(tensors: dict[str, Tensor]) -> X0Guess:
     if "opening.weight" not in tensors:
-        return ZeroOpening()
-    linear = LinearOpening(tensors["opening.weight"], tensors["opening.offset"])
+        return ZeroGuess()
+    linear = LinearGuess(tensors["opening.weight"], tensors["opening.offset"])
     if "opening.centres" not in tensors:
         return linear
-    return KernelOpening(linear, tensors["opening.scale"], tensors["opening.centres"], tensors["opening.weights"])
+    return KernelGuess(linear, tensors["opening.scale"], tensors["opening.centres"], tensors["opening.weights"])

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .calibrate import calibrate
-from .control import control
-from .convert import convert
-from .demonstrate import demonstrate
-from .evaluate import evaluate
-from .fidelity import fidelity
-from .images import images
-from .report import report
-from .rollout import rollout
-from .serve import serve
-from .train import train
-from .train_images import train_images
-from .tune import tune
+from specpolicy.commands.calibrate import calibrate
+from specpolicy.commands.control import control
+from specpolicy.commands.convert import convert
+from specpolicy.commands.demonstrate import demonstrate
+from specpolicy.commands.evaluate import evaluate
+from specpolicy.commands.fidelity import fidelity
+from specpolicy.commands.images import images
+from specpolicy.commands.report import report
+from specpolicy.commands.rollout import rollout
+from specpolicy.commands.serve import serve
+from specpolicy.commands.train import train
+from specpolicy.commands.train_images import train_images
+from specpolicy.commands.tune import tune
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     command.__name__: command

@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from specpolicy.composition import compose
-
-from .sources import histories_for
+from specpolicy.commands.common import histories_for
+from specpolicy.config import compose
 
 
 def calibrate(overrides: Sequence[str]) -> None:
     """fit the linear drafter and its opening to a checkpoint, from chains that this records"""
     import torch
 
-    from specpolicy.calibration import calibrate
-    from specpolicy.evaluation.provenance import git_revision, machine, package_versions
-    from specpolicy.policies import load_policy
+    from specpolicy.calibration.calibrate import calibrate
+    from specpolicy.policies.checkpoint import load_policy
+    from specpolicy.utils.provenance import git_revision, machine, package_versions
 
     cfg = compose("calibrate", overrides)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(Path(cfg.checkpoint), cfg.device)
-    steps = f"{cfg.num_inference_steps}{'-matched' if cfg.matched else ''}"
+    steps = f"{cfg.num_inference_steps}{'-analytic' if cfg.analytic else ''}"
     name = f"calibrate-{Path(cfg.checkpoint).resolve().name}-{steps}"
     calibration, path = calibrate(
         policy,
         histories_for(policy, cfg.dataset, cfg.observations),
         cfg.num_inference_steps,
         Path(cfg.out or f"runs/{name}"),
-        matched=cfg.matched,
+        analytic=cfg.analytic,
         chains=cfg.chains,
         seed=cfg.seed,
         most_centres=cfg.centres,

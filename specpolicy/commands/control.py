@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from specpolicy.composition import ConfigError, choices, compose, parse_seeds, plain, split_list_override
-
-from .comparisons import recipe_of
+from specpolicy.commands.common import recipe_of
+from specpolicy.config import ConfigError, available, compose, parse_seeds, split_list_override, to_container
 
 if TYPE_CHECKING:
-    from specpolicy.control.experiment import Cell
-    from specpolicy.control.experiment.solo import MakeViews
-    from specpolicy.evaluation.comparison import Contestants
+    from specpolicy.control.controller import ControllerConfig
+    from specpolicy.evaluation.comparison import PolicyAndSamplers
+    from specpolicy.rollout.control_runner import MakeViews
 
 
 def control(overrides: Sequence[str]) -> None:
     """run a policy in a real-time loop: executors, clocks, guards; lists are crossed into an experiment"""
-    from specpolicy.control.experiment import ControlExperiment, run_control
-    from specpolicy.evaluation.comparison import TrainedPolicy
-    from specpolicy.evaluation.player import MakeEnv
-    from specpolicy.evaluation.seeding import EVALUATION_SEEDS
-    from specpolicy.policies.seen import read_seen_seeds
+    from specpolicy.evaluation.comparison import CheckpointLoader
+    from specpolicy.evaluation.control.experiment import ControlExperiment, run_control
+    from specpolicy.policies.checkpoint import read_seen_seeds
+    from specpolicy.rollout.env_worker import MakeEnv
+    from specpolicy.rollout.episodes import EVALUATION_SEEDS
 
     samplers, others = split_list_override(overrides, "sampler")
     executors, others = split_list_override(others, "executor")
@@ -43,15 +42,15 @@ def control(overrides: Sequence[str]) -> None:
     if "actions" not in cfg:
         raise ConfigError(
             f"nothing says what the actions of task {cfg.task.name!r} mean: add configs/actions/{cfg.task.name}.yaml "
-            f"as for {', '.join(choices('actions'))}"
+            f"as for {', '.join(available('actions'))}"
         )
-    seeds = parse_seeds(plain(cfg.seeds), EVALUATION_SEEDS)
+    seeds = parse_seeds(to_container(cfg.seeds), EVALUATION_SEEDS)
     if seen := read_seen_seeds(Path(cfg.checkpoint)) & set(seeds):
         warnings.warn(f"{len(seen)} of {len(seeds)} seeds are initial states of the policy's training", stacklevel=1)
-    contestants = TrainedPolicy(
+    contestants = CheckpointLoader(
         str(cfg.checkpoint), cfg.task.name, {name: instantiate(recipe) for name, recipe in recipes.items()}, cfg.device
     ).pinned()
-    cells = _cells(cfg, by_executor, list(recipes), latencies or [str(plain(cfg.latency))], real_time)
+    cells = _cells(cfg, by_executor, list(recipes), latencies or [str(to_container(cfg.latency))], real_time)
     experiment = ControlExperiment(
         task=cfg.task.name,
         contestants=contestants,
@@ -60,7 +59,7 @@ def control(overrides: Sequence[str]) -> None:
         seeds=seeds,
         meaning=instantiate(cfg.actions),
         checkpoint=str(cfg.checkpoint),
-        recipes={name: plain(recipe) for name, recipe in recipes.items()},
+        recipes={name: to_container(recipe) for name, recipe in recipes.items()},
         repeats=cfg.repeats,
         rate_hz=cfg.rate_hz,
         guards=instantiate(cfg.guards),
@@ -84,28 +83,28 @@ def _composed(overrides: Sequence[str], sampler: str, executor: str) -> DictConf
     cfg = compose("control", chosen)
     if cfg.play is not None:
         return cfg
-    return compose("control", [*chosen, f"play={read_config(Path(cfg.checkpoint)).executed_actions}"])
+    return compose("control", [*chosen, f"play={read_config(Path(cfg.checkpoint)).n_action_steps}"])
 
 
 def _cells(
     cfg: DictConfig, by_executor: Mapping[str, DictConfig], samplers: Sequence[str], latencies: Sequence[str],
     real_time: bool,
-) -> list[Cell]:  # fmt: skip
-    from specpolicy.control.experiment import Charge, cross, parse_charge
+) -> list[ControllerConfig]:  # fmt: skip
+    from specpolicy.control.controller import InjectedLatency, grid, parse_latency
     from specpolicy.control.latency import Measured
 
-    executors = {name: (instantiate(each.executor), plain(each.executor)) for name, each in by_executor.items()}
-    own = Charge("real time", Measured(), {"law": "real time"})
+    executors = {name: (instantiate(each.executor), to_container(each.executor)) for name, each in by_executor.items()}
+    own = InjectedLatency("real time", Measured(), {"law": "real time"})
     charges = {
-        sampler: [own] if real_time else [parse_charge(text, sampler, cfg.recording) for text in latencies]
+        sampler: [own] if real_time else [parse_latency(text, sampler, cfg.recording) for text in latencies]
         for sampler in samplers
     }
-    return cross(executors, charges)
+    return grid(executors, charges)
 
 
-def _possible(cells: list[Cell], contestants: Contestants) -> list[Cell]:
+def _possible(cells: list[ControllerConfig], contestants: PolicyAndSamplers) -> list[ControllerConfig]:
     """In a crossing of lists, the pairs that there are: a few-step sampler cannot finish a pre-draft."""
-    from specpolicy.control.sampled import can_predraft
+    from specpolicy.control.inference import can_predraft
 
     able = {name for name, sampler in contestants.samplers.items() if can_predraft(contestants.policy, sampler)}
     kept = [cell for cell in cells if cell.executor.rules.ahead is None or cell.sampler in able]
@@ -121,8 +120,8 @@ def _possible(cells: list[Cell], contestants: Contestants) -> list[Cell]:
 
 def _views(view: str | None) -> MakeViews | None:
     """Who watches; what they need is looked for here, before anything is run."""
-    from specpolicy._extras import require
-    from specpolicy.control.views import RerunView, TerminalView
+    from specpolicy.control.viewers import RerunView, TerminalView
+    from specpolicy.utils.extras import require
 
     if view is None:
         return None
@@ -133,7 +132,7 @@ def _views(view: str | None) -> MakeViews | None:
     require("rerun", "rerun")
     folder = None if view == "rerun" else Path(view)
 
-    def views(cell: Cell) -> list[Any]:
+    def views(cell: ControllerConfig) -> list[Any]:
         save = None if folder is None else folder.with_name(f"{folder.stem}-{cell.slug}.rrd")
         return [RerunView(cell.name, save), TerminalView(cell.name)]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specpolicy.composition import ConfigError, compose
+from specpolicy.config import ConfigError, compose
 
 
 def convert(overrides: Sequence[str]) -> None:
     """bring a task's published recordings into robomimic HDF5"""
-    from specpolicy.demonstrations.pusht import convert_pusht
+    from specpolicy.datasets.pusht import convert_pusht
 
     cfg = compose("convert", overrides)
     if cfg.task.name != "pusht":

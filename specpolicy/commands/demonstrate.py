@@ -7,21 +7,21 @@ from functools import partial
 
 from hydra.utils import instantiate
 
-from specpolicy.composition import compose, plain
+from specpolicy.config import compose, to_container
 
 
 def demonstrate(overrides: Sequence[str]) -> None:
     """record demonstrations of a task's scripted expert"""
     from gymnasium import make
 
-    from specpolicy.demonstrations import RecordingSettings, record_demonstrations
+    from specpolicy.datasets.record import RecordingSettings, record_demonstrations
 
     cfg = compose("demonstrate", overrides)
     recorded = record_demonstrations(
         cfg.out,
         partial(make, cfg.task.env),
         instantiate(cfg.perform),
-        source={"env": cfg.task.env, "perform": plain(cfg.perform)},
+        source={"env": cfg.task.env, "perform": to_container(cfg.perform)},
         settings=RecordingSettings(cfg.episodes, cfg.seed, cfg.next_obs, cfg.model_file, cfg.valid_every),
         workers=cfg.workers,
         overwrite=cfg.overwrite,

@@ -7,16 +7,15 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from specpolicy.composition import compose, parse_seeds, plain, split_list_override
-
-from .comparisons import comparison_of, composed, tasks_with_checkpoint
+from specpolicy.commands.common import comparison_of, composed, tasks_with_checkpoint
+from specpolicy.config import compose, parse_seeds, split_list_override, to_container
 
 
 def evaluate(overrides: Sequence[str]) -> None:
     """compare samplers over many seeds of one, several or all tasks, on this machine or a Ray cluster"""
     from specpolicy.evaluation.compare import compare_tasks, require_unseen
-    from specpolicy.evaluation.seeding import EVALUATION_SEEDS
     from specpolicy.policies.checkpoint import CheckpointError
+    from specpolicy.rollout.episodes import EVALUATION_SEEDS
 
     names, others = split_list_override(overrides, "sampler")
     tasks, others = split_list_override(others, "task")
@@ -26,7 +25,7 @@ def evaluate(overrides: Sequence[str]) -> None:
     for task in tasks_with_checkpoint("evaluate", others) if tasks == ["all"] else tasks or [common.task.name]:
         cfg = compose("evaluate", [*others, f"task={task}"])
         try:
-            comparison = comparison_of(cfg, recipes, parse_seeds(plain(cfg.seeds), EVALUATION_SEEDS))
+            comparison = comparison_of(cfg, recipes, parse_seeds(to_container(cfg.seeds), EVALUATION_SEEDS))
         except CheckpointError as error:
             raise CheckpointError(f"task {task}: {error}. Nothing was run; task=all leaves such tasks out") from error
         require_unseen(comparison)

@@ -7,18 +7,16 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from specpolicy.composition import compose, split_list_override
-
-from .comparisons import composed, tasks_with_checkpoint
+from specpolicy.commands.common import composed, tasks_with_checkpoint
+from specpolicy.config import compose, split_list_override
 
 
 def fidelity(overrides: Sequence[str]) -> None:
     """compare the laws of samplers at recorded observations: distance, spread, modes, smoothness"""
-    from specpolicy.evaluation.comparison import TrainedPolicy
-    from specpolicy.evaluation.fidelity import fidelity_table
-    from specpolicy.evaluation.fidelity.job import judge_fidelity
-    from specpolicy.evaluation.provenance import collect_provenance
-    from specpolicy.evaluation.timing import device_of
+    from specpolicy.evaluation.comparison import CheckpointLoader
+    from specpolicy.evaluation.fidelity import fidelity_table, judge_fidelity
+    from specpolicy.evaluation.latency import device_of
+    from specpolicy.utils.provenance import collect_provenance
 
     names, others = split_list_override(overrides, "sampler")
     tasks, others = split_list_override(others, "task")
@@ -28,7 +26,7 @@ def fidelity(overrides: Sequence[str]) -> None:
     for task in tasks_with_checkpoint("fidelity", others) if tasks == ["all"] else tasks or [common.task.name]:
         cfg = compose("fidelity", [*others, f"task={task}"])
         folder = Path(cfg.results) / task if several else Path(cfg.results)
-        contestants = TrainedPolicy(str(cfg.checkpoint), task, makers, cfg.device)()
+        contestants = CheckpointLoader(str(cfg.checkpoint), task, makers, cfg.device)()
         results = judge_fidelity(
             contestants,
             folder,

@@ -7,23 +7,21 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from specpolicy._extras import require
-from specpolicy.composition import plain, split_list_override
-
-from .comparisons import composed
+from specpolicy.commands.common import composed
+from specpolicy.config import split_list_override, to_container
+from specpolicy.utils.extras import require
 
 
 def images(overrides: Sequence[str]) -> None:
     """sample a diffusers pipeline with one or more samplers: a sheet of images, times, and what was accepted"""
     for module in ("PIL", "matplotlib"):
         require(module, "images")
-    from specpolicy.atomic import atomic_path
-    from specpolicy.images import ImageJob, acceptance_figure, image_grid, load_pipeline, sample_images
-    from specpolicy.images.job import table
+    from specpolicy.images.measuring import ImageJob, acceptance_figure, image_grid, load_pipeline, sample_images, table
+    from specpolicy.utils.files import atomic_path
 
     names, others = split_list_override(overrides, "sampler")
     cfg, recipes = composed("images", others, names or ["ddpm", "free_adaptive"])
-    fixed = {name: plain(cfg[name]) for name in ("images", "batch", "seed", "labels", "prompts", "call")}
+    fixed = {name: to_container(cfg[name]) for name in ("images", "batch", "seed", "labels", "prompts", "call")}
     if cfg.guidance_scale is not None:
         fixed["call"]["guidance_scale"] = cfg.guidance_scale
     job = ImageJob(
@@ -31,7 +29,7 @@ def images(overrides: Sequence[str]) -> None:
         {
             "model": str(cfg.model),
             "dtype": cfg.dtype,
-            "samplers": {name: plain(recipe) for name, recipe in recipes.items()},
+            "samplers": {name: to_container(recipe) for name, recipe in recipes.items()},
             **fixed,
         },
         **fixed,

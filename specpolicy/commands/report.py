@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from specpolicy.composition import choices, compose, plain, split_folder
+from specpolicy.config import available, compose, split_folder, to_container
 
 
 def report(arguments: Sequence[str]) -> None:
     """write one HTML page about a results folder: specpolicy report runs/x"""
-    from specpolicy.evaluation.report import ReportSettings, write_report
+    from specpolicy.evaluation.report.page import write_report
+    from specpolicy.evaluation.report.results import ReportSettings
 
     folder, overrides = split_folder(arguments)
-    settings: dict[str, Any] = plain(compose("report", overrides))
+    settings: dict[str, Any] = to_container(compose("report", overrides))
     out = settings.pop("out")
 
     def control_hz(task: str) -> float | None:
-        return float(compose("rollout", [f"task={task}"]).task.control_hz) if task in choices("task") else None
+        return float(compose("rollout", [f"task={task}"]).task.control_hz) if task in available("task") else None
 
     print(f"report in {write_report(folder, out, ReportSettings(**settings, control_hz=control_hz))}")

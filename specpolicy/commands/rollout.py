@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from specpolicy.composition import parse_seeds, plain, split_list_override
-
-from .comparisons import comparison_of, composed
+from specpolicy.commands.common import comparison_of, composed
+from specpolicy.config import parse_seeds, split_list_override, to_container
 
 
 def rollout(overrides: Sequence[str]) -> None:
@@ -17,7 +16,7 @@ def rollout(overrides: Sequence[str]) -> None:
 
     names, others = split_list_override(overrides, "sampler")
     cfg, recipes = composed("rollout", others, names)
-    comparison = comparison_of(cfg, recipes, parse_seeds(plain(cfg.seeds)))
+    comparison = comparison_of(cfg, recipes, parse_seeds(to_container(cfg.seeds)))
     try:
         require_unseen(comparison)
     except SeedsSeenInTraining as error:

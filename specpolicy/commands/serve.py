@@ -9,20 +9,20 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from specpolicy.composition import ConfigError, compose, plain
+from specpolicy.config import ConfigError, compose, to_container
 
 
 def serve(overrides: Sequence[str]) -> None:
     """answer robots over a websocket with a policy's actions: specpolicy serve checkpoint=checkpoints/square"""
-    from specpolicy.serving.access import TOKEN_VARIABLE, find_token, listening_addresses, local
-    from specpolicy.serving.settings import ServerSettings
+    from specpolicy.serving.auth import TOKEN_VARIABLE, find_token, listening_addresses, local
+    from specpolicy.serving.server import ServerSettings
 
     if any(override.lstrip("+").startswith("token=") for override in overrides):
         raise ConfigError(
             "a token on the command line can be read by every user of this machine; put it into the environment "
             f"variable {TOKEN_VARIABLE} or into a file and token_file=<file>"
         )
-    cfg: dict[str, Any] = plain(compose("serve", overrides))
+    cfg: dict[str, Any] = to_container(compose("serve", overrides))
     checkpoint, device, threads, recipe, token_file, backend, sizes = (
         cfg.pop(name) for name in ("checkpoint", "device", "threads", "sampler", "token_file", "compile", "batches")
     )
@@ -39,19 +39,18 @@ def serve(overrides: Sequence[str]) -> None:
 
     import torch
 
-    from specpolicy import recipes
-    from specpolicy.policies import load_policy
-    from specpolicy.serving.engine import PolicyEngine
-    from specpolicy.serving.run import run_until_stopped
-    from specpolicy.serving.server import PolicyServer
-    from specpolicy.speculative.compiled import powers_up_to
+    from specpolicy import samplers
+    from specpolicy.policies.checkpoint import load_policy
+    from specpolicy.serving.batching import BatchedPolicy
+    from specpolicy.serving.server import PolicyServer, run_until_stopped
+    from specpolicy.speculative.compiled.backends import batch_buckets
 
     if threads:
         torch.set_num_threads(threads)
     policy = load_policy(Path(checkpoint), device)
     make = instantiate(recipe)
-    sizes = sizes or powers_up_to(settings.max_batch)
-    engine = PolicyEngine(policy, make(policy) if backend is None else recipes.compiled(policy, make, backend, sizes))
+    sizes = sizes or batch_buckets(settings.max_batch)
+    engine = BatchedPolicy(policy, make(policy) if backend is None else samplers.compiled(policy, make, backend, sizes))
     server = PolicyServer(engine, settings, token)
     engine.warm_up([1, 1, settings.max_batch])
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specpolicy.composition import compose, plain
+from specpolicy.config import compose, to_container
 
 
 def train(overrides: Sequence[str]) -> None:
     """train a policy from robomimic HDF5"""
-    from specpolicy.policies import DiffusionPolicy, PolicyConfig
-    from specpolicy.training import TrainingSettings, train_policy
+    from specpolicy.policies.config import PolicyConfig
+    from specpolicy.policies.diffusion_policy import DiffusionPolicy
+    from specpolicy.training.loop import TrainingSettings
+    from specpolicy.training.train import train_policy
 
     cfg = compose("train", overrides)
-    task = plain(cfg.task)
+    task = to_container(cfg.task)
     config = PolicyConfig(
-        task=task["name"], observations=task["observations"], action_dim=task["action_dim"], **plain(cfg.policy)
+        task=task["name"], observations=task["observations"], action_dim=task["action_dim"], **to_container(cfg.policy)
     )
-    settings = TrainingSettings(**plain(cfg.training))
-    teacher = None if cfg.teacher is None else DiffusionPolicy.load(cfg.teacher, cfg.device)
+    settings = TrainingSettings(**to_container(cfg.training))
+    teacher = None if cfg.teacher is None else DiffusionPolicy.from_pretrained(cfg.teacher, cfg.device)
     train_policy(config, cfg.dataset, settings, cfg.out, cfg.device, cfg.validation_demos, teacher)
     print(f"policy in {cfg.out}")

@@ -7,21 +7,21 @@ from functools import partial
 
 from hydra.utils import instantiate
 
-from specpolicy.composition import compose, plain
+from specpolicy.config import compose, to_container
 
 
 def train_images(overrides: Sequence[str]) -> None:
     """train an image network on Fashion-MNIST, or teach it another one's predictions; saved in diffusers' format"""
     from specpolicy.images.training import train_image_model
-    from specpolicy.training import TrainingSettings
+    from specpolicy.training.loop import TrainingSettings
 
     cfg = compose("train_images", overrides)
-    made_from = {"network": plain(cfg.network), "scheduler": plain(cfg.scheduler)}
+    made_from = {"network": to_container(cfg.network), "scheduler": to_container(cfg.scheduler)}
     train_image_model(
         partial(instantiate, cfg.network, _convert_="all"),
         instantiate(cfg.scheduler),
         cfg.data,
-        TrainingSettings(**plain(cfg.training)),
+        TrainingSettings(**to_container(cfg.training)),
         cfg.out,
         cfg.device,
         made_from,

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
 
-from specpolicy.composition import ConfigError, compose, plain
-
-from .sources import histories_for
+from specpolicy.commands.common import histories_for
+from specpolicy.config import ConfigError, compose, to_container
 
 if TYPE_CHECKING:
-    from specpolicy.speculative import SpeculativeSampler
+    from specpolicy.speculative.sampler import SpeculativeSampler
 
 
 def tune(overrides: Sequence[str]) -> None:
@@ -22,10 +21,11 @@ def tune(overrides: Sequence[str]) -> None:
     import torch
 
     from specpolicy.evaluation.latency import measure_latency
-    from specpolicy.evaluation.provenance import git_revision, machine, package_versions
     from specpolicy.evaluation.statistics import ratio_of_medians
-    from specpolicy.policies import load_policy
-    from specpolicy.tuning import sampler_key, save_windows, tune_windows
+    from specpolicy.policies.checkpoint import load_policy
+    from specpolicy.tuning.store import sampler_key, save_windows
+    from specpolicy.tuning.tune import tune_windows
+    from specpolicy.utils.provenance import git_revision, machine, package_versions
 
     cfg = compose("tune", overrides)
     if "window" not in cfg.sampler:
@@ -45,7 +45,7 @@ def tune(overrides: Sequence[str]) -> None:
         "observations": histories.origin,
         "provenance": {"packages": package_versions(), "git": git_revision(), "machine": machine(policy.device)},
     }
-    configured = plain(cfg.sampler.window)
+    configured = to_container(cfg.sampler.window)
     choice = tuned.choice
     print(f"windows {_short(choice.windows)}")
     print(f"expected: {choice.expected:.1f} ms; constant {choice.constant}: {choice.constant_expected:.1f} ms")

@@ -16,11 +16,55 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, Protocol
 
-from .plan import Blend, Newest, Plan
-from .predictors import LastObservation, Predictor
+import numpy as np
+
+from specpolicy.control.action_buffer import ActionBuffer, Aggregator, LatestOnly
+from specpolicy.policies.observations import HistoryWindow
 
 
-class Meanwhile(StrEnum):
+class Predictor(Protocol):
+    """Guesses the observation window ``ticks`` from now."""
+
+    def __call__(self, window: HistoryWindow, ticks: int) -> HistoryWindow:
+        """A window of the same shapes and dtypes."""
+        ...
+
+
+@dataclass(frozen=True)
+class LastObservation:
+    """Nothing will have changed."""
+
+    def __call__(self, window: HistoryWindow, ticks: int) -> HistoryWindow:
+        """The window as it is."""
+        return window
+
+
+@dataclass(frozen=True)
+class LinearObservation:
+    """Everything goes on as over the last two observations.
+
+    Attributes:
+        damping: share of the change that is believed in, 0 to 1.
+    """
+
+    damping: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.damping <= 1:
+            raise ValueError(f"damping={self.damping}; expected 0 (nothing changes) to 1 (all goes on)")
+
+    def __call__(self, window: HistoryWindow, ticks: int) -> HistoryWindow:
+        """Each step of the window moved on by ``ticks`` times its last change; with one step, the window as it is."""
+        return {name: self._extrapolate(steps, ticks) for name, steps in window.items()}
+
+    def _extrapolate(self, steps: np.ndarray, ticks: int) -> np.ndarray:
+        if len(steps) < 2 or not np.issubdtype(steps.dtype, np.floating):
+            return steps
+        moved: np.ndarray = steps + self.damping * ticks * (steps[-1] - steps[-2])
+        return moved.astype(steps.dtype)
+
+
+class IdleBehavior(StrEnum):
     """What happens between the end of what was to be played and the next chunk."""
 
     WORLD_WAITS = "world waits"
@@ -29,7 +73,7 @@ class Meanwhile(StrEnum):
 
 
 @dataclass(frozen=True)
-class Ahead:
+class PredraftConfig:
     """When and under what to pre-draft.
 
     Attributes:
@@ -48,7 +92,7 @@ class Ahead:
 
 
 @dataclass(frozen=True)
-class Rules:
+class ExecutorConfig:
     """An executor's four answers.
 
     Attributes:
@@ -66,17 +110,17 @@ class Rules:
 
     play: int
     lead: int = 0
-    meanwhile: Meanwhile = Meanwhile.REST
+    meanwhile: IdleBehavior = IdleBehavior.REST
     aligned: bool = True
-    blend: Blend = field(default_factory=Newest)
-    ahead: Ahead | None = None
+    blend: Aggregator = field(default_factory=LatestOnly)
+    ahead: PredraftConfig | None = None
 
     def __post_init__(self) -> None:
         if self.play < 1:
             raise ValueError(f"play={self.play}; at least 1 action of a chunk must be played")
         if not 0 <= self.lead <= self.play:
             raise ValueError(f"lead={self.lead}; expected 0 to play={self.play} ticks")
-        if not self.aligned and not isinstance(self.blend, Newest):
+        if not self.aligned and not isinstance(self.blend, LatestOnly):
             raise ValueError(
                 "chunks that begin on arrival cannot be blended: their actions for one tick were meant for different "
                 "times; choose meanwhile='rest', or no ensembling"
@@ -85,19 +129,19 @@ class Rules:
     @property
     def world_waits(self) -> bool:
         """Whether the world stands still while the policy computes."""
-        return self.meanwhile is Meanwhile.WORLD_WAITS
+        return self.meanwhile is IdleBehavior.WORLD_WAITS
 
-    def plan(self) -> Plan:
+    def plan(self) -> ActionBuffer:
         """An empty plan that follows these rules."""
-        return Plan(self.play, self.meanwhile is Meanwhile.REST, self.aligned, self.blend)
+        return ActionBuffer(self.play, self.meanwhile is IdleBehavior.REST, self.aligned, self.blend)
 
 
 class Executor(Protocol):
     """Anything that has rules."""
 
     @property
-    def rules(self) -> Rules:
-        """See :class:`Rules`."""
+    def rules(self) -> ExecutorConfig:
+        """See :class:`ExecutorConfig`."""
         ...
 
 
@@ -107,16 +151,16 @@ class Lockstep:
 
     Attributes:
         play: actions of each chunk that are played.
-        blend: see :class:`Rules`.
+        blend: see :class:`ExecutorConfig`.
     """
 
     play: int = 8
-    blend: Blend = field(default_factory=Newest)
+    blend: Aggregator = field(default_factory=LatestOnly)
 
     @property
-    def rules(self) -> Rules:
-        """See :class:`Rules`."""
-        return Rules(self.play, meanwhile=Meanwhile.WORLD_WAITS, blend=self.blend)
+    def rules(self) -> ExecutorConfig:
+        """See :class:`ExecutorConfig`."""
+        return ExecutorConfig(self.play, meanwhile=IdleBehavior.WORLD_WAITS, blend=self.blend)
 
 
 @dataclass(frozen=True)
@@ -127,22 +171,22 @@ class Blocking:
         play: actions of each chunk that are played.
         meanwhile: ``"hold"``: the robot stands still while it computes, then plays the chunk from its first action,
             for which it still is in the right place. ``"rest"``: it plays on, as :class:`RecedingHorizon`.
-        blend: see :class:`Rules`.
+        blend: see :class:`ExecutorConfig`.
     """
 
     play: int = 8
     meanwhile: Literal["hold", "rest"] = "hold"
-    blend: Blend = field(default_factory=Newest)
+    blend: Aggregator = field(default_factory=LatestOnly)
 
     def __post_init__(self) -> None:
         if self.meanwhile not in ("hold", "rest"):
             raise ValueError(f"meanwhile={self.meanwhile!r}; a blocking executor knows 'hold' and 'rest'")
 
     @property
-    def rules(self) -> Rules:
-        """See :class:`Rules`."""
-        meanwhile = Meanwhile(self.meanwhile)
-        return Rules(self.play, meanwhile=meanwhile, aligned=meanwhile is Meanwhile.REST, blend=self.blend)
+    def rules(self) -> ExecutorConfig:
+        """See :class:`ExecutorConfig`."""
+        meanwhile = IdleBehavior(self.meanwhile)
+        return ExecutorConfig(self.play, meanwhile=meanwhile, aligned=meanwhile is IdleBehavior.REST, blend=self.blend)
 
 
 @dataclass(frozen=True)
@@ -154,16 +198,16 @@ class RecedingHorizon:
 
     Attributes:
         play: actions of each chunk that are played before the next one is asked for, e.g. 8 of 16.
-        blend: see :class:`Rules`.
+        blend: see :class:`ExecutorConfig`.
     """
 
     play: int = 8
-    blend: Blend = field(default_factory=Newest)
+    blend: Aggregator = field(default_factory=LatestOnly)
 
     @property
-    def rules(self) -> Rules:
-        """See :class:`Rules`."""
-        return Rules(self.play, blend=self.blend)
+    def rules(self) -> ExecutorConfig:
+        """See :class:`ExecutorConfig`."""
+        return ExecutorConfig(self.play, blend=self.blend)
 
 
 @dataclass(frozen=True)
@@ -174,17 +218,17 @@ class Asynchronous:
         play: actions of each chunk that are played if the next one is late.
         lead: ticks before their end at which the next chunk is asked for; ``lead=play`` computes without pause. None:
             half of ``play``.
-        blend: see :class:`Rules`.
+        blend: see :class:`ExecutorConfig`.
     """
 
     play: int = 8
     lead: int | None = None
-    blend: Blend = field(default_factory=Newest)
+    blend: Aggregator = field(default_factory=LatestOnly)
 
     @property
-    def rules(self) -> Rules:
-        """See :class:`Rules`."""
-        return Rules(self.play, self.play // 2 if self.lead is None else self.lead, blend=self.blend)
+    def rules(self) -> ExecutorConfig:
+        """See :class:`ExecutorConfig`."""
+        return ExecutorConfig(self.play, self.play // 2 if self.lead is None else self.lead, blend=self.blend)
 
 
 @dataclass(frozen=True)
@@ -200,9 +244,9 @@ class PreDrafting:
     """
 
     executor: Executor = field(default_factory=RecedingHorizon)
-    ahead: Ahead = field(default_factory=Ahead)
+    ahead: PredraftConfig = field(default_factory=PredraftConfig)
 
     @property
-    def rules(self) -> Rules:
-        """See :class:`Rules`."""
+    def rules(self) -> ExecutorConfig:
+        """See :class:`ExecutorConfig`."""
         return replace(self.executor.rules, ahead=self.ahead)

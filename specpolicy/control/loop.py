@@ -11,42 +11,40 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from specpolicy.history import History
+from specpolicy.control.action_buffer import ActionBuffer
+from specpolicy.control.action_space import Action, ActionSpec, Limits
+from specpolicy.control.clocks import Clock
+from specpolicy.control.executors import Executor, IdleBehavior
+from specpolicy.control.inference import InferenceKind, InferenceRequest, InferenceResult, LoopPolicy
+from specpolicy.control.inference_scheduler import InferenceScheduler, ObservationRecord
+from specpolicy.control.safety import Guards, SafetyFilter, SentAction, TickContext
+from specpolicy.control.trace import EpisodeTrace, InferenceRecord, StepRecord
+from specpolicy.control.viewers import View
+from specpolicy.policies.observations import ObservationHistory
 
-from .account import EpisodeAccount, Job, TickRow
-from .actions import Action, ActionMeaning, Limits
-from .clocks import Clock
-from .desk import Desk, Observed
-from .executors import Executor, Meanwhile
-from .gate import Gate, Moment, Sent
-from .guards import Guards
-from .plan import Plan
-from .questions import Answer, Kind, LoopPolicy, Question
-from .views import View
-
-Conversation = Generator[Question, "Future[Answer]", EpisodeAccount]
+ControlCoroutine = Generator[InferenceRequest, "Future[InferenceResult]", EpisodeTrace]
 """Yields what is to be computed, is sent what comes of it, and returns the account."""
 
 
 @dataclass(frozen=True)
-class Robot:
+class ControlSetup:
     """What is to be controlled, and how.
 
     Attributes:
         env: any environment with a Box of actions; ``info["success"]`` is read where there is one.
         meaning: of its actions.
         executor, clock, guards: see there.
-        observation_horizon: observation steps that the policy sees.
+        n_obs_steps: observation steps that the policy sees.
         views: are shown every tick.
         max_ticks: end an episode after so many ticks, even if the environment would go on.
     """
 
     env: gymnasium.Env[Any, Any]
-    meaning: ActionMeaning
+    meaning: ActionSpec
     executor: Executor
     clock: Clock
     guards: Guards
-    observation_horizon: int
+    n_obs_steps: int
     views: Sequence[View] = ()
     max_ticks: int | None = None
 
@@ -61,7 +59,7 @@ class ControlLoop:
         clock: what time that is.
         guards: what to do when something goes wrong.
         meaning: which entries of an action are rates and which are states; all rates by default.
-        views, max_ticks: see :class:`Robot`.
+        views, max_ticks: see :class:`ControlSetup`.
 
     Raises:
         ValueError: the executor pre-drafts and the policy cannot; or the actions are not as described.
@@ -78,7 +76,7 @@ class ControlLoop:
         executor: Executor,
         clock: Clock,
         guards: Guards | None = None,
-        meaning: ActionMeaning | None = None,
+        meaning: ActionSpec | None = None,
         views: Sequence[View] = (),
         max_ticks: int | None = None,
     ) -> None:
@@ -87,13 +85,13 @@ class ControlLoop:
                 "the executor pre-drafts, but this policy or its sampler has no predraft(): take a speculative "
                 "sampler, or another executor"
             )
-        meaning = meaning if meaning is not None else ActionMeaning(range(int(np.prod(env.action_space.shape or ()))))
+        meaning = meaning if meaning is not None else ActionSpec(range(int(np.prod(env.action_space.shape or ()))))
         Limits.of(env.action_space, meaning)
-        horizon = policy.observation_horizon
-        self.robot = Robot(env, meaning, executor, clock, guards or Guards(), horizon, views, max_ticks)
+        horizon = policy.n_obs_steps
+        self.robot = ControlSetup(env, meaning, executor, clock, guards or Guards(), horizon, views, max_ticks)
         self.policy = policy
 
-    def run(self, seed: int, repeat: int = 0) -> EpisodeAccount:
+    def run(self, seed: int, repeat: int = 0) -> EpisodeTrace:
         """Play one episode.
 
         Args:
@@ -101,33 +99,33 @@ class ControlLoop:
             repeat: tells apart episodes from one initial state; seed and repeat fix all random streams.
         """
         self.policy.begin(seed, repeat)
-        conversation = converse(self.robot, seed, repeat)
+        conversation = control_steps(self.robot, seed, repeat)
         try:
             question = next(conversation)
             while True:
                 question = conversation.send(self.robot.clock.launch(partial(self.policy.answer, question)))
         except StopIteration as end:
-            account: EpisodeAccount = end.value
+            account: EpisodeTrace = end.value
             return account
         finally:
             self.robot.clock.finish()
 
 
-def converse(robot: Robot, seed: int, repeat: int = 0) -> Conversation:
+def control_steps(robot: ControlSetup, seed: int, repeat: int = 0) -> ControlCoroutine:
     """One episode as a conversation with whoever computes, so that many episodes can share a network's passes."""
     env, clock, rules = robot.env, robot.clock, robot.executor.rules
     observation, _ = env.reset(seed=seed)
-    history = History(robot.observation_horizon, observation)
+    history = ObservationHistory(robot.n_obs_steps, observation)
     limits = Limits.of(env.action_space, robot.meaning, robot.guards.tolerance)
-    gate = Gate(robot.guards, robot.meaning, limits, robot.meaning.first(history.latest), clock.rate_hz)
-    account = EpisodeAccount(seed, repeat, clock.rate_hz, rules.play, faults=gate.faults)
-    plan, desk = rules.plan(), Desk(rules)
+    gate = SafetyFilter(robot.guards, robot.meaning, limits, robot.meaning.first(history.latest), clock.rate_hz)
+    account = EpisodeTrace(seed, repeat, clock.rate_hz, rules.play, faults=gate.faults)
+    plan, desk = rules.plan(), InferenceScheduler(rules)
     for view in robot.views:
         view.begin(account)
     clock.start(seed, repeat)
     tick, over = 0, False
     while not over:
-        observed = Observed(tick, clock.now(), history.window())
+        observed = ObservationRecord(tick, clock.now(), history.window())
         desk.observe(observed)
         while True:
             if desk.running is not None:
@@ -141,12 +139,12 @@ def converse(robot: Robot, seed: int, repeat: int = 0) -> Conversation:
                 if task is None:
                     break
                 kind, about = task.question.kind, task.observed
-                job = Job(len(account.jobs), kind, about.tick, about.at_s, clock.now())
+                job = InferenceRecord(len(account.jobs), kind, about.tick, about.at_s, clock.now())
                 account.jobs.append(job)
                 desk.running = clock.begin(job, (yield task.question))
         now = clock.now()
-        pausing = plan.empty or rules.meanwhile is not Meanwhile.REST
-        moment = Moment(tick, now, now - clock.due(tick), pausing, desk.waiting_s(clock))
+        pausing = plan.empty or rules.meanwhile is not IdleBehavior.REST
+        moment = TickContext(tick, now, now - clock.due(tick), pausing, desk.waiting_s(clock))
         sent, queue = gate.send(moment, plan), plan.left(tick)
         observation, reward, terminated, truncated, info = env.step(_cast(sent.action, env.action_space))
         history.add(observation)
@@ -164,7 +162,7 @@ def converse(robot: Robot, seed: int, repeat: int = 0) -> Conversation:
     return account
 
 
-def _take_in(desk: Desk, gate: Gate, plan: Plan, clock: Clock, tick: int) -> None:
+def _take_in(desk: InferenceScheduler, gate: SafetyFilter, plan: ActionBuffer, clock: Clock, tick: int) -> None:
     """A computation has ended: its outcome into its job, its chunk through the gate into the plan."""
     assert desk.running is not None
     job, answer = desk.running.job, desk.running.future.result()
@@ -172,7 +170,7 @@ def _take_in(desk: Desk, gate: Gate, plan: Plan, clock: Clock, tick: int) -> Non
     job.ended_s = clock.now() if job.ended_s is None else job.ended_s
     desk.note_duration(job, clock.rate_hz)
     job.passes, job.evaluations, job.acceptance = answer.passes, answer.evaluations, answer.acceptance
-    if job.kind is Kind.DRAFT:
+    if job.kind is InferenceKind.DRAFT:
         if gate.note_draft(job, answer):
             desk.keep_draft()
         return
@@ -182,10 +180,16 @@ def _take_in(desk: Desk, gate: Gate, plan: Plan, clock: Clock, tick: int) -> Non
 
 
 def _row(
-    moment: Moment, clock: Clock, sent: Sent, queue: int, computing: Kind | None, reward: float, success: bool
-) -> TickRow:
+    moment: TickContext,
+    clock: Clock,
+    sent: SentAction,
+    queue: int,
+    computing: InferenceKind | None,
+    reward: float,
+    success: bool,
+) -> StepRecord:
     job = None if sent.chunk is None else sent.chunk.job
-    return TickRow(
+    return StepRecord(
         tick=moment.tick,
         due_s=clock.due(moment.tick),
         sent_s=moment.now_s,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .account import EpisodeAccount, Job
-from .guards import Fault
-from .questions import Kind
+from specpolicy.control.inference import InferenceKind
+from specpolicy.control.safety import Fault
+from specpolicy.control.trace import EpisodeTrace, InferenceRecord
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class ControlMetrics:
     stopped: int
 
 
-def measure(accounts: Iterable[EpisodeAccount]) -> ControlMetrics:
+def measure(accounts: Iterable[EpisodeTrace]) -> ControlMetrics:
     """The metrics of a controller's episodes; they may come one by one, from a disk."""
     reaction, ages, jitter, border, inner = [list[float]() for _ in range(5)]
-    jobs: list[Job] = []
+    jobs: list[InferenceRecord] = []
     faults: Counter[str] = Counter()
     episodes = ticks = skipped = held = stale = missed = stopped = 0
     for account in accounts:
@@ -94,30 +94,30 @@ def measure(accounts: Iterable[EpisodeAccount]) -> ControlMetrics:
             if before is not None and before.job is not None:
                 jump = float(np.linalg.norm(np.subtract(row.action, before.action)))
                 (inner if row.job == before.job else border).append(jump)
-    by_kind = {kind: [job for job in jobs if job.kind is kind] for kind in Kind}
+    by_kind = {kind: [job for job in jobs if job.kind is kind] for kind in InferenceKind}
     return ControlMetrics(
         episodes=episodes,
         ticks=ticks,
         chunks=len(reaction),
         reaction_ms=_quantiles(reaction),
         age_ms=_quantiles(ages),
-        inference_ms=_quantiles(_durations_ms(by_kind[Kind.WHOLE])),
-        finish_ms=_quantiles(_durations_ms(by_kind[Kind.FINISH])),
+        inference_ms=_quantiles(_durations_ms(by_kind[InferenceKind.WHOLE])),
+        finish_ms=_quantiles(_durations_ms(by_kind[InferenceKind.FINISH])),
         jitter_ms=_quantiles(jitter),
         held=held / ticks if ticks else None,
         stale=stale / len(ages) if ages else None,
         missed=missed / (ticks + skipped) if ticks else None,
         border_jump=_mean(border),
         inner_jump=_mean(inner),
-        passes=_mean([job.passes for job in by_kind[Kind.WHOLE] if job.passes is not None]),
-        finish_passes=_mean([job.passes for job in by_kind[Kind.FINISH] if job.passes is not None]),
+        passes=_mean([job.passes for job in by_kind[InferenceKind.WHOLE] if job.passes is not None]),
+        finish_passes=_mean([job.passes for job in by_kind[InferenceKind.FINISH] if job.passes is not None]),
         acceptance=_mean([job.acceptance for job in jobs if job.acceptance is not None]),
         faults=dict(faults),
         stopped=stopped,
     )
 
 
-def _durations_ms(jobs: Sequence[Job]) -> list[float]:
+def _durations_ms(jobs: Sequence[InferenceRecord]) -> list[float]:
     return [1e3 * (job.ended_s - job.begun_s) for job in jobs if job.ended_s is not None]
 
 

@@ -2,39 +2,38 @@
 
 Success is counted over seeds (:func:`run_study` into a :class:`ResultStore`), latency is timed apart from it
 (:func:`measure_latency`), :func:`summarize` joins both into rows with intervals and paired tests, and
-:func:`rich_table` shows them. Pictures and clips are imported on their own, from ``specpolicy.evaluation.plot`` and
+:func:`rich_table` shows them. Pictures and clips are imported on their own, from ``specpolicy.evaluation.plots`` and
 ``specpolicy.evaluation.video``: the processes that run environments start faster without matplotlib.
 """
 
-from specpolicy.locking import FolderInUse as FolderInUse
-
-from . import _requirements as _requirements
-from .episodes import EpisodeKey as EpisodeKey
-from .episodes import EpisodeRecord as EpisodeRecord
-from .episodes import episode_keys as episode_keys
-from .latency import CallLog as CallLog
-from .latency import LatencyRun as LatencyRun
-from .latency import measure_latency as measure_latency
-from .manifest import ConfigurationMismatch as ConfigurationMismatch
-from .manifest import Manifest as Manifest
-from .manifest import ManifestError as ManifestError
-from .player import EpisodePlayer as EpisodePlayer
-from .player import MakeEnv as MakeEnv
-from .pool import EnvPool as EnvPool
-from .provenance import checkpoint_digest as checkpoint_digest
-from .provenance import collect_provenance as collect_provenance
-from .rollout import EvaluationAborted as EvaluationAborted
-from .rollout import rollout as rollout
-from .seeding import episode_generator as episode_generator
-from .shards import CorruptShardWarning as CorruptShardWarning
-from .statistics import Estimate as Estimate
-from .store import ResultStore as ResultStore
-from .store import read_results as read_results
-from .study import run_study as run_study
-from .summary import LatencySummary as LatencySummary
-from .summary import SummaryRow as SummaryRow
-from .summary import summarize as summarize
-from .table import json_table as json_table
-from .table import markdown_table as markdown_table
-from .table import rich_table as rich_table
-from .tap import ObservationTap as ObservationTap
+from specpolicy.evaluation import requirements as _requirements  # noqa: F401
+from specpolicy.evaluation.latency import CallLog as CallLog
+from specpolicy.evaluation.latency import LatencyRun as LatencyRun
+from specpolicy.evaluation.latency import measure_latency as measure_latency
+from specpolicy.evaluation.results import ConfigurationMismatch as ConfigurationMismatch
+from specpolicy.evaluation.results import CorruptShardWarning as CorruptShardWarning
+from specpolicy.evaluation.results import Manifest as Manifest
+from specpolicy.evaluation.results import ManifestError as ManifestError
+from specpolicy.evaluation.results import ResultStore as ResultStore
+from specpolicy.evaluation.results import read_results as read_results
+from specpolicy.evaluation.statistics import Estimate as Estimate
+from specpolicy.evaluation.study import run_study as run_study
+from specpolicy.evaluation.summary import LatencySummary as LatencySummary
+from specpolicy.evaluation.summary import SummaryRow as SummaryRow
+from specpolicy.evaluation.summary import summarize as summarize
+from specpolicy.evaluation.tables import json_table as json_table
+from specpolicy.evaluation.tables import markdown_table as markdown_table
+from specpolicy.evaluation.tables import rich_table as rich_table
+from specpolicy.policies.checkpoint import checkpoint_digest as checkpoint_digest
+from specpolicy.rollout.env_worker import EnvPool as EnvPool
+from specpolicy.rollout.env_worker import EpisodePlayer as EpisodePlayer
+from specpolicy.rollout.env_worker import MakeEnv as MakeEnv
+from specpolicy.rollout.episodes import EpisodeKey as EpisodeKey
+from specpolicy.rollout.episodes import EpisodeRecord as EpisodeRecord
+from specpolicy.rollout.episodes import episode_generator as episode_generator
+from specpolicy.rollout.episodes import episode_keys as episode_keys
+from specpolicy.rollout.runner import EvaluationAborted as EvaluationAborted
+from specpolicy.rollout.runner import ObservationRecorder as ObservationRecorder
+from specpolicy.rollout.runner import rollout as rollout
+from specpolicy.utils.files import FolderInUse as FolderInUse
+from specpolicy.utils.provenance import collect_provenance as collect_provenance

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import torch
 
-from specpolicy.policies.seen import read_seen_seeds
-
-from .comparison import Comparison
-from .conclusion import conclude, write_text
-from .launchers import Launcher, LocalLauncher
-from .manifest import MANIFEST
-from .observations import ObservationKeeper
-from .overall import OverallRow, json_overall, markdown_overall, print_overall, summarize_tasks
-from .provenance import checkpoint_digest, collect_provenance
-from .seeding import EVALUATION_SEEDS
-from .store import ResultStore
-from .study import collect
-from .summary import SummaryRow
-from .units import Batch, plan_units
+from specpolicy.evaluation.comparison import Comparison, write_results, write_text
+from specpolicy.evaluation.launchers.local import Launcher, LocalLauncher
+from specpolicy.evaluation.results import MANIFEST, ObservationKeeper, ResultStore
+from specpolicy.evaluation.study import collect
+from specpolicy.evaluation.summary import SummaryRow
+from specpolicy.evaluation.task_average import (
+    OverallRow,
+    json_overall,
+    markdown_overall,
+    print_overall,
+    summarize_tasks,
+)
+from specpolicy.policies.checkpoint import checkpoint_digest, read_seen_seeds
+from specpolicy.rollout.episodes import EVALUATION_SEEDS, Batch, plan_units
+from specpolicy.utils.provenance import collect_provenance
 
 
 def compare(comparison: Comparison, out: Path, launcher: Launcher | None = None) -> list[SummaryRow]:
@@ -37,7 +38,7 @@ def compare(comparison: Comparison, out: Path, launcher: Launcher | None = None)
         LauncherError: workers cannot be had, or cannot work.
     """
     run_episodes({comparison.task: comparison}, {comparison.task: out}, launcher)
-    return conclude(comparison, out).rows
+    return write_results(comparison, out).rows
 
 
 def compare_tasks(
@@ -57,7 +58,7 @@ def compare_tasks(
         )
     folders = {task: out / task for task in comparisons}
     run_episodes(comparisons, folders, launcher)
-    conclusions = {task: conclude(comparison, folders[task]) for task, comparison in comparisons.items()}
+    conclusions = {task: write_results(comparison, folders[task]) for task, comparison in comparisons.items()}
     rows = summarize_tasks(conclusions)
     write_text(out / "table.md", markdown_overall(rows, conclusions))
     write_text(out / "table.json", json_overall(rows, conclusions))

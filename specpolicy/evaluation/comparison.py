@@ -1,23 +1,86 @@
-"""Which samplers are compared on which episodes of a task, said so that any process can run its share."""
+"""From a results folder's episodes to what is shown of them: latency, table, plot, video."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
-from specpolicy.policies.checkpoint import CheckpointError, load_policy
+import torch
+from rich.console import Console
 
-from .episodes import EpisodeKey, episode_keys
-from .player import MakeEnv
-from .pool import EnvPool
-from .protocols import Policy, Sampler
-from .provenance import checkpoint_digest
-from .workplace import Workplace
+from specpolicy.evaluation.latency import LatencyRun, measure_latency
+from specpolicy.evaluation.results import read_observations, read_results
+from specpolicy.evaluation.summary import SummaryRow, summarize
+from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
+from specpolicy.policies.checkpoint import CheckpointError, checkpoint_digest, load_policy
+from specpolicy.rollout.env_worker import EnvPool, MakeEnv
+from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeRecord, Unit, episode_keys
+from specpolicy.rollout.protocols import Policy, Sampler
+from specpolicy.rollout.runner import ObservationRecorder, rollout
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.provenance import collect_provenance
+
+KEPT_OBSERVATIONS = 64
 
 
-class Contestants(NamedTuple):
+class Workplace:
+    """Where units of one task are run. Use it as a context manager: it closes the environments.
+
+    Args:
+        policy: whom to ask.
+        samplers: by name.
+        pool: where episodes run.
+        crash_limit: see :func:`rollout`.
+        threads: torch's threads until it is closed; None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        samplers: Mapping[str, Sampler],
+        pool: EnvPool,
+        crash_limit: int | None = 20,
+        threads: int | None = None,
+    ) -> None:
+        self._tap = ObservationRecorder(policy, limit=KEPT_OBSERVATIONS)
+        self._samplers, self._pool, self._crash_limit = samplers, pool, crash_limit
+        self._former_threads = torch.get_num_threads()
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def run(self, units: Iterable[Unit]) -> Iterator[Batch]:
+        """Run one unit after the other and hand out each episode as soon as it has ended.
+
+        Raises:
+            EvaluationAborted: nothing but crashes came. Batches handed out before remain valid.
+        """
+        for unit in units:
+            sampler = self._samplers[unit.sampler]
+            for record in rollout(
+                self._tap, sampler, self._pool, unit.keys, task=unit.task, crash_limit=self._crash_limit
+            ):
+                yield Batch(unit.task, (record,), self._tap.observations)
+
+    def close(self) -> None:
+        """Close the environments and give the threads back."""
+        self._pool.close()
+        torch.set_num_threads(self._former_threads)
+
+    def __enter__(self) -> Workplace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class PolicyAndSamplers(NamedTuple):
     """A policy, and the samplers that are compared on it, by name."""
 
     policy: Policy
@@ -25,7 +88,7 @@ class Contestants(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrainedPolicy:
+class CheckpointLoader:
     """Loads a checkpoint and makes samplers for it.
 
     Attributes:
@@ -42,7 +105,7 @@ class TrainedPolicy:
     device: str = "cpu"
     digest: str | None = None
 
-    def __call__(self) -> Contestants:
+    def __call__(self) -> PolicyAndSamplers:
         """Load it.
 
         Raises:
@@ -54,9 +117,9 @@ class TrainedPolicy:
                 f"{self.checkpoint} is not the checkpoint that this run began with; every machine must see the same "
                 "files there, and nobody may change them meanwhile"
             )
-        return Contestants(policy, {name: make(policy) for name, make in self.recipes.items()})
+        return PolicyAndSamplers(policy, {name: make(policy) for name, make in self.recipes.items()})
 
-    def pinned(self) -> TrainedPolicy:
+    def pinned(self) -> CheckpointLoader:
         """The same, but only for the checkpoint as it is now, which has shown that it loads. Raises as a call does."""
         self()
         return replace(self, digest=checkpoint_digest(self.checkpoint))
@@ -88,7 +151,7 @@ class Comparison:
     """
 
     task: str
-    contestants: Callable[[], Contestants]
+    contestants: Callable[[], PolicyAndSamplers]
     make_env: MakeEnv
     seeds: Sequence[int]
     repeats: Mapping[str, int]
@@ -107,9 +170,108 @@ class Comparison:
     def open(self) -> Workplace:
         """Load the policy and start the environments, here."""
         policy, samplers = self.contestants()
-        pool = EnvPool(self.make_env, policy.config.observation_horizon, self.num_envs)
+        pool = EnvPool(self.make_env, policy.config.n_obs_steps, self.num_envs)
         return Workplace(policy, samplers, pool, self.crash_limit, self.threads)
 
     def episodes(self) -> set[EpisodeKey]:
         """Which episodes are compared."""
         return {key for name, count in self.repeats.items() for key in episode_keys(name, self.seeds, count)}
+
+
+_log = logging.getLogger(__name__)
+LATENCY = "latency.json"
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What came of a comparison: its episodes, and a row for each sampler."""
+
+    records: list[EpisodeRecord]
+    rows: list[SummaryRow]
+
+
+def write_results(comparison: Comparison, folder: Path) -> Conclusion:
+    """Measure latency unless that has been done, then write and print the table and write plot and video."""
+    contestants = comparison.contestants()
+    episodes = comparison.episodes()
+    records = [record for record in read_results(folder)[0] if record.key in episodes]
+    latency = _latency(comparison, contestants, folder)
+    exact = {name: bool(sampler.exact) for name, sampler in contestants.samplers.items()}
+    rows = summarize(records, latency, exact)
+    _show(comparison, rows, latency, folder)
+    _film(comparison, contestants, rows, folder)
+    return Conclusion(records, rows)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _latency(comparison: Comparison, contestants: PolicyAndSamplers, folder: Path) -> LatencyRun | None:
+    """The measurement in ``folder`` if it has all these samplers, else a new one on observations of these episodes."""
+    path, samplers = folder / LATENCY, contestants.samplers
+    old = LatencyRun.read(path) if path.exists() else None
+    if old is not None:
+        logs = {name: log for name, log in old.samplers.items() if name in samplers}
+        enough = len(logs) == len(samplers) and all(
+            len(log.nanoseconds) >= comparison.latency_calls for log in logs.values()
+        )
+        if enough or not comparison.latency_calls:
+            return replace(old, samplers=logs)
+    if not comparison.latency_calls:
+        return None
+    observations = read_observations(folder)
+    if not observations:
+        warnings.warn(f"{folder} holds no observations to measure latency on", stacklevel=2)
+        return None
+    policy = contestants.policy
+    run = measure_latency(
+        policy,
+        samplers,
+        observations,
+        calls=comparison.latency_calls,
+        threads=comparison.latency_threads,
+        provenance=collect_provenance(comparison.checkpoint, device=getattr(policy, "device", "cpu")),
+    )
+    run.write(path)
+    return run
+
+
+def _show(comparison: Comparison, rows: list[SummaryRow], latency: LatencyRun | None, folder: Path) -> None:
+    from specpolicy.evaluation.plots import NothingToPlot, plot_summary
+
+    title = f"{comparison.task}, {len(comparison.seeds)} seeds"
+    console = Console()
+    console.print(rich_table(rows, title))
+    write_text(folder / "table.md", markdown_table(rows))
+    write_text(folder / "table.json", json_table(rows))
+    try:
+        plot_summary(rows, folder / "latency_against_success.png", latency, title)
+    except NothingToPlot as error:
+        _log.info("no plot: %s", error)
+    console.print(f"Results in {folder}: table.md, table.json, latency_against_success.png, episodes and provenance.")
+
+
+def _film(comparison: Comparison, contestants: PolicyAndSamplers, rows: list[SummaryRow], folder: Path) -> None:
+    """One episode side by side; each robot stands still for as long as its sampler thinks."""
+    policy, samplers = contestants
+    cast = {name: samplers[name] for name in comparison.video if name in samplers}
+    if not cast:
+        return
+    from specpolicy.evaluation.video import film
+
+    medians = {row.sampler: row.latency.p50.value / 1e3 for row in rows if row.latency and row.latency.p50}
+    make_env = comparison.make_env
+    clip = film(
+        policy,
+        cast,
+        replace(make_env, kwargs={**make_env.kwargs, "render_mode": "rgb_array"}),
+        folder / "rollout.mp4",
+        seed=comparison.seeds[0],
+        pauses={name: medians.get(name) for name in cast},
+        control_hz=comparison.control_hz,
+    )
+    if clip is not None:
+        _log.info("video: %s", clip)

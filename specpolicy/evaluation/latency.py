@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -21,11 +22,31 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from specpolicy.atomic import atomic_path
+from specpolicy.rollout.episodes import episode_generator
+from specpolicy.rollout.protocols import Account, ActionChunk, Observation, Policy, Sampler
+from specpolicy.utils.files import atomic_path
 
-from .protocols import Account, Observation, Policy, Sampler
-from .seeding import episode_generator
-from .timing import device_of, timed_act
+
+def device_of(policy: Policy, device: torch.device | str | None = None) -> torch.device:
+    """``device`` if given, else what ``policy.device`` says, else the CPU."""
+    return torch.device(device if device is not None else getattr(policy, "device", "cpu"))
+
+
+def timed_act(
+    policy: Policy, sampler: Sampler, observation: Observation, generator: torch.Generator, device: torch.device
+) -> tuple[int, ActionChunk]:
+    """Nanoseconds that ``policy.predict_action`` takes for one observation, device included, and what it gives."""
+    _synchronize(device)
+    begin = time.perf_counter_ns()
+    chunk = policy.predict_action(observation, sampler, [generator])
+    _synchronize(device)
+    return time.perf_counter_ns() - begin, chunk
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
 
 FORMAT = 1
 
@@ -105,12 +126,12 @@ def measure_latency(
     threads: int | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> LatencyRun:
-    """Time ``policy.act`` at batch size 1 for several samplers in turn.
+    """Time ``policy.predict_action`` at batch size 1 for several samplers in turn.
 
     Args:
         policy: whom to ask.
         samplers: by name.
-        observations: recorded ones (see :class:`ObservationTap`), arrays of shape ``(1, observation_horizon, dim)``.
+        observations: recorded ones (see :class:`ObservationTap`), arrays of shape ``(1, n_obs_steps, dim)``.
         calls: counted calls of each sampler; p99 takes at least 100.
         warmup: calls of each sampler before these.
         seed: of the random streams and of the order of turns.

@@ -6,14 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from specpolicy.progress import progress_bar
-
-from .episodes import EpisodeRecord, episode_keys
-from .pool import EnvPool
-from .protocols import Policy, Sampler
-from .store import ResultStore
-from .units import Batch, Unit, plan_units
-from .workplace import Workplace
+from specpolicy.evaluation.comparison import Workplace
+from specpolicy.evaluation.results import ResultStore
+from specpolicy.rollout.env_worker import EnvPool
+from specpolicy.rollout.episodes import Batch, EpisodeRecord, Unit, episode_keys, plan_units
+from specpolicy.rollout.protocols import Policy, Sampler
+from specpolicy.utils.progress import progress_bar
 
 _log = logging.getLogger(__name__)
 

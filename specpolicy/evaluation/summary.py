@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .episodes import EpisodeRecord
-from .latency import CallLog, LatencyRun
-from .statistics import (
+from specpolicy.evaluation.latency import CallLog, LatencyRun
+from specpolicy.evaluation.statistics import (
     Estimate,
     clustered_wilson,
     mean_interval,
@@ -21,6 +20,7 @@ from .statistics import (
     ratio_of_sums,
     sign_flip_test,
 )
+from specpolicy.rollout.episodes import EpisodeRecord
 
 NS_PER_MS = 1e6
 

@@ -4,23 +4,171 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import imageio_ffmpeg
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
-from specpolicy.atomic import atomic_path
-from specpolicy.progress import progress_bar
+from specpolicy.evaluation.latency import device_of, timed_act
+from specpolicy.rollout.env_worker import EnvFactory, EpisodePlayer
+from specpolicy.rollout.episodes import episode_generator
+from specpolicy.rollout.protocols import Account, Policy, Sampler
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
 
-from .panel import draw_panel
-from .player import EnvFactory, EpisodePlayer
-from .protocols import Account, Policy, Sampler
-from .seeding import episode_generator
-from .timeline import Beat, Take, duration_s, moments
-from .timing import device_of, timed_act
+_BACKGROUND, _INK, _FAINT = (250, 250, 250), (20, 20, 20), (110, 110, 110)
+_STATE_COLORS = {"thinking": (213, 94, 0), "moving": (0, 114, 178), "done": (225, 225, 225)}
+_SUCCESS, _FAILURE = (0, 130, 90), (170, 30, 30)
+_MARGIN, _HEADER, _FOOTER, _LEAST_WIDTH = 8, 50, 50, 320
+
+
+def draw_panel(take: EpisodeRecording, moment: VideoFrame, history: Sequence[str], length: int) -> NDArray[np.uint8]:
+    """Image of one take at one moment, sides of even length, at least 320 pixels wide.
+
+    Args:
+        take: whose title and caption to write.
+        moment: what to show.
+        history: states at every tick up to now, drawn as a strip.
+        length: ticks of the whole clip, the strip's full width.
+    """
+    scale = max(1, -(-_LEAST_WIDTH // moment.frame.shape[1]))  # small images grow by whole pixels
+    frame = np.repeat(np.repeat(moment.frame, scale, axis=0), scale, axis=1)
+    height, width = frame.shape[:2]
+    panel = Image.new("RGB", (_even(width + 2 * _MARGIN), _even(height + _HEADER + _FOOTER)), _BACKGROUND)
+    panel.paste(Image.fromarray(frame), (_MARGIN, _HEADER))
+    draw = ImageDraw.Draw(panel)
+    draw.text((_MARGIN, 6), take.title, fill=_INK, font=_font(18, bold=True))
+    draw.text((_MARGIN, 29), take.caption, fill=_FAINT, font=_font(12))
+    _strip(draw, history, length, _MARGIN, _HEADER + height + 6, width)
+    words, color = _status(take, moment)
+    baseline = _HEADER + height + 23
+    draw.text((_MARGIN, baseline), words, fill=color, font=_font(15, bold=True))
+    draw.text((_MARGIN + width, baseline), f"{moment.time_s:.1f} s", fill=_INK, font=_font(15), anchor="ra")
+    return np.asarray(panel, dtype=np.uint8)
+
+
+def _status(take: EpisodeRecording, moment: VideoFrame) -> tuple[str, tuple[int, int, int]]:
+    if moment.state == "done":
+        return ("success", _SUCCESS) if take.success else ("failure", _FAILURE)
+    return moment.state, _STATE_COLORS[moment.state]
+
+
+def _strip(draw: ImageDraw.ImageDraw, history: Sequence[str], length: int, left: int, top: int, width: int) -> None:
+    draw.rectangle((left, top, left + width - 1, top + 9), fill=_STATE_COLORS["done"])
+    for tick, state in enumerate(history):
+        if state != "done":
+            from_x, to_x = left + tick * width / length, left + (tick + 1) * width / length
+            draw.rectangle(
+                (round(from_x), top, max(round(from_x), round(to_x) - 1), top + 9), fill=_STATE_COLORS[state]
+            )
+
+
+@lru_cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def _even(length: int) -> int:
+    return length + length % 2
+
+
+@dataclass(frozen=True)
+class RecordedChunk:
+    """A pause in which the robot waits for its policy, then the motion that follows.
+
+    Attributes:
+        pause_s: seconds the robot stands still.
+        frames: images after each environment step, each ``(height, width, 3)`` uint8.
+    """
+
+    pause_s: float
+    frames: list[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class EpisodeRecording:
+    """One filmed episode.
+
+    Attributes:
+        title: in large letters, e.g. the sampler.
+        caption: below it, e.g. seed and passes.
+        first: image after the reset.
+        beats: what followed.
+        success: how it ended.
+    """
+
+    title: str
+    caption: str
+    first: NDArray[np.uint8]
+    beats: list[RecordedChunk]
+    success: bool
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """What a take shows at one instant.
+
+    Attributes:
+        frame: the image.
+        state: ``"thinking"``, ``"moving"`` or ``"done"``.
+        time_s: the take's own clock; stands still once the episode has ended.
+    """
+
+    frame: NDArray[np.uint8]
+    state: str
+    time_s: float
+
+
+def duration_s(take: EpisodeRecording, control_hz: float) -> float:
+    """Seconds from reset to end, pauses included, at ``control_hz`` environment steps a second."""
+    return sum(beat.pause_s + len(beat.frames) / control_hz for beat in take.beats)
+
+
+def video_frames(take: EpisodeRecording, fps: float, control_hz: float, length_s: float) -> Iterator[VideoFrame]:
+    """The take in real time, at ``fps`` moments a second over ``length_s`` seconds.
+
+    During a pause the last image stands; the image after the ``n``-th step of a motion appears ``n / control_hz``
+    after its pause. Once the episode has ended its last image stays.
+
+    Raises:
+        ValueError: a rate that is not positive, or a negative pause.
+    """
+    if fps <= 0 or control_hz <= 0 or any(beat.pause_s < 0 for beat in take.beats):
+        raise ValueError("fps and control_hz must be positive, and pauses not negative")
+    edges = _edges(take, control_hz)
+    end = duration_s(take, control_hz)
+    current = 0
+    for tick in range(math.floor(length_s * fps + 1e-9) + 1):
+        now = tick / fps
+        while current + 1 < len(edges) and edges[current + 1][0] <= now + 1e-9:
+            current += 1
+        _, frame, state = edges[current]
+        yield VideoFrame(frame, state, min(now, end))
+
+
+def _edges(take: EpisodeRecording, control_hz: float) -> Sequence[tuple[float, NDArray[np.uint8], str]]:
+    """``(from when, image, state)`` in the order of time."""
+    now, frame = 0.0, take.first
+    edges: list[tuple[float, NDArray[np.uint8], str]] = []
+    for beat in take.beats:
+        edges.append((now, frame, "thinking"))
+        now += beat.pause_s
+        edges.append((now, frame, "moving"))
+        for step, frame in enumerate(beat.frames, start=1):
+            edges.append((now + step / control_hz, frame, "moving"))
+        now += len(beat.frames) / control_hz
+    edges.append((now, frame, "done"))
+    return edges
+
 
 _log = logging.getLogger(__name__)
 
@@ -57,12 +205,12 @@ def film(
     Returns:
         ``path``, or ``None`` after a warning of one line if the environment cannot be filmed here.
     """
-    takes: list[Take] = []
+    takes: list[EpisodeRecording] = []
     try:
         with progress_bar("filming", total=len(samplers)) as bar:
             for name, sampler in samplers.items():
                 bar.describe(f"filming {name}")
-                player = EpisodePlayer(make_env, policy.config.observation_horizon, max_steps, capture=True)
+                player = EpisodePlayer(make_env, policy.config.n_obs_steps, max_steps, capture=True)
                 try:
                     takes.append(film_take(policy, sampler, player, name, seed, repeat, (pauses or {}).get(name)))
                 finally:
@@ -82,7 +230,7 @@ def film_take(
     seed: int,
     repeat: int = 0,
     pause: Pause = None,
-) -> Take:
+) -> EpisodeRecording:
     """Play one episode and keep its images.
 
     Args:
@@ -101,16 +249,21 @@ def film_take(
         passes.append(int(chunk.result.passes[0]))
         waited = nanoseconds / 1e9 if pause is None else pause(chunk.result) if callable(pause) else pause
         segment = player.play(chunk.actions[0])
-        beats.append(Beat(waited, segment.frames))
+        beats.append(RecordedChunk(waited, segment.frames))
         success |= segment.success
     caption = (
         f"seed {seed} · {np.mean(passes):.1f} passes, {1e3 * np.median([b.pause_s for b in beats]):.0f} ms a chunk"
     )
-    return Take(name if sampler.exact else f"{name} (approximate)", caption, first, beats, success)
+    return EpisodeRecording(name if sampler.exact else f"{name} (approximate)", caption, first, beats, success)
 
 
 def write_clip(
-    takes: Sequence[Take], path: str | Path, *, control_hz: float = 20.0, fps: float = 20.0, hold_s: float = 1.5
+    takes: Sequence[EpisodeRecording],
+    path: str | Path,
+    *,
+    control_hz: float = 20.0,
+    fps: float = 20.0,
+    hold_s: float = 1.5,
 ) -> Path:
     """Write takes side by side on one real-time clock; ended ones wait for the longest.
 
@@ -129,7 +282,7 @@ def write_clip(
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     length = max(duration_s(take, control_hz) for take in takes) + hold_s
-    tracks = [moments(take, fps, control_hz, length) for take in takes]
+    tracks = [video_frames(take, fps, control_hz, length) for take in takes]
     histories: list[list[str]] = [[] for _ in takes]
     with atomic_path(target) as temporary, closing(_Mp4(temporary, fps)) as movie:
         for together in zip(*tracks, strict=True):

@@ -14,17 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_files import finite, listed, plain_values, refuse, tensors_of, without_prefix
-from .fields import Fields
-from .foreign import AffinePart, Camera, Findings, ForeignPolicy, assemble, describe_steps, read_scheduler
-from .image_encoders import (
+from specpolicy.interop.checkpoint_files import finite, listed, plain_values, refuse, tensors_of, without_prefix
+from specpolicy.interop.fields import Fields
+from specpolicy.interop.foreign import (
+    AffinePart,
+    Camera,
+    Findings,
+    ForeignPolicy,
+    assemble,
+    describe_steps,
+    read_scheduler,
+)
+from specpolicy.interop.image_encoders import (
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
     RESNET_FEATURES,
     read_torchvision_encoder,
     read_visual_core,
 )
-from .network_weights import NetworkWeights, read_transformer, read_unet
+from specpolicy.interop.network_weights import NetworkWeights, read_transformer, read_unet
 
 _POLICIES = {
     "DiffusionUnetLowdimPolicy": "U-Net on vectors",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_files import listed, refuse
+from specpolicy.interop.checkpoint_files import listed, refuse
 
 _ABSENT: Any = object()
 _REFERENCE = re.compile(r"\$\{([A-Za-z0-9_.]+)\}")

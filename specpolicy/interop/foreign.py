@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checkpoint_files import refuse
-from .fields import Fields
-from .network_weights import NetworkWeights
+from specpolicy.interop.checkpoint_files import refuse
+from specpolicy.interop.fields import Fields
+from specpolicy.interop.network_weights import NetworkWeights
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_files import listed, refuse
-from .fields import Fields
-from .foreign import Camera
+from specpolicy.interop.checkpoint_files import listed, refuse
+from specpolicy.interop.fields import Fields
+from specpolicy.interop.foreign import Camera
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_DEVIATION = torch.tensor([0.229, 0.224, 0.225])

@@ -21,9 +21,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from specpolicy.speculative.denoiser import Cond, Denoiser
-from specpolicy.speculative.drafters import RecyclingDrafter
+from specpolicy.speculative.drafters.recycling import RecyclingDrafter
 from specpolicy.speculative.process import ReverseProcess
-from specpolicy.speculative.randomness import RandomSource
+from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import Generators, SpeculativeSampler
 from specpolicy.speculative.verifiers import ReflectionVerifier
@@ -309,8 +309,8 @@ def _robomimic(policy: Any) -> _Adapter | None:
 
             noise = _noise(batch, (horizon.prediction_horizon, algorithm.ac_dim), None, features)
             chunk = sample(denoise, noise, features.reshape(batch, -1), None)
-            start = horizon.observation_horizon - 1
-            return chunk[:, start : start + horizon.action_horizon]
+            start = horizon.n_obs_steps - 1
+            return chunk[:, start : start + horizon.horizon]
 
         return _get_action_trajectory
 
@@ -328,7 +328,7 @@ _RECOGNIZERS: tuple[Callable[[Any], _Adapter | None], ...] = (_lerobot, _diffusi
 
 
 def _noise(batch: int, shape: Any, generator: torch.Generator | None, like: Tensor) -> Tensor:
-    return RandomSource(generator, batch, like.device, like.dtype).noise(tuple(shape))
+    return ChainGenerators(generator, batch, like.device, like.dtype).noise(tuple(shape))
 
 
 def _device(adapter: _Adapter) -> torch.device:

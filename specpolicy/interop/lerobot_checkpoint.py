@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_files import (
+from specpolicy.interop.checkpoint_files import (
     file_within,
     finite,
     listed,
@@ -31,10 +31,18 @@ from .checkpoint_files import (
     refuse,
     without_prefix,
 )
-from .fields import Fields
-from .foreign import AffinePart, Camera, Findings, ForeignPolicy, assemble, describe_steps, read_scheduler
-from .image_encoders import RESNET_FEATURES, read_lerobot_encoder
-from .network_weights import read_unet
+from specpolicy.interop.fields import Fields
+from specpolicy.interop.foreign import (
+    AffinePart,
+    Camera,
+    Findings,
+    ForeignPolicy,
+    assemble,
+    describe_steps,
+    read_scheduler,
+)
+from specpolicy.interop.image_encoders import RESNET_FEATURES, read_lerobot_encoder
+from specpolicy.interop.network_weights import read_unet
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"

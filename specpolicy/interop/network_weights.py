@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_files import listed, refuse
+from specpolicy.interop.checkpoint_files import listed, refuse
 
 HEAD_GROUPS = 8
 """Groups of the last group norm in all three packages, whatever their ``n_groups`` says."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_files import listed, read_torch_archive, refuse
-from .diffusion_policy_checkpoint import is_diffusion_policy, read_diffusion_policy
-from .foreign import ForeignPolicy
-from .lerobot_checkpoint import CONFIG, WEIGHTS, is_lerobot, read_lerobot
-from .robomimic_checkpoint import is_robomimic, read_robomimic
+from specpolicy.interop.checkpoint_files import listed, read_torch_archive, refuse
+from specpolicy.interop.diffusion_policy_checkpoint import is_diffusion_policy, read_diffusion_policy
+from specpolicy.interop.foreign import ForeignPolicy
+from specpolicy.interop.lerobot_checkpoint import CONFIG, WEIGHTS, is_lerobot, read_lerobot
+from specpolicy.interop.robomimic_checkpoint import is_robomimic, read_robomimic
 
 _RUN = "pretrained_model"
 """Name of the folder with a policy inside a checkpoint of LeRobot's training."""

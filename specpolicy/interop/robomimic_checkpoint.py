@@ -14,11 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_files import finite, listed, one_line, refuse, tensors_of, without_prefix
-from .fields import Fields
-from .foreign import AffinePart, Camera, Findings, ForeignPolicy, assemble, describe_steps, read_scheduler
-from .image_encoders import read_visual_core
-from .network_weights import read_unet
+from specpolicy.interop.checkpoint_files import finite, listed, one_line, refuse, tensors_of, without_prefix
+from specpolicy.interop.fields import Fields
+from specpolicy.interop.foreign import (
+    AffinePart,
+    Camera,
+    Findings,
+    ForeignPolicy,
+    assemble,
+    describe_steps,
+    read_scheduler,
+)
+from specpolicy.interop.image_encoders import read_visual_core
+from specpolicy.interop.network_weights import read_unet
 
 _GROUPS = 8
 """Of robomimic's U-Net, which is always built with its own defaults: ``algo.unet`` is not read."""
@@ -50,9 +58,9 @@ def read_robomimic(path: Path, payload: Mapping[str, Any]) -> ForeignPolicy:
     nets = _weights(path, payload["model"], config, findings)
 
     horizons = config.part("algo").part("horizon")
-    n_obs_steps = horizons.integer("observation_horizon", most=1000)
+    n_obs_steps = horizons.integer("n_obs_steps", most=1000)
     horizon = horizons.integer("prediction_horizon", most=10_000)
-    n_action_steps = horizons.integer("action_horizon", most=10_000)
+    n_action_steps = horizons.integer("horizon", most=10_000)
     network = read_unet(
         path,
         "model.policy.noise_pred_net.",

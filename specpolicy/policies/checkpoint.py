@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +12,72 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import PolicyConfig
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.utils.files import atomic_path
+
+WEIGHT_FILES = frozenset({".safetensors", ".json", ".pt", ".pth", ".ckpt", ".bin"})
+BESIDE = ("calibration-", "windows-", "x0_variance.")
+"""How files begin that were found out about a policy; they are no part of it."""
+
+
+def checkpoint_digest(path: str | Path) -> str:
+    """SHA-256 of a checkpoint file; of a folder, over names and digests of its weights and configuration files.
+
+    What the policy was trained on, its calibrations, x0_variance and windows are not part of it: knowing more about a
+    policy does not make it another.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or the folder holds no such file.
+    """
+    root = Path(path)
+    if root.is_file():
+        return file_digest(root)
+    files = sorted(file for file in root.rglob("*") if _is_part(file) and file.is_file())
+    if not files:
+        raise FileNotFoundError(
+            f"no checkpoint at {root}: expected a file, or a folder with {sorted(WEIGHT_FILES)} files"
+        )
+    lines = [f"{file_digest(file)}  {file.relative_to(root).as_posix()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of one file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_part(file: Path) -> bool:
+    return file.suffix in WEIGHT_FILES and file.name != DEMONSTRATIONS and not file.name.startswith(BESIDE)
+
+
+DEMONSTRATIONS = "demonstrations.json"
+
+
+def write_seen_seeds(folder: Path, seeds: Iterable[int]) -> None:
+    """Write them into a checkpoint's folder, at once or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / DEMONSTRATIONS) as path:
+        path.write_text(json.dumps({"seeds": sorted(set(seeds))}) + "\n", encoding="utf-8")
+
+
+def read_seen_seeds(folder: Path) -> frozenset[int]:
+    """Seeds that a checkpoint was trained on; empty where none are on record, as for demonstrations by people.
+
+    Raises:
+        CheckpointError: the record cannot be read.
+    """
+    path = folder / DEMONSTRATIONS
+    if not path.is_file():
+        return frozenset()
+    try:
+        return frozenset(int(seed) for seed in json.loads(path.read_text(encoding="utf-8"))["seeds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); copy it again, or train again") from error
+
 
 if TYPE_CHECKING:
-    from .diffusion_policy import DiffusionPolicy
+    from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
 CONFIG = "config.json"
 WEIGHTS = "policy.safetensors"
@@ -69,7 +133,7 @@ def load_policy(folder: Path, device: str | torch.device = "cpu", task: str | No
         CheckpointError: the folder or a file is missing, the config cannot be read, the weights are truncated or do
             not fit the config, or the task is another one.
     """
-    from .diffusion_policy import DiffusionPolicy
+    from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
     config = read_config(folder)
     if task is not None and config.task != task:

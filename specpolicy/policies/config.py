@@ -14,9 +14,9 @@ class PolicyConfig:
         task: name of the task it was trained on.
         observations: length of each observation part, in order.
         action_dim: coordinates of one action.
-        observation_horizon: observation steps seen, the present one last (Diffusion Policy: 2).
-        action_horizon: actions in one predicted chunk; the first belongs to the oldest observation step (16).
-        executed_actions: actions played before the next chunk is asked for, from the present step on (8).
+        n_obs_steps: observation steps seen, the present one last (Diffusion Policy: 2).
+        horizon: actions in one predicted chunk; the first belongs to the oldest observation step (16).
+        n_action_steps: actions played before the next chunk is asked for, from the present step on (8).
         network: ``{"name": ..., **arguments}`` of a network in :data:`specpolicy.policies.networks.NETWORKS`.
         scheduler: configuration of the diffusers ``DDPMScheduler`` used in training.
     """
@@ -24,20 +24,20 @@ class PolicyConfig:
     task: str
     observations: dict[str, int]
     action_dim: int
-    observation_horizon: int = 2
-    action_horizon: int = 16
-    executed_actions: int = 8
+    n_obs_steps: int = 2
+    horizon: int = 16
+    n_action_steps: int = 8
     network: dict[str, Any] = field(default_factory=lambda: {"name": "unet1d"})
     scheduler: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        first = self.observation_horizon - 1
-        if self.observation_horizon < 1 or self.executed_actions < 1 or self.action_dim < 1:
-            raise ValueError("observation_horizon, executed_actions and action_dim must be at least 1")
-        if first + self.executed_actions > self.action_horizon:
+        first = self.n_obs_steps - 1
+        if self.n_obs_steps < 1 or self.n_action_steps < 1 or self.action_dim < 1:
+            raise ValueError("n_obs_steps, n_action_steps and action_dim must be at least 1")
+        if first + self.n_action_steps > self.horizon:
             raise ValueError(
-                f"executed_actions={self.executed_actions} from step {first} on do not fit into "
-                f"action_horizon={self.action_horizon}; at most {self.action_horizon - first} can be executed"
+                f"n_action_steps={self.n_action_steps} from step {first} on do not fit into "
+                f"horizon={self.horizon}; at most {self.horizon - first} can be executed"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class PolicyConfig:
 
         ``role`` is what the other policy is to be, for the message: ``teacher``, ``draft network``.
         """
-        for name in ("observations", "observation_horizon", "action_dim", "action_horizon", "scheduler"):
+        for name in ("observations", "n_obs_steps", "action_dim", "horizon", "scheduler"):
             mine, others = getattr(self, name), getattr(other, name)
             if mine != others:
                 raise ValueError(f"{name}: the {role}'s is {others}, the policy's {mine}; both must have the same")

@@ -14,16 +14,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.networks import build_network
+from specpolicy.policies.normalizer import MinMaxNormalizer
+from specpolicy.policies.observations import ObservationSpec
 from specpolicy.speculative.denoiser import Denoiser
 from specpolicy.speculative.predraft import PreDraft
-from specpolicy.speculative.randomness import RandomSource
+from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import Generators
-
-from .config import PolicyConfig
-from .networks import build_network
-from .normalizer import MinMaxNormalizer
-from .observations import ObservationSpec
 
 
 @runtime_checkable
@@ -63,8 +62,8 @@ class ActionChunk:
     """Actions to play, and how they were found.
 
     Attributes:
-        actions: shape ``(batch, executed_actions, action_dim)``, in the environment's units.
-        prediction: the whole chunk, shape ``(batch, action_horizon, action_dim)``, same units.
+        actions: shape ``(batch, n_action_steps, action_dim)``, in the environment's units.
+        prediction: the whole chunk, shape ``(batch, horizon, action_dim)``, same units.
         result: the sampler's account (normalized samples, passes, acceptance).
     """
 
@@ -77,7 +76,7 @@ class DiffusionPolicy(nn.Module):
     """Network, normalizers and horizons of one trained policy.
 
     The sampler is not part of the policy: the same weights are sampled by sequential DDPM, DDIM or speculation,
-    whichever is handed to :meth:`act`.
+    whichever is handed to :meth:`predict_action`.
 
     Attributes:
         folder: the checkpoint that it was loaded from; None if it was made here.
@@ -87,9 +86,9 @@ class DiffusionPolicy(nn.Module):
         super().__init__()
         self.config = config
         self.folder: Path | None = None
-        self.observations = ObservationSpec(config.observations, config.observation_horizon)
-        cond_dim = config.observation_horizon * self.observations.dim
-        self.network = build_network(config.network, config.action_dim, cond_dim, config.action_horizon)
+        self.observations = ObservationSpec(config.observations, config.n_obs_steps)
+        cond_dim = config.n_obs_steps * self.observations.dim
+        self.network = build_network(config.network, config.action_dim, cond_dim, config.horizon)
         self.observation_normalizer = MinMaxNormalizer.identity(self.observations.dim)
         self.action_normalizer = MinMaxNormalizer.identity(config.action_dim)
 
@@ -105,8 +104,8 @@ class DiffusionPolicy(nn.Module):
 
     @property
     def event_shape(self) -> tuple[int, int]:
-        """Shape of one chunk: ``(action_horizon, action_dim)``."""
-        return self.config.action_horizon, self.config.action_dim
+        """Shape of one chunk: ``(horizon, action_dim)``."""
+        return self.config.horizon, self.config.action_dim
 
     def condition(self, observation: Float[Tensor, "b steps obs"]) -> Float[Tensor, "b cond"]:
         """Normalize an observation history (raw units) and flatten it into the network's condition."""
@@ -124,7 +123,7 @@ class DiffusionPolicy(nn.Module):
         return self.network(x, timestep, cond)
 
     @torch.inference_mode()
-    def act(
+    def predict_action(
         self,
         observation: Mapping[str, NDArray[np.floating]],
         sampler: Sampler,
@@ -135,7 +134,7 @@ class DiffusionPolicy(nn.Module):
         """Sample one action chunk for each observation of a batch.
 
         Args:
-            observation: arrays of shape ``(batch, observation_horizon, dim)``, the present step last.
+            observation: arrays of shape ``(batch, n_obs_steps, dim)``, the present step last.
             sampler: how to run the reverse diffusion.
             generator: one generator, or one for each entry of the batch (then a chunk does not depend on its
                 neighbours in the batch).
@@ -159,8 +158,8 @@ class DiffusionPolicy(nn.Module):
                 self, predraft.start, cond=cond, generator=generator, record=record, predraft=predraft
             )
         prediction = self.action_normalizer.unnormalize(result.sample).float().cpu().numpy()
-        first = self.config.observation_horizon - 1
-        actions = prediction[:, first : first + self.config.executed_actions]
+        first = self.config.n_obs_steps - 1
+        actions = prediction[:, first : first + self.config.n_action_steps]
         return ActionChunk(actions=actions, prediction=prediction, result=result)
 
     @torch.inference_mode()
@@ -169,32 +168,32 @@ class DiffusionPolicy(nn.Module):
     ) -> PreDraft:
         """Draft chunks for a predicted (or simply the latest) observation, while the robot is still busy.
 
-        Hand them to :meth:`act` once the true observation is there. Use a pre-draft once, and neither play it nor
+        Hand them to :meth:`predict_action` once the true observation is there. Use a pre-draft once, and neither play it nor
         choose among several by what is in them: see :class:`PreDraft`.
 
         Args:
-            observation: as in :meth:`act`.
-            sampler: the one that will be handed to :meth:`act`.
-            generator: as in :meth:`act`.
+            observation: as in :meth:`predict_action`.
+            sampler: the one that will be handed to :meth:`predict_action`.
+            generator: as in :meth:`predict_action`.
 
         Raises:
-            ObservationError, DenoiserError: as :meth:`act`.
+            ObservationError, DenoiserError: as :meth:`predict_action`.
             TypeError: the sampler cannot pre-draft.
         """
         cond = self.encode(observation)
         noise = draw_noise((len(cond), *self.event_shape), generator, self.device)
         return _predrafting(sampler).predraft(self, noise, cond=cond, generator=generator)
 
-    def save(self, folder: str | Path, half: bool = False) -> None:
+    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
         """Write ``config.json`` and ``policy.safetensors`` into ``folder``; see :func:`save_policy`."""
-        from .checkpoint import save_policy
+        from specpolicy.policies.checkpoint import save_policy
 
         save_policy(self, Path(folder), half)
 
     @staticmethod
-    def load(folder: str | Path, device: str | torch.device = "cpu") -> DiffusionPolicy:
+    def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> DiffusionPolicy:
         """Read a policy from ``folder``, in evaluation mode. Raises ``CheckpointError``; see :func:`load_policy`."""
-        from .checkpoint import load_policy
+        from specpolicy.policies.checkpoint import load_policy
 
         return load_policy(Path(folder), device)
 
@@ -207,4 +206,4 @@ def _predrafting(sampler: Sampler) -> PreDraftingSampler:
 
 def draw_noise(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
     """Standard normal noise, row by row from a list of generators, or at once from a single one."""
-    return RandomSource(generator, shape[0], device, torch.float32).noise(shape[1:])
+    return ChainGenerators(generator, shape[0], device, torch.float32).noise(shape[1:])

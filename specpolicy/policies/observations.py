@@ -1,9 +1,11 @@
-"""What a policy sees: named vectors over a few past steps, checked and joined into one vector."""
+"""The last observations of an episode, as a policy wants to see them."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,3 +65,39 @@ class ObservationSpec:
         if len(set(sizes.values())) > 1:
             raise ObservationError(f"observation parts have different batch sizes: {sizes}")
         return np.concatenate(parts, axis=-1)
+
+
+HistoryWindow = dict[str, NDArray[Any]]
+"""``{name: (n_obs_steps, …)}``, the present step last."""
+
+
+class ObservationHistory:
+    """The last ``horizon`` observations; the first one fills it.
+
+    Args:
+        horizon: observation steps that the policy sees, at least 1.
+        observation: what ``reset`` returned: a mapping of arrays, or one array, which is then named "observation".
+    """
+
+    def __init__(self, horizon: int, observation: Any) -> None:
+        if horizon < 1:
+            raise ValueError(f"observation horizon {horizon}; it must be at least 1")
+        self._steps: deque[Mapping[str, NDArray[Any]]] = deque([_named(observation)] * horizon, maxlen=horizon)
+
+    def add(self, observation: Any) -> None:
+        """Take in the next observation."""
+        self._steps.append(_named(observation))
+
+    def window(self) -> HistoryWindow:
+        """All of them, stacked."""
+        return {name: np.stack([step[name] for step in self._steps]) for name in self._steps[-1]}
+
+    @property
+    def latest(self) -> Mapping[str, NDArray[Any]]:
+        """The present observation."""
+        return self._steps[-1]
+
+
+def _named(observation: Any) -> Mapping[str, NDArray[Any]]:
+    parts = observation if isinstance(observation, Mapping) else {"observation": observation}
+    return {name: np.array(part) for name, part in parts.items()}  # copied: simulators reuse their buffers

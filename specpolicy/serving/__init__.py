@@ -1,22 +1,22 @@
 """A policy behind a websocket: the server beside the GPU, a thin client on the robot.
 
 What is imported here is the client's side, which needs numpy, msgpack and websockets; the server is
-:mod:`specpolicy.serving.server`. The protocol (:mod:`~specpolicy.serving.wire`, :mod:`~specpolicy.serving.messages`)
+:mod:`specpolicy.serving.server`. The protocol (:mod:`~specpolicy.serving.protocol`, :mod:`~specpolicy.serving.protocol`)
 is msgpack, because it is quick, is spoken by every language and cannot carry code; it is that of openpi, so that its
 client works with this server.
 """
 
-from . import _requirements as _requirements
-from .client import Client as Client
-from .errors import ConnectionLost as ConnectionLost
-from .errors import FrameError as FrameError
-from .errors import ProtocolError as ProtocolError
-from .errors import RequestRefused as RequestRefused
-from .errors import RequestTimeout as RequestTimeout
-from .errors import RequestTooLarge as RequestTooLarge
-from .errors import ServerFailed as ServerFailed
-from .errors import ServerUnavailable as ServerUnavailable
-from .errors import ServingError as ServingError
-from .errors import Unauthorized as Unauthorized
-from .reply import Reply as Reply
-from .reply import Timing as Timing
+from specpolicy.serving import requirements as _requirements  # noqa: F401
+from specpolicy.serving.client import Client as Client
+from specpolicy.serving.client import Reply as Reply
+from specpolicy.serving.client import Timing as Timing
+from specpolicy.serving.protocol import ConnectionLost as ConnectionLost
+from specpolicy.serving.protocol import FrameError as FrameError
+from specpolicy.serving.protocol import ProtocolError as ProtocolError
+from specpolicy.serving.protocol import RequestRefused as RequestRefused
+from specpolicy.serving.protocol import RequestTimeout as RequestTimeout
+from specpolicy.serving.protocol import RequestTooLarge as RequestTooLarge
+from specpolicy.serving.protocol import ServerFailed as ServerFailed
+from specpolicy.serving.protocol import ServerUnavailable as ServerUnavailable
+from specpolicy.serving.protocol import ServingError as ServingError
+from specpolicy.serving.protocol import Unauthorized as Unauthorized

@@ -1,13 +1,17 @@
-"""The policy server: listens, keeps a session for each connection, and goes down without dropping what it has begun."""
+"""Running a server until somebody stops it."""
 
 from __future__ import annotations
 
 import asyncio
 import http
 import logging
+import signal
 import ssl
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
+from weakref import WeakSet
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -15,17 +19,82 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 import specpolicy
+from specpolicy.serving.auth import Token, listening_addresses, server_context
+from specpolicy.serving.batching import Batcher, Engine
+from specpolicy.serving.protocol import PROTOCOL, SettingsError, pack
+from specpolicy.serving.session import ClientDisconnected, Session
 
-from .access import Token, listening_addresses
-from .batching import Batcher
-from .doorway import doorway
-from .engine import Engine
-from .errors import SettingsError
-from .messages import PROTOCOL
-from .session import Gone, Session
-from .settings import ServerSettings
-from .tls import server_context
-from .wire import pack
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Settings of a server; the command line shows the same names.
+
+    Attributes:
+        host: address to listen on. Any but this machine's own loopback needs a token.
+        port: 0 takes a free one.
+        max_batch: most requests that share a network pass.
+        max_wait_ms: longest that a request waits for others to share its passes while the network is free.
+        max_message_bytes: larger requests close the connection (status 1009).
+        max_connections: further ones are turned away (HTTP status 503).
+        idle_s: a connection without a complete request for so long is closed.
+        send_s: a client that does not take its reply for so long is dropped.
+        handshake_s: time to open a connection.
+        ping_s: how often to look whether a silent client is still there; without an answer for as long it is dropped.
+        grace_s: on shutdown, how long to finish what has begun.
+        tls_cert, tls_key: PEM files; both or neither.
+
+    Raises:
+        SettingsError: a value is out of its range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_batch: int = 16
+    max_wait_ms: float = 2.0
+    max_message_bytes: int = 2**20
+    max_connections: int = 32
+    idle_s: float = 600.0
+    send_s: float = 10.0
+    handshake_s: float = 10.0
+    ping_s: float = 20.0
+    grace_s: float = 30.0
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("port", 0), ("max_batch", 1), ("max_message_bytes", 64), ("max_connections", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise SettingsError(f"{name}={value!r}; expected a whole number from {least} on")
+        if self.port > 65535:
+            raise SettingsError(f"port={self.port}; expected at most 65535")
+        for name in ("idle_s", "send_s", "handshake_s", "ping_s", "grace_s"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0 or not isfinite(value):
+                raise SettingsError(f"{name}={value!r}; expected seconds, more than 0")
+        if not isinstance(self.max_wait_ms, int | float) or not 0 <= self.max_wait_ms < 1e6:
+            raise SettingsError(f"max_wait_ms={self.max_wait_ms!r}; expected milliseconds, 0 or more")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise SettingsError("tls_cert and tls_key go together; give both, or neither")
+
+
+def limit_connections(most: int) -> type[ServerConnection]:
+    """A kind of connection of which there are at most ``most`` at a time; further ones are cut off as they come."""
+    present: WeakSet[ServerConnection] = WeakSet()
+
+    class Visitor(ServerConnection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            present.add(self)
+            if len(present) > most:
+                self.transport.abort()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            present.discard(self)
+            super().connection_lost(exc)
+
+    return Visitor
+
 
 _log = logging.getLogger(__name__)
 _LIMITS = ("max_message_bytes", "max_connections", "idle_s", "max_batch", "max_wait_ms")
@@ -90,7 +159,9 @@ class PolicyServer:
                 ping_timeout=settings.ping_s,
                 max_size=settings.max_message_bytes,
                 max_queue=1,
-                create_connection=doorway(2 * settings.max_connections + 8),  # sessions, and as many at the door
+                create_connection=limit_connections(
+                    2 * settings.max_connections + 8
+                ),  # sessions, and as many at the door
                 logger=_quiet,
             )
         except (OSError, OverflowError) as error:
@@ -144,7 +215,7 @@ class PolicyServer:
         _log.info("session %s: %s", session.name, _peer(connection))
         try:
             await self._answer_all(connection, session)
-        except (ConnectionClosed, Gone):
+        except (ConnectionClosed, ClientDisconnected):
             pass
         except Exception:
             _log.exception("session %s failed", session.name)
@@ -176,7 +247,7 @@ class PolicyServer:
         except TimeoutError:
             _log.warning("%s takes no replies; dropped", _peer(connection))
             connection.transport.abort()
-            raise Gone from None
+            raise ClientDisconnected from None
 
     async def _hang_up(self, connection: ServerConnection) -> None:
         await connection.close(CloseCode.GOING_AWAY, _GOING_DOWN)
@@ -203,3 +274,32 @@ def _peer(connection: ServerConnection) -> str:
 
 def _close_s(settings: ServerSettings) -> float:
     return min(settings.send_s, 2.0)
+
+
+_log = logging.getLogger(__name__)
+
+
+def run_until_stopped(server: PolicyServer, started: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then answer what has begun and return. A second signal ends the process.
+
+    Args:
+        server: not started yet.
+        started: called with the address once it listens.
+
+    Raises:
+        SettingsError: it cannot listen.
+    """
+    asyncio.run(_run(server, started))
+
+
+async def _run(server: PolicyServer, started: Callable[[str], None]) -> None:
+    await server.start()
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    started(server.url)
+    await stopped.wait()
+    _log.info("finishing what has begun; the same signal again ends at once")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+    await server.stop()

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .denoiser import state_dtype
-from .process import ReverseProcess
-from .result import SampleResult
+from specpolicy.speculative.denoiser import state_dtype
+from specpolicy.speculative.process import ReverseProcess
+from specpolicy.speculative.result import SampleResult
 
 
 @dataclass(frozen=True)

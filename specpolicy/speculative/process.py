@@ -1,4 +1,4 @@
-"""The reverse process: a Gaussian chain whose mean is linear in the state and in the network's x̂0."""
+"""Which timesteps a short chain stops at."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class X0Limit:
+class X0Thresholding:
     """What a scheduler does to x̂0 before it is used.
 
     Attributes:
@@ -50,7 +50,7 @@ class ReverseProcess:
         unlimited: weight of the x̂0 *before* the limit in the x̂0 that the chain uses, shape ``(K,)``. It is zero but
             for DDIM, where diffusers clips x̂0 but keeps the unclipped ε: then
             x̂0_used = (1 − unlimited) · limit(x̂0) + unlimited · x̂0.
-        matched: whether σ makes up for the spread of x0 around x̂0, see :meth:`with_matched_noise`.
+        analytic: whether σ makes up for the spread of x0 around x̂0, see :meth:`with_analytic_variance`.
     """
 
     timesteps: Int[Tensor, " k"]
@@ -59,14 +59,16 @@ class ReverseProcess:
     sigma: Float[Tensor, " k"]
     from_state: Float[Tensor, " k"]
     from_output: Float[Tensor, " k"]
-    limit: X0Limit
+    limit: X0Thresholding
     unlimited: Float[Tensor, " k"]
-    matched: bool = False
+    analytic: bool = False
     _mixes_unlimited: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Found once: looking at numbers within a round would make the host wait for the device.
-        object.__setattr__(self, "_mixes_unlimited", self.limit != X0Limit() and bool((self.unlimited != 0).any()))
+        object.__setattr__(
+            self, "_mixes_unlimited", self.limit != X0Thresholding() and bool((self.unlimited != 0).any())
+        )
 
     @property
     def num_steps(self) -> int:
@@ -89,7 +91,7 @@ class ReverseProcess:
             ValueError: the scheduler has no fixed Gaussian kernel (η = 0, learned variance, another class); the
                 message says what to use instead.
         """
-        from .schedulers import read_scheduler
+        from specpolicy.speculative.schedulers import read_scheduler
 
         return read_scheduler(scheduler, num_inference_steps, timesteps, eta)
 
@@ -100,11 +102,11 @@ class ReverseProcess:
         Raises:
             ValueError: it is another scheduler, or has no timesteps yet.
         """
-        from .schedulers import read_deterministic
+        from specpolicy.speculative.schedulers import read_deterministic
 
         return read_deterministic(scheduler, num_inference_steps)
 
-    def with_matched_noise(self, uncertainty: Float[Tensor, " k"]) -> ReverseProcess:
+    def with_analytic_variance(self, x0_variance: Float[Tensor, " k"]) -> ReverseProcess:
         """The same means with more noise: what a step loses by taking x̂0 for x0, as far as one number can say it.
 
         x_{k+1} given x_k has the variance σ_k² + b_k² Var(x0 | x_k), of which a DDPM chain keeps the first part alone.
@@ -113,19 +115,19 @@ class ReverseProcess:
         keep none.
 
         Args:
-            uncertainty: mean over coordinates of Var(x0 | x_k), at the timestep of each step.
+            x0_variance: mean over coordinates of Var(x0 | x_k), at the timestep of each step.
 
         Raises:
             ValueError: it is not a number per step, or one is negative or not finite.
         """
-        given = uncertainty.to(self.sigma)
+        given = x0_variance.to(self.sigma)
         if given.shape != self.sigma.shape or not bool((given.isfinite() & (given >= 0)).all()):
             raise ValueError(
-                f"uncertainty must be {self.num_steps} finite variances, one for each step; got shape "
+                f"x0_variance must be {self.num_steps} finite variances, one for each step; got shape "
                 f"{tuple(given.shape)} with values from {float(given.min()):g} to {float(given.max()):g}"
             )
         sigma = torch.where(self.sigma > 0, (self.sigma**2 + self.b**2 * given).sqrt(), 0.0)
-        return replace(self, sigma=sigma, matched=True)
+        return replace(self, sigma=sigma, analytic=True)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ReverseProcess:
         """The same process with its coefficients on ``device`` in ``dtype``."""
@@ -165,3 +167,31 @@ def per_row(value: Shaped[Tensor, " n"], like: Tensor) -> Tensor:
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+POWER = 1.75
+"""Between even spacing (1), which steps over the end of the chain, and quadratic (2; Song et al. 2021, appendix D),
+whose long first steps are hard to draft."""
+
+
+def dense_timesteps(num_train_timesteps: int, num_inference_steps: int, power: float = POWER) -> list[int]:
+    """Falling timesteps from the noisiest to 0, closer to each other where the sample takes shape.
+
+    ``t_i = (T − 1) (1 − i / (K − 1))^power``, rounded, and moved up where two would be the same.
+
+    Args:
+        num_train_timesteps: T. num_inference_steps: K, from 2 to T. power: 1 spaces evenly; at least that.
+
+    Raises:
+        ValueError: K or the power is out of range.
+    """
+    last, steps = num_train_timesteps - 1, num_inference_steps
+    if not 2 <= steps <= num_train_timesteps or not 1.0 <= power < float("inf"):
+        raise ValueError(
+            f"num_inference_steps={steps}, power={power:g}: expected 2 to {num_train_timesteps} steps and a power of 1 "
+            "or more"
+        )
+    timesteps = [round(last * (1 - i / (steps - 1)) ** power) for i in range(steps)]
+    for i in reversed(range(steps - 1)):
+        timesteps[i] = max(timesteps[i], timesteps[i + 1] + 1)
+    return timesteps

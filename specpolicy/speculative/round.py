@@ -2,28 +2,111 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from .chains import Chains
-from .denoiser import gather_rows
-from .drafters import Draft, Drafter, DraftStart
-from .leftover import Leftover
-from .opening import Opening
-from .predraft import PreDraft
-from .randomness import RandomSource
-from .settle import settle, step_plainly
-from .verifiers import Verifier
-from .window import Lengths
+from specpolicy.speculative.chain_batch import ChainBatch
+from specpolicy.speculative.denoiser import gather_rows
+from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart, UnverifiedTail
+from specpolicy.speculative.initial_guess import X0Guess
+from specpolicy.speculative.predraft import PreDraft
+from specpolicy.speculative.process import ReverseProcess, per_row
+from specpolicy.speculative.random_streams import ChainGenerators
+from specpolicy.speculative.verifiers import DraftTargetGap, Rejection, Verifier
+from specpolicy.speculative.window import WindowSchedule
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """Where n chains stand after a round.
+
+    Attributes:
+        accepted: drafted steps that are kept, shape ``(n,)``.
+        x_end, x0_end: the last accepted state and the target's x̂0 there.
+        x_next: the state one step further, drawn from the target or from the residual.
+    """
+
+    accepted: Int[Tensor, " n"]
+    x_end: Float[Tensor, "n ..."]
+    x0_end: Float[Tensor, "n ..."]
+    x_next: Float[Tensor, "n ..."]
+
+
+def verify_window(
+    process: ReverseProcess,
+    k: Int[Tensor, " n"],
+    draft: Draft,
+    target: Float[Tensor, "n w1 ..."],
+    noise: Float[Tensor, "n w ..."],
+    length: Int[Tensor, " n"],
+    verifier: Verifier,
+    uniform: Float64[Tensor, "n w1"],
+    fresh_noise: Float[Tensor, "n ..."],
+) -> WindowResult:
+    """Keep what the verifier allows of a draft, and make one more step.
+
+    No number is looked at here, so that a round can be compiled or captured as it is.
+
+    Args:
+        process: on the device and in the dtype of the states.
+        k: position of each chain, at most K − 1.
+        draft: from there on. target: the target's x̂0 at its states. noise: what it was drafted with.
+        length: drafted steps that count, at most K − 1 − k, so that the one more step is still in the chain.
+        uniform: numbers in [0, 1); the last column is for the repair. fresh_noise: for the one more step.
+    """
+    row, column = torch.arange(len(k), device=k.device), torch.arange(noise.shape[1], device=k.device)
+    step = (k[:, None] + column).clamp(max=process.num_steps - 1)  # columns beyond ``length`` are padding
+    # Draft against target at every drafted step: a x cancels, (m_D − m_T)/σ = (b/σ)(x̂0_draft − x̂0_target).
+    gain = torch.where(process.sigma[step] > 0, process.b[step] / process.sigma[step], 0.0)
+    gap = (draft.x0 - target[:, :-1]) * gain.view(*gain.shape, *[1] * (noise.ndim - 2))
+    comparison = DraftTargetGap.of(gap, noise, length)
+    verdict = verifier.judge(comparison, uniform[:, :-1])
+
+    # The step after the accepted ones comes from the target, with a repaired noise where the draft was rejected.
+    taken = verdict.accepted
+    end, x_end, x0_end = k + taken, draft.states[row, taken], target[row, taken]
+    rejected, at = taken < length, taken.clamp(max=noise.shape[1] - 1)
+    rejection = Rejection(  # of the rows without one, numbers that are easily solved for
+        distance=torch.where(rejected, comparison.distance[row, at], 1.0),
+        along=torch.where(rejected, comparison.along[row, at], 0.0),
+        log_scale=torch.where(rejected, verdict.log_scale, 0.0),
+        uniform=uniform[:, -1],
+    )
+    base = noise[row, at] if verifier.causal else fresh_noise
+    repaired = _set_coordinate(base, gap[row, at], verifier.repair(rejection))
+    final_noise = torch.where(per_row(rejected, base), repaired, fresh_noise)
+    return WindowResult(taken, x_end, x0_end, process.step(x_end, x0_end, end, final_noise))
+
+
+def target_step(
+    process: ReverseProcess,
+    k: Int[Tensor, " n"],
+    x: Float[Tensor, "n ..."],
+    x0: Float[Tensor, "n ..."],
+    fresh_noise: Float[Tensor, "n ..."],
+) -> WindowResult:
+    """Make one step of the target from ``x``: what :func:`verify_window` does with a window of no drafts."""
+    return WindowResult(torch.zeros_like(k), x, x0, process.step(x, x0, k, fresh_noise))
+
+
+def _set_coordinate(noise: Tensor, direction: Tensor, coordinate: Tensor) -> Tensor:
+    """``noise`` with its component along ``direction`` replaced by ``coordinate``, row by row; in float64 inside."""
+    flat, line = noise.flatten(1).double(), direction.flatten(1).double()
+    line = line / torch.linalg.vector_norm(line, dim=1, keepdim=True).clamp(min=1e-300)
+    moved = flat + (coordinate - (flat * line).sum(1))[:, None] * line
+    return moved.view_as(noise).to(noise.dtype)
 
 
 def run_round(
-    chains: Chains,
+    chains: ChainBatch,
     drafter: Drafter,
     verifier: Verifier,
-    lengths: Lengths,
-    random: RandomSource,
-    opening: Opening | None = None,
+    lengths: WindowSchedule,
+    random: ChainGenerators,
+    opening: X0Guess | None = None,
 ) -> None:
     """Draft, verify, and advance every unfinished chain by the accepted steps and one more.
 
@@ -33,9 +116,9 @@ def run_round(
         opening: what takes the place of x̂0 where the target's is not known yet; None: a pass is spent on it.
     """
     active = chains.active()
-    stale = chains.anchor_k[active] < (chains.k[active] if drafter.refreshes else 0)
+    stale = chains.last_eval_k[active] < (chains.k[active] if drafter.refreshes else 0)
     if opening is not None:
-        stale &= chains.anchor_k[active] >= 0
+        stale &= chains.last_eval_k[active] >= 0
     if stale.any():
         chains.anchor(active[stale])
 
@@ -45,20 +128,26 @@ def run_round(
     uniform = random.window_uniform(drawn, order)
     fresh_noise = random.noise(event, order)
     cond = gather_rows(chains.cond, active)
-    anchor_k, anchor_x, anchor_x0 = chains.anchor_k[active], chains.anchor_x[active], chains.anchor_x0[active]
-    new = anchor_k < 0
+    last_eval_k, last_eval_x, last_eval_x0 = (
+        chains.last_eval_k[active],
+        chains.last_eval_x[active],
+        chains.last_eval_x0[active],
+    )
+    new = last_eval_k < 0
     if opening is not None and new.any():
         guess = opening.x0(x[new], gather_rows(cond, new.nonzero().squeeze(1))).to(x.dtype)
-        anchor_k, anchor_x = torch.where(new, k, anchor_k), anchor_x.index_put((new,), x[new])
-        anchor_x0 = anchor_x0.index_put((new,), guess)
+        last_eval_k, last_eval_x = torch.where(new, k, last_eval_k), last_eval_x.index_put((new,), x[new])
+        last_eval_x0 = last_eval_x0.index_put((new,), guess)
     leftover = None if chains.leftover is None else chains.leftover.rows(active)
     if leftover is not None:
         noise = leftover.noises(noise)
-    draft = drafter.draft(DraftStart(chains.chain, k, x, anchor_k, anchor_x, anchor_x0, noise, cond, leftover))
+    draft = drafter.draft(DraftStart(chains.chain, k, x, last_eval_k, last_eval_x, last_eval_x0, noise, cond, leftover))
     _verify(chains, active, draft, noise, length, verifier, uniform, fresh_noise)
 
 
-def replay_round(chains: Chains, predraft: PreDraft, steps: int, verifier: Verifier, random: RandomSource) -> None:
+def replay_round(
+    chains: ChainBatch, predraft: PreDraft, steps: int, verifier: Verifier, random: ChainGenerators
+) -> None:
     """Verify the first ``steps`` steps of a pre-drafted chain in one pass, as if they had just been drafted.
 
     The chains must be at its start. Its noises are fresh: independent of the condition and of all else.
@@ -74,7 +163,7 @@ def replay_round(chains: Chains, predraft: PreDraft, steps: int, verifier: Verif
 
 
 def _verify(
-    chains: Chains,
+    chains: ChainBatch,
     active: Tensor,
     draft: Draft,
     noise: Tensor,
@@ -95,18 +184,18 @@ def _verify(
     event = x.shape[1:]
     # The pass: every drafted state and the start, unless the start's x̂0 is known already.
     column = torch.arange(noise.shape[1] + 1, device=k.device)
-    known = (chains.anchor_k[active] == k)[:, None] & (column == 0)
+    known = (chains.last_eval_k[active] == k)[:, None] & (column == 0)
     ask = (column <= length[:, None]) & ~known
     where = k[:, None] + column
-    target = chains.anchor_x0[active][:, None].repeat(1, len(column), *[1] * len(event))
+    target = chains.last_eval_x0[active][:, None].repeat(1, len(column), *[1] * len(event))
     if ask.any():
         owner = active[:, None].expand_as(ask)[ask]
         target[ask] = chains.target_x0(owner, where[ask], draft.states[ask])
 
     if length.any():
-        settled = settle(process, k, draft, target, noise, length, verifier, uniform, fresh_noise)
+        settled = verify_window(process, k, draft, target, noise, length, verifier, uniform, fresh_noise)
     else:  # nothing to judge, and a round should cost little more than a step of a sequential sampler
-        settled = step_plainly(process, k, x, target[:, 0], fresh_noise)
+        settled = target_step(process, k, x, target[:, 0], fresh_noise)
     taken, end, x0_end = settled.accepted, k + settled.accepted, settled.x0_end
     if chains.missed is not None:
         row = torch.arange(len(active), device=k.device)
@@ -115,13 +204,13 @@ def _verify(
     chains.account.add(active, k, length, taken, len(chains.k))
     chains.set_anchor(active, end, settled.x_end, x0_end)
     if chains.leftover is not None:
-        chains.keep_leftover(active, Leftover.after(draft.states, draft.x0, target, noise, length, taken))
+        chains.keep_leftover(active, UnverifiedTail.after(draft.states, draft.x0, target, noise, length, taken))
     chains.x[active], chains.k[active] = settled.x_next, end + 1
 
 
-def _measure(chains: Chains, missed: Tensor, active: Tensor, end: Tensor, difference: Tensor) -> None:
+def _measure(chains: ChainBatch, missed: Tensor, active: Tensor, end: Tensor, difference: Tensor) -> None:
     """Note how far the draft's x̂0 was from the target's at ``end``; nothing where it was the target's own."""
-    begin = torch.where(chains.anchor_k[active] < 0, chains.k[active], chains.anchor_k[active])
+    begin = torch.where(chains.last_eval_k[active] < 0, chains.k[active], chains.last_eval_k[active])
     told = begin < end
     missed[active[told]] = torch.linalg.vector_norm(difference[told].flatten(1).double(), dim=1)
     chains.missed_from[active[told]] = begin[told]

@@ -1,25 +1,35 @@
-"""Samplers: the speculative one, and the sequential one that it must agree with in law."""
+"""Any diffusers scheduler, run the ordinary way behind the samplers' call."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .chains import Chains
-from .denoiser import Cond, Denoiser, check_cond, state_dtype
-from .drafters import Drafter, FreeDrafter, FrozenDrafter
-from .linear_chain import LinearChain, reach
-from .opening import Opening
-from .predraft import PreDraft
-from .process import ReverseProcess, per_row
-from .randomness import RandomSource
-from .result import SampleResult
-from .round import replay_round, run_round
-from .trail import Trail
-from .verifiers import BlockVerifier, ReflectionVerifier, Verifier
-from .window import AdaptiveLengths, AdaptiveWindow, FixedLengths, Lengths, Window, window_lengths
+from specpolicy.speculative.chain_batch import ChainBatch, StateBuffer
+from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, check_cond, state_dtype
+from specpolicy.speculative.drafters.base import Drafter
+from specpolicy.speculative.drafters.constant import FreeDrafter, FrozenDrafter
+from specpolicy.speculative.initial_guess import X0Guess
+from specpolicy.speculative.linear_chain import MultiStepTransition, max_draft_lengths
+from specpolicy.speculative.predraft import PreDraft
+from specpolicy.speculative.process import ReverseProcess, per_row
+from specpolicy.speculative.random_streams import ChainGenerators
+from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.round import replay_round, run_round
+from specpolicy.speculative.verifiers import BlockVerifier, ReflectionVerifier, Verifier
+from specpolicy.speculative.window import (
+    AdaptiveSchedule,
+    AdaptiveWindow,
+    FixedSchedule,
+    Window,
+    WindowSchedule,
+    window_lengths,
+)
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -31,7 +41,7 @@ class _ChainSampler:
 
     def __init__(self, process: ReverseProcess) -> None:
         self.process = process
-        self._chains: dict[tuple[torch.device, torch.dtype], LinearChain] = {}
+        self._chains: dict[tuple[torch.device, torch.dtype], MultiStepTransition] = {}
 
     def _start(
         self,
@@ -41,16 +51,16 @@ class _ChainSampler:
         generator: Generators,
         record: bool,
         measure: bool = False,
-        trail: Trail | None = None,
+        trail: StateBuffer | None = None,
         recycle: bool = False,
-    ) -> tuple[Chains, RandomSource]:
+    ) -> tuple[ChainBatch, ChainGenerators]:
         dtype = state_dtype(noise)
         check_cond(cond, len(noise))
         place = (noise.device, dtype)
         if place not in self._chains:
-            self._chains[place] = LinearChain(self.process.to(*place))
-        random = RandomSource(generator, len(noise), noise.device, dtype)
-        return Chains(self._chains[place], denoiser, noise, cond, record, measure, trail, recycle), random
+            self._chains[place] = MultiStepTransition(self.process.to(*place))
+        random = ChainGenerators(generator, len(noise), noise.device, dtype)
+        return ChainBatch(self._chains[place], denoiser, noise, cond, record, measure, trail, recycle), random
 
 
 class SpeculativeSampler(_ChainSampler):
@@ -83,7 +93,7 @@ class SpeculativeSampler(_ChainSampler):
         drafter: Drafter | None = None,
         verifier: Verifier | None = None,
         window: Window = 24,
-        opening: Opening | None = None,
+        opening: X0Guess | None = None,
         replay: int | None = None,
     ) -> None:
         super().__init__(process)
@@ -99,7 +109,7 @@ class SpeculativeSampler(_ChainSampler):
             )
         self.window, self.opening, self.replay = window, opening, replay
         self.exact = self.verifier.exact
-        within = reach(process)
+        within = max_draft_lengths(process)
         self._adapts = isinstance(window, AdaptiveWindow)
         self.table = within if self._adapts else window_lengths(window, within)
         if replay is not None and replay < 1:
@@ -158,8 +168,8 @@ class SpeculativeSampler(_ChainSampler):
         generator: Generators = None,
         record: bool = False,
         begin: int = 0,
-        trail: Trail | None = None,
-    ) -> Iterator[Chains]:
+        trail: StateBuffer | None = None,
+    ) -> Iterator[ChainBatch]:
         """The same, round by round: for callers that follow the chain on its way, or may want to stop.
 
         Args:
@@ -186,11 +196,11 @@ class SpeculativeSampler(_ChainSampler):
                 run_round(chains, self.drafter, self.verifier, lengths, random, self.opening)
             yield chains
 
-    def _lengths(self, device: torch.device) -> Lengths:
+    def _lengths(self, device: torch.device) -> WindowSchedule:
         table = self.table.to(device)
         if isinstance(self.window, AdaptiveWindow):
-            return AdaptiveLengths(self.window, self.process, table)
-        return FixedLengths(table)
+            return AdaptiveSchedule(self.window, self.process, table)
+        return FixedSchedule(table)
 
     def predraft(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None) -> PreDraft:
         """Sample whole chains ahead of time, under a condition that is only a guess; arguments as in a call.
@@ -244,3 +254,64 @@ class SequentialSampler(_ChainSampler):
 def asd(process: ReverseProcess, window: Window = 20) -> SpeculativeSampler:
     """Autospeculative decoding (ASD): the frozen drafter with reflection. Published windows: 20–24."""
     return SpeculativeSampler(process, FrozenDrafter(), ReflectionVerifier(), window)
+
+
+class SchedulerSampler:
+    """Steps a diffusers scheduler (DDIM, DPM-Solver++, Euler, …) through ``scheduler.step``, one pass at a time.
+
+    It samples whatever law the scheduler has: few-step samplers do *not* have the law of the training chain, hence
+    ``exact = False``.
+
+    Args:
+        scheduler: copied for each call, because multistep solvers keep a history.
+        num_inference_steps: steps, and network passes for schedulers of first order.
+        step_arguments: further arguments of ``scheduler.step``, such as ``{"eta": 0.0}``.
+    """
+
+    exact: bool = False
+
+    def __init__(self, scheduler: Any, num_inference_steps: int, step_arguments: dict[str, Any] | None = None) -> None:
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={num_inference_steps}; it must be at least 1")
+        self.scheduler = copy.deepcopy(scheduler)
+        self.scheduler.set_timesteps(num_inference_steps)
+        self.num_inference_steps = num_inference_steps
+        self.step_arguments = dict(step_arguments or {})
+        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+
+    def __repr__(self) -> str:
+        return f"SchedulerSampler({type(self.scheduler).__name__}, {self.num_inference_steps} steps)"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        cond: Cond = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        record: bool = False,
+    ) -> SampleResult:
+        """Sample as :class:`SequentialSampler` does.
+
+        ``record`` keeps the trajectory; ``x0`` stays None, since not every scheduler has one.
+
+        Raises:
+            DenoiserError: the denoiser returned NaN, infinity or another shape.
+        """
+        check_cond(cond, len(noise))
+        scheduler = copy.deepcopy(self.scheduler)
+        arguments = dict(self.step_arguments)
+        if self._takes_generator and generator is not None:
+            single = isinstance(generator, torch.Generator)
+            arguments["generator"] = generator if single else list(generator)  # type: ignore[arg-type]
+        x, states = noise * scheduler.init_noise_sigma, []
+        states.append(x)
+        for t in scheduler.timesteps:
+            rows = torch.full((len(x),), t.item(), device=x.device, dtype=t.dtype)
+            output = call_denoiser(denoiser, scheduler.scale_model_input(x, t), rows, cond)
+            x = scheduler.step(output, t, x, **arguments).prev_sample
+            states.append(x)
+        count = torch.full((len(x),), len(scheduler.timesteps), dtype=torch.long)
+        return SampleResult(
+            sample=x, passes=count, evaluations=count.clone(), trajectory=torch.stack(states) if record else None
+        )

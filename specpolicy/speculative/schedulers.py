@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .process import ReverseProcess, X0Limit
+from specpolicy.speculative.process import ReverseProcess, X0Thresholding
 
 # Below this a standard deviation is lost in float32 beside a sample of unit scale: diffusers' variance floor of 1e-20
 # at a last step above t = 0 is such a case, and counts as no noise.
@@ -58,10 +58,10 @@ def _set_timesteps(scheduler: Any, num_inference_steps: int | None, timesteps: l
         scheduler.set_timesteps(num_inference_steps)
 
 
-def _limit(config: Any) -> X0Limit:
+def _limit(config: Any) -> X0Thresholding:
     if config.thresholding:
-        return X0Limit(quantile=config.dynamic_thresholding_ratio, ceiling=config.sample_max_value)
-    return X0Limit(clip=config.clip_sample_range if config.clip_sample else None)
+        return X0Thresholding(quantile=config.dynamic_thresholding_ratio, ceiling=config.sample_max_value)
+    return X0Thresholding(clip=config.clip_sample_range if config.clip_sample else None)
 
 
 def _prediction(kind: str, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .chains import Chains
-from .process import ReverseProcess
+from specpolicy.speculative.chain_batch import ChainBatch
+from specpolicy.speculative.process import ReverseProcess
 
 
 @runtime_checkable
-class Lengths(Protocol):
+class WindowSchedule(Protocol):
     """Says how many steps each chain drafts next. It may look at all that has happened, and at nothing else."""
 
-    def __call__(self, chains: Chains, active: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def __call__(self, chains: ChainBatch, active: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Steps to draft for the chains ``active``, from where they are; 0 is a plain step of the target."""
         ...
 
@@ -60,18 +60,18 @@ Window = int | Sequence[int] | AdaptiveWindow
 """One length for the whole chain, one for each of its K positions, or lengths that adapt."""
 
 
-class FixedLengths:
+class FixedSchedule:
     """A table of lengths, one for each position."""
 
     def __init__(self, table: Int[Tensor, " k"]) -> None:
         self.table = table
 
-    def __call__(self, chains: Chains, active: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def __call__(self, chains: ChainBatch, active: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Look the positions up."""
         return self.table[chains.k[active]]
 
 
-class AdaptiveLengths:
+class AdaptiveSchedule:
     """:class:`AdaptiveWindow` for one process.
 
     Args:
@@ -85,11 +85,11 @@ class AdaptiveLengths:
         self.gain = gain
         self.clock = torch.cat([gain.new_zeros(1), gain.square().cumsum(0)])
 
-    def __call__(self, chains: Chains, active: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def __call__(self, chains: ChainBatch, active: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """As far as the product of the chances is worth it."""
         if chains.missed is None:
             raise ValueError("these chains do not measure their drafts; make them with measure=True")
-        k, anchor = chains.k[active], chains.anchor_k[active]
+        k, anchor = chains.k[active], chains.last_eval_k[active]
         missed, begin = chains.missed[active], chains.missed_from[active]
         elapsed = (self.clock[anchor.clamp(min=0)] - self.clock[begin]).clamp(min=1e-300)
         pace = missed / elapsed.sqrt()

@@ -1,9 +1,9 @@
 """Training policies from demonstrations."""
 
-from .chunks import Chunks as Chunks
-from .chunks import cut_chunks as cut_chunks
-from .demonstrations import DemonstrationError as DemonstrationError
-from .demonstrations import read_demonstrations as read_demonstrations
-from .loop import ResumeError as ResumeError
-from .loop import TrainingSettings as TrainingSettings
-from .train import train_policy as train_policy
+from specpolicy.datasets.action_chunks import ActionChunkDataset as ActionChunkDataset
+from specpolicy.datasets.action_chunks import cut_action_chunks as cut_action_chunks
+from specpolicy.datasets.robomimic import DemonstrationError as DemonstrationError
+from specpolicy.datasets.robomimic import read_demonstrations as read_demonstrations
+from specpolicy.training.loop import ResumeError as ResumeError
+from specpolicy.training.loop import TrainingSettings as TrainingSettings
+from specpolicy.training.train import train_policy as train_policy

@@ -14,10 +14,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specpolicy.atomic import atomic_path
-from specpolicy.progress import progress_bar
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
 
-from .ema import MovingAverage
+
+class EMAModel:
+    """Average of a module's state with decay ``min(limit, 1 − (1 + step)^−power)``.
+
+    The decay starts near zero, so that the first random weights are soon forgotten; this is the schedule that
+    Diffusion Policy uses (power 0.75).
+    """
+
+    def __init__(self, module: nn.Module, power: float = 0.75, limit: float = 0.9999) -> None:
+        self.power, self.limit, self.step = power, limit, 0
+        self.average = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Take in the module's present weights."""
+        self.step += 1
+        decay = min(self.limit, 1.0 - (1.0 + self.step) ** -self.power)
+        for name, tensor in module.state_dict().items():
+            average = self.average[name]
+            if average.is_floating_point():
+                average.lerp_(tensor, 1.0 - decay)
+            else:
+                average.copy_(tensor)
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """Averages and the step, as tensors and integers."""
+        return {"step": self.step, **{f"average.{name}": tensor for name, tensor in self.average.items()}}
+
+    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.step = int(state["step"])
+        for name, tensor in self.average.items():
+            tensor.copy_(torch.as_tensor(state[f"average.{name}"]))
+
 
 STATE = "training.pt"
 LOG = "training.jsonl"
@@ -65,7 +98,7 @@ Save = Callable[[nn.Module, Path], None]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingObjective:
     """What is taught.
 
     Attributes:
@@ -90,11 +123,11 @@ class TrainingLoop:
     ``lesson.save`` makes of the moving average.
     """
 
-    def __init__(self, network: nn.Module, lesson: Lesson, settings: TrainingSettings, folder: Path) -> None:
+    def __init__(self, network: nn.Module, lesson: TrainingObjective, settings: TrainingSettings, folder: Path) -> None:
         self.network, self.lesson, self.settings, self.folder = network, lesson, settings, folder
         self.device = next(network.parameters()).device
         self.bfloat16 = has_bfloat16(self.device) if settings.bfloat16 is None else settings.bfloat16
-        self.average = MovingAverage(network)
+        self.average = EMAModel(network)
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=settings.learning_rate,

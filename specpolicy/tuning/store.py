@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from specpolicy.atomic import atomic_path
-from specpolicy.machine import cpu_model
-from specpolicy.policies.digest import checkpoint_digest
+from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.speculative.sampler import SpeculativeSampler
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.machine import cpu_model
 
 FORMAT = 1
 
@@ -38,8 +38,8 @@ def sampler_key(sampler: SpeculativeSampler) -> str:
     verifier, opening = (
         "none" if part is None else type(part).__name__ for part in (sampler.verifier, sampler.opening)
     )
-    matched = ", matched noise" if sampler.process.matched else ""
-    return f"K={sampler.process.num_steps}{matched}, {sampler.drafter.name}, {verifier}, opening {opening}"
+    analytic = ", analytic noise" if sampler.process.analytic else ""
+    return f"K={sampler.process.num_steps}{analytic}, {sampler.drafter.name}, {verifier}, opening {opening}"
 
 
 def save_windows(entry: dict[str, Any], key: str, checkpoint: str | Path, device: torch.device | str) -> Path:

@@ -12,11 +12,11 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from specpolicy import ReverseProcess, SequentialSampler
-from specpolicy.approximate import AsdsvSampler, Stages, ThresholdVerifier, asdsv_fast, asdsv_slow
-from specpolicy.evaluation.exactness import check_exactness
+from specpolicy.approximate.asdsv import AsdsvSampler, DraftSchedule, ThresholdVerifier, asdsv_fast, asdsv_slow
+from specpolicy.speculative.exactness import check_exactness
 
 STEPS = 50
-STAGES = Stages(alone=0.1, warm_up=0.2, short=4, long=9)  # 5 steps, then 10 in fours, then nines
+STAGES = DraftSchedule(alone=0.1, warm_up=0.2, short=4, long=9)  # 5 steps, then 10 in fours, then nines
 
 
 def process(steps: int = STEPS) -> ReverseProcess:
@@ -142,11 +142,11 @@ def test_a_chain_without_noise() -> None:
 
 def test_presets_and_lengths() -> None:
     slow, fast = asdsv_slow(process(), Network()), asdsv_fast(process(), Network())
-    assert slow.verifier == ThresholdVerifier(0.02) and not fast.verifier.looks and slow.stages == Stages()
-    lengths = Stages(alone=0.12, warm_up=0.2, short=3, long=9).lengths(50).tolist()
+    assert slow.verifier == ThresholdVerifier(0.02) and not fast.verifier.looks and slow.stages == DraftSchedule()
+    lengths = DraftSchedule(alone=0.12, warm_up=0.2, short=3, long=9).lengths(50).tolist()
     assert lengths == [0] * 6 + [3] * 10 + [9] * 34
-    assert Stages(alone=0.0).lengths(10).tolist()[0] == 0, "the target makes at least the first step"
-    assert Stages(alone=1.0, warm_up=0.0).lengths(4).tolist() == [0] * 4
+    assert DraftSchedule(alone=0.0).lengths(10).tolist()[0] == 0, "the target makes at least the first step"
+    assert DraftSchedule(alone=1.0, warm_up=0.0).lengths(4).tolist() == [0] * 4
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_presets_and_lengths() -> None:
         (lambda: ThresholdVerifier(-0.1), "distance of 0 or more"),
         (lambda: ThresholdVerifier(float("nan")), "distance of 0 or more"),
         (lambda: ThresholdVerifier(0.1, "linf"), "known: l1, l2"),
-        (lambda: Stages(alone=0.8, warm_up=0.3), "shares of the chain"),
-        (lambda: Stages(long=0), "at least 1 step"),
+        (lambda: DraftSchedule(alone=0.8, warm_up=0.3), "shares of the chain"),
+        (lambda: DraftSchedule(long=0), "at least 1 step"),
     ],
 )
 def test_bad_settings(make: Any, says: str) -> None:

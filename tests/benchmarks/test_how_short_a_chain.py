@@ -24,7 +24,7 @@ def test_it_measures_every_way_once(
     found = json.loads(kept)
     assert set(found["ways"]) == {
         "ddpm100",
-        *(f"{way}{steps}" for way in ("ddpm", "matched", "ddim") for steps in (10, 5)),
+        *(f"{way}{steps}" for way in ("ddpm", "analytic", "ddim") for steps in (10, 5)),
     }
     assert all(2 < low <= mean <= high <= 10 for mean, low, high in found["passes"].values())
     how_short_a_chain.main()
@@ -35,5 +35,7 @@ def test_it_measures_every_way_once(
 def test_ten_matched_steps_are_closest(task: str) -> None:
     found = json.loads((ROOT / "benchmarks" / "results" / "short_chains" / f"{task}.json").read_text())
     distance = {name: np.mean(row["distance"]) for name, row in found["ways"].items()}
-    assert distance["matched10"] < 0.5 * min(distance["ddim10"], distance["ddpm10"])
-    assert distance["matched10"] < 0.01 and found["ways"]["matched10"]["exact"] and not found["ways"]["ddim10"]["exact"]
+    assert distance["analytic10"] < 0.5 * min(distance["ddim10"], distance["ddpm10"])
+    assert (
+        distance["analytic10"] < 0.01 and found["ways"]["analytic10"]["exact"] and not found["ways"]["ddim10"]["exact"]
+    )

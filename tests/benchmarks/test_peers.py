@@ -12,8 +12,8 @@ import torch
 from peers import SETTINGS, PeerSampler, disagreement, peers
 
 from specpolicy import SchedulerSampler
-from specpolicy.policies import DiffusionPolicy
 from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 

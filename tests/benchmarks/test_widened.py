@@ -10,10 +10,10 @@ import torch
 from side_by_side import parameters
 from widened import widened
 
-from specpolicy import BlockVerifier, recipes
-from specpolicy.policies import DiffusionPolicy
+from specpolicy import BlockVerifier, samplers
 from specpolicy.policies.config import PolicyConfig
-from specpolicy.policies.networks import ConditionalUnet1d
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.networks.unet1d import ConditionalUnet1d
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 SCHEDULER = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}
@@ -34,7 +34,7 @@ def outputs(policy: DiffusionPolicy, timesteps: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def square() -> DiffusionPolicy:
-    return DiffusionPolicy.load(CHECKPOINTS / "square")
+    return DiffusionPolicy.from_pretrained(CHECKPOINTS / "square")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_its_calibration_serves_the_wide_policy(wide: DiffusionPolicy, square: D
     noise = torch.randn(1, *square.event_shape, generator=torch.Generator().manual_seed(2))
     samples = []
     for policy in (square, wide):
-        sampler = recipes.linear(policy, 20, BlockVerifier(), 6)
+        sampler = samplers.calibrated(policy, 20, BlockVerifier(), 6)
         samples.append(sampler(policy, noise, cond, torch.Generator().manual_seed(3)))
     assert samples[0].passes.tolist() == samples[1].passes.tolist()
     torch.testing.assert_close(samples[1].sample, samples[0].sample, atol=1e-3, rtol=1e-3)

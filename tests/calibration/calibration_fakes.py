@@ -13,9 +13,11 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from specpolicy import ReverseProcess, SequentialSampler
-from specpolicy.calibration import Histories, RecordedChains
-from specpolicy.composition import compose
-from specpolicy.policies import DiffusionPolicy, PolicyConfig
+from specpolicy.calibration.calibrate import ObservationSet
+from specpolicy.calibration.fit import RecordedChains
+from specpolicy.config import compose
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
 SCHEDULER = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "clip_sample": False}
 
@@ -75,13 +77,13 @@ def save_untrained(folder: Path) -> DiffusionPolicy:
         network={"name": "unet1d", "channels": [8], "timestep_dim": 8},
         scheduler=dict(SCHEDULER),
     )
-    DiffusionPolicy(config).save(folder)
-    return DiffusionPolicy.load(folder)
+    DiffusionPolicy(config).save_pretrained(folder)
+    return DiffusionPolicy.from_pretrained(folder)
 
 
-def histories(count: int = 30) -> Histories:
+def histories(count: int = 30) -> ObservationSet:
     rng = np.random.default_rng(0)
-    return Histories(
+    return ObservationSet(
         rng.normal(size=(count, 2, 4)).astype(np.float32), np.arange(count) // 3, {"kind": "fake", "file": "none"}
     )
 

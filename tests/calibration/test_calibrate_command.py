@@ -9,13 +9,13 @@ import pytest
 import torch
 from calibration_fakes import sampler_of
 
-from specpolicy import LinearDrafter, ReverseProcess, SpeculativeSampler, ZeroOpening, recipes
-from specpolicy.calibration import CalibrationError, load_calibration
+from specpolicy import LinearDrafter, ReverseProcess, SpeculativeSampler, ZeroGuess, samplers
 from specpolicy.calibration.fit import FILE_BYTES
+from specpolicy.calibration.store import CalibrationError, load_calibration
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.speculative.opening import LinearOpening
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.exactness import check_exactness
+from specpolicy.speculative.initial_guess import LinearGuess
 from specpolicy.speculative.verifiers import BlockVerifier
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def observations(tmp_path: Path) -> Path:
 def test_from_observations_to_a_sampler(
     checkpoint: Path, observations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    policy = DiffusionPolicy.load(checkpoint)
+    policy = DiffusionPolicy.from_pretrained(checkpoint)
     with pytest.raises(CalibrationError, match=r"`specpolicy calibrate checkpoint=\S+ num_inference_steps=20`"):
         sampler_of("linear_block20", policy)
     job = [
@@ -47,23 +47,23 @@ def test_from_observations_to_a_sampler(
     sampler = sampler_of("linear_block20", policy)
     assert isinstance(sampler, SpeculativeSampler) and isinstance(sampler.drafter, LinearDrafter) and sampler.exact
     observation = {"position": np.zeros((3, 2, 2)), "goal": np.zeros((3, 2, 2))}
-    chunk = policy.act(observation, sampler, torch.Generator().manual_seed(0))
+    chunk = policy.predict_action(observation, sampler, torch.Generator().manual_seed(0))
     assert chunk.actions.shape == (3, 8, 2) and np.isfinite(chunk.actions).all()
 
 
 def test_the_opening_can_be_chosen(checkpoint: Path) -> None:
-    policy = DiffusionPolicy.load(ROOT / "checkpoints" / "square")
-    assert isinstance(sampler_of("linear_block20", policy, "sampler.opening=zero").opening, ZeroOpening)
+    policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "square")
+    assert isinstance(sampler_of("linear_block20", policy, "sampler.opening=zero").opening, ZeroGuess)
     assert sampler_of("linear_block20", policy, "sampler.opening=null").opening is None
     with pytest.raises(ValueError, match="opening='warm'; expected fitted, zero or null"):
-        recipes.linear(policy, 20, BlockVerifier(), 12, "warm")
+        samplers.calibrated(policy, 20, BlockVerifier(), 12, "warm")
 
 
 def test_a_scheduler_or_an_unsaved_policy_will_not_do(checkpoint: Path) -> None:
-    policy = DiffusionPolicy.load(checkpoint)
+    policy = DiffusionPolicy.from_pretrained(checkpoint)
     for source in (policy.scheduler, DiffusionPolicy(policy.config)):
         with pytest.raises(ValueError, match="loaded from one"):
-            recipes.linear(source, 20, BlockVerifier(), 12)
+            samplers.calibrated(source, 20, BlockVerifier(), 12)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +96,16 @@ def test_shipped_calibrations_belong_to_their_checkpoints(task: str, steps: int)
     assert all(each["linear"] < 0.9 * each["free"] for each in held_out["distance"].values())
     assert held_out["opening"][calibration.about["opening"]] < 0.7 * held_out["opening"]["zero"]
     if task in ("square", "pusht"):  # learned from people's demonstrations, whose observations are not ours to ship
-        assert isinstance(calibration.opening, LinearOpening)
+        assert isinstance(calibration.opening, LinearGuess)
 
 
 def test_the_shipped_calibration_saves_passes_at_observations_that_it_has_not_seen_and_stays_exact() -> None:
-    policy, results = DiffusionPolicy.load(ROOT / "checkpoints" / "square"), {}
+    policy, results = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "square"), {}
     with np.load(ROOT / "tests" / "policies" / "square_observations.npz") as arrays:
         observation = {name: arrays[name] for name in arrays.files}
     for name in ("free_block20", "linear_block20"):
         generator = torch.Generator().manual_seed(0)
-        results[name] = policy.act(observation, sampler_of(name, policy), generator, record=True).result
+        results[name] = policy.predict_action(observation, sampler_of(name, policy), generator, record=True).result
     passes = {name: float(result.passes.double().mean()) for name, result in results.items()}
     assert passes["linear_block20"] < 0.9 * passes["free_block20"]
     process = ReverseProcess.from_scheduler(policy.scheduler, 20)

@@ -7,19 +7,21 @@ import torch
 from calibration_fakes import gaussian, process_of, recorded
 from diffusers import DDPMScheduler
 
-from specpolicy import (
-    FreeDrafter,
-    KernelOpening,
-    LinearDrafter,
-    LinearOpening,
-    SpeculativeSampler,
-    ZeroOpening,
+from specpolicy import FreeDrafter, KernelGuess, LinearDrafter, LinearGuess, SpeculativeSampler, ZeroGuess
+from specpolicy.calibration.fit import (
+    RecordedChains,
+    early_x0,
+    fit_calibration,
+    fit_guess,
+    fit_jacobian,
+    fit_kernel_guess,
+    fit_linear_guess,
+    guess_error,
+    mean_distance,
+    sensitivity,
+    x0_increments,
 )
-from specpolicy.calibration import RecordedChains, fit_calibration, fit_gains, fit_opening
-from specpolicy.calibration.chains import changes, sensitivity
-from specpolicy.calibration.fit import mean_distance
-from specpolicy.calibration.opening import early_x0, fit_kernel, fit_linear, opening_error
-from specpolicy.evaluation.exactness import check_exactness
+from specpolicy.speculative.exactness import check_exactness
 
 STEPS = 40
 
@@ -31,7 +33,7 @@ def chains() -> RecordedChains:
 
 def test_the_gains_of_gaussian_data_are_found(chains: RecordedChains) -> None:
     target, process = gaussian(), process_of(STEPS)
-    gains = fit_gains(process, chains, ridge=1e-4)
+    gains = fit_jacobian(process, chains, ridge=1e-4)
     alpha = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2").alphas_cumprod[process.timesteps][:, None]
     assert gains.basis is not None
     for k in range(1, STEPS - 1):
@@ -43,7 +45,7 @@ def test_the_gains_of_gaussian_data_are_found(chains: RecordedChains) -> None:
 
 def test_fitted_gains_save_passes_and_stay_exact(chains: RecordedChains) -> None:
     target, process = gaussian(), process_of(STEPS)
-    drafters, passes = (FreeDrafter(), LinearDrafter(fit_gains(process, chains))), []
+    drafters, passes = (FreeDrafter(), LinearDrafter(fit_jacobian(process, chains))), []
     for drafter in drafters:
         generator = torch.Generator().manual_seed(1)
         noise, cond = torch.randn(300, 4, generator=generator), torch.randn(300, 2, generator=generator)
@@ -56,12 +58,12 @@ def test_fitted_gains_save_passes_and_stay_exact(chains: RecordedChains) -> None
 
 def test_the_weightiest_directions_are_kept(chains: RecordedChains) -> None:
     target, process = gaussian(), process_of(STEPS)
-    two = fit_gains(process, chains, rank=2)
+    two = fit_jacobian(process, chains, rank=2)
     assert two.basis is not None and two.basis.shape == (4, 2)
     inside = target.basis[:, :2].T @ two.basis  # the widest directions of the data come first
     assert torch.linalg.svdvals(inside).min() > 0.95
     everything, nothing = (
-        mean_distance(process, fit_gains(process, chains), chains, 4),
+        mean_distance(process, fit_jacobian(process, chains), chains, 4),
         mean_distance(process, None, chains, 4),
     )
     assert everything < mean_distance(process, two, chains, 4) < nothing
@@ -69,7 +71,7 @@ def test_the_weightiest_directions_are_kept(chains: RecordedChains) -> None:
 
 def test_innovations_are_measured_from_the_mean_path(chains: RecordedChains) -> None:
     process = process_of(STEPS)
-    innovation, change = changes(process, chains, 1)
+    innovation, change = x0_increments(process, chains, 1)
     begin, drawn = chains.states[:-2], torch.arange(STEPS - 1)
     a, b = process.a.float()[drawn, None, None], process.b.float()[drawn, None, None]
     torch.testing.assert_close(innovation, chains.states[1:-1] - a * begin - b * chains.x0[:-1], atol=1e-4, rtol=1e-4)
@@ -79,36 +81,36 @@ def test_innovations_are_measured_from_the_mean_path(chains: RecordedChains) -> 
 
 def test_x0_that_follows_the_observation_is_opened_by_a_regression(chains: RecordedChains) -> None:
     process = process_of(STEPS)
-    choice = fit_opening(process, chains)
+    choice = fit_guess(process, chains)
     assert choice.name.startswith("kernel") and choice.held_out[choice.name] == min(choice.held_out.values())
     assert choice.held_out[choice.name] < 0.8 * choice.held_out["linear, ridge 0.001"] < 0.8 * choice.held_out["zero"]
-    assert isinstance(choice.fit(process, chains), KernelOpening)
+    assert isinstance(choice.fit(process, chains), KernelGuess)
 
 
 def test_a_linear_dependence_is_opened_linearly() -> None:
     process, chains = process_of(STEPS), recorded(gaussian(), STEPS, 200)
     x0 = (0.5 * chains.cond @ torch.ones(2, 4) + 0.3).repeat(STEPS, 1, 1)
     straight = RecordedChains(chains.states, x0, chains.cond, chains.group)
-    opening = fit_linear(process, straight, ridge=1e-6)
-    assert isinstance(opening, LinearOpening)
+    opening = fit_linear_guess(process, straight, ridge=1e-6)
+    assert isinstance(opening, LinearGuess)
     torch.testing.assert_close(opening.x0(x0[0], chains.cond), x0[0], atol=1e-3, rtol=1e-3)
-    assert opening_error(process, opening, straight) < 1e-2
+    assert guess_error(process, opening, straight) < 1e-2
     x0 += 0.1 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(4))
     blurred = RecordedChains(chains.states, x0, chains.cond, chains.group)
-    assert fit_opening(process, blurred).name.startswith("linear")
+    assert fit_guess(process, blurred).name.startswith("linear")
 
 
 def test_x0_that_has_nothing_to_do_with_the_observation_is_opened_by_zero() -> None:
     process, chains = process_of(STEPS), recorded(gaussian(), STEPS, 100)
     noise = torch.randn(STEPS, 100, 4, generator=torch.Generator().manual_seed(2))
     unrelated = RecordedChains(chains.states, noise, chains.cond, chains.group)
-    assert fit_opening(process, unrelated).name == "zero"
+    assert fit_guess(process, unrelated).name == "zero"
 
 
 def test_no_more_centres_than_asked_for(chains: RecordedChains) -> None:
     process = process_of(STEPS)
-    assert len(fit_kernel(process, chains, most_centres=50).centres) == 50
-    assert not any(name.startswith("kernel") for name in fit_opening(process, chains, most_centres=0).held_out)
+    assert len(fit_kernel_guess(process, chains, most_centres=50).centres) == 50
+    assert not any(name.startswith("kernel") for name in fit_guess(process, chains, most_centres=0).held_out)
 
 
 def test_the_x0_to_open_with_is_weighted_towards_the_sensitive_steps(chains: RecordedChains) -> None:
@@ -133,13 +135,13 @@ def test_a_calibration_says_what_it_was_worth(chains: RecordedChains) -> None:
     assert about["seed"] == 5 and about["num_inference_steps"] == STEPS and about["chains"] == 600
     for lag in ("lag 1", "lag 4"):
         assert about["held_out"]["distance"][lag]["linear"] < 0.7 * about["held_out"]["distance"][lag]["free"]
-    assert not isinstance(calibration.opening, ZeroOpening)
+    assert not isinstance(calibration.opening, ZeroGuess)
     without = fit_calibration(process_of(STEPS), chains, most_centres=0)
     assert not any(name.startswith("kernel") for name in without.about["held_out"]["opening"])
 
 
 def test_chains_of_another_process_are_refused(chains: RecordedChains) -> None:
     with pytest.raises(ValueError, match="chains of 40 steps for a process of 20"):
-        fit_gains(process_of(20), chains)
+        fit_jacobian(process_of(20), chains)
     with pytest.raises(ValueError, match="longer than the lags"):
-        fit_gains(process_of(STEPS), chains, lags=STEPS)
+        fit_jacobian(process_of(STEPS), chains, lags=STEPS)

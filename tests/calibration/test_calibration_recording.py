@@ -10,15 +10,12 @@ import torch
 from calibration_fakes import histories, save_untrained
 
 from specpolicy import ReverseProcess
-from specpolicy.calibration import (
-    CalibrationError,
-    RecordedChains,
-    histories_of_demonstrations,
-    histories_of_observations,
-    record_chains,
-    recording,
-)
-from specpolicy.policies import DiffusionPolicy, ObservationError
+from specpolicy.calibration import calibrate as recording
+from specpolicy.calibration.calibrate import observations_of_demonstrations, observations_of_results, record_chains
+from specpolicy.calibration.fit import RecordedChains
+from specpolicy.calibration.store import CalibrationError
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.observations import ObservationError
 
 
 @pytest.fixture
@@ -92,7 +89,7 @@ def test_histories_of_demonstrations(policy: DiffusionPolicy, tmp_path: Path) ->
             group["actions"] = np.zeros((length, 2))
             for key in ("position", "goal"):
                 group[f"obs/{key}"] = np.arange(length)[:, None] + np.array([[10.0 * episode, 0.0]])
-    found = histories_of_demonstrations(policy, tmp_path / "demos.hdf5")
+    found = observations_of_demonstrations(policy, tmp_path / "demos.hdf5")
     assert found.observations.shape == (8, 2, 4) and found.group.tolist() == [0] * 3 + [1] * 5
     assert found.observations[:, :, 0].tolist() == [
         [0, 0], [0, 1], [1, 2], [10, 10], [10, 11], [11, 12], [12, 13], [13, 14],
@@ -103,13 +100,13 @@ def test_histories_of_demonstrations(policy: DiffusionPolicy, tmp_path: Path) ->
 def test_histories_of_observations(policy: DiffusionPolicy, tmp_path: Path) -> None:
     path = tmp_path / "observations.npz"
     np.savez(path, position=np.ones((4, 2, 2)), goal=np.zeros((4, 2, 2)), further=np.zeros(3))
-    found = histories_of_observations(policy, path)
+    found = observations_of_results(policy, path)
     assert found.observations.shape == (4, 2, 4) and found.group.tolist() == [0, 1, 2, 3]
     np.savez(path, position=np.ones((4, 2, 2)))
     with pytest.raises(ObservationError, match="lacks"):
-        histories_of_observations(policy, path)
+        observations_of_results(policy, path)
     path.write_bytes(b"no archive")
     with pytest.raises(CalibrationError, match="expected an observations"):
-        histories_of_observations(policy, path)
+        observations_of_results(policy, path)
     with pytest.raises(CalibrationError, match="cannot be read"):
-        histories_of_observations(policy, tmp_path / "nothing.npz")
+        observations_of_results(policy, tmp_path / "nothing.npz")

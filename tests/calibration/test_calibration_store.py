@@ -8,17 +8,16 @@ import pytest
 import torch
 from calibration_fakes import save_untrained
 
-from specpolicy import Gains, KernelOpening, LinearOpening, Opening, ZeroOpening
-from specpolicy.calibration import (
+from specpolicy import KernelGuess, LinearGuess, X0Guess, X0Jacobian, ZeroGuess
+from specpolicy.calibration.fit import FILE_BYTES, RecordedChains, centres_that_fit, rank_that_fits
+from specpolicy.calibration.store import (
     Calibration,
     CalibrationError,
     calibration_path,
     load_calibration,
     save_calibration,
 )
-from specpolicy.calibration.chains import RecordedChains
-from specpolicy.calibration.fit import FILE_BYTES, centres_that_fit, rank_that_fits
-from specpolicy.policies.digest import checkpoint_digest
+from specpolicy.policies.checkpoint import checkpoint_digest
 
 
 @pytest.fixture
@@ -31,18 +30,18 @@ def halves(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(sum(shape))).half().float()
 
 
-def calibration(opening: Opening, basis: bool = True) -> Calibration:
-    gains = Gains(halves(5, 3), halves(32, 3)) if basis else Gains(halves(5, 32))
+def calibration(opening: X0Guess, basis: bool = True) -> Calibration:
+    gains = X0Jacobian(halves(5, 3), halves(32, 3)) if basis else X0Jacobian(halves(5, 32))
     return Calibration(gains, opening, {"chains": 7})
 
 
-LINEAR = LinearOpening(torch.rand(32, 8), torch.rand(32))
-OPENINGS = [ZeroOpening(), LINEAR, KernelOpening(LINEAR, torch.rand(8), halves(6, 8), halves(6, 32))]
+LINEAR = LinearGuess(torch.rand(32, 8), torch.rand(32))
+OPENINGS = [ZeroGuess(), LINEAR, KernelGuess(LINEAR, torch.rand(8), halves(6, 8), halves(6, 32))]
 
 
 @pytest.mark.parametrize("basis", [True, False])
 @pytest.mark.parametrize("opening", OPENINGS, ids=lambda each: type(each).__name__)
-def test_what_is_written_is_read(checkpoint: Path, opening: Opening, basis: bool) -> None:
+def test_what_is_written_is_read(checkpoint: Path, opening: X0Guess, basis: bool) -> None:
     written = calibration(opening, basis)
     path = save_calibration(written, checkpoint)
     assert path == calibration_path(checkpoint, 5) == checkpoint / "calibration-5.safetensors"
@@ -56,7 +55,7 @@ def test_what_is_written_is_read(checkpoint: Path, opening: Opening, basis: bool
 
 def test_a_calibration_leaves_the_checkpoint_what_it_is(checkpoint: Path) -> None:
     before = checkpoint_digest(checkpoint)
-    save_calibration(calibration(ZeroOpening()), checkpoint)
+    save_calibration(calibration(ZeroGuess()), checkpoint)
     (checkpoint / "windows-cpu.json").write_text("{}")
     assert checkpoint_digest(checkpoint) == before
     (checkpoint / "config.json").write_text((checkpoint / "config.json").read_text() + " ")
@@ -64,30 +63,30 @@ def test_a_calibration_leaves_the_checkpoint_what_it_is(checkpoint: Path) -> Non
 
 
 def test_other_weights_are_refused(checkpoint: Path) -> None:
-    save_calibration(calibration(ZeroOpening()), checkpoint)
+    save_calibration(calibration(ZeroGuess()), checkpoint)
     policy = save_untrained(checkpoint)
     policy.action_normalizer.low.fill_(-0.5)
-    policy.save(checkpoint)
+    policy.save_pretrained(checkpoint)
     with pytest.raises(CalibrationError, match=r"of another policy.*`specpolicy calibrate checkpoint=.* again"):
         load_calibration(checkpoint, 5)
 
 
 def test_without_one_the_command_is_named(checkpoint: Path) -> None:
-    save_calibration(calibration(ZeroOpening()), checkpoint)
+    save_calibration(calibration(ZeroGuess()), checkpoint)
     command = f"no calibration for 6 steps; run `specpolicy calibrate checkpoint={checkpoint} num_inference_steps=6`"
     with pytest.raises(CalibrationError, match=command):
         load_calibration(checkpoint, 6)
 
 
 def test_damage_is_told(checkpoint: Path) -> None:
-    path = save_calibration(calibration(ZeroOpening()), checkpoint)
+    path = save_calibration(calibration(ZeroGuess()), checkpoint)
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(CalibrationError, match=r"calibration-5.safetensors cannot be read .*calibrate"):
         load_calibration(checkpoint, 5)
 
 
 def test_an_opening_of_ones_own_cannot_be_stored(checkpoint: Path) -> None:
-    class Own(ZeroOpening.__base__):  # type: ignore[name-defined,misc]
+    class Own(ZeroGuess.__base__):  # type: ignore[name-defined,misc]
         def x0(self, x: torch.Tensor, cond: object) -> torch.Tensor:
             return x
 
@@ -109,9 +108,9 @@ def test_the_file_is_small_also_for_large_policies(checkpoint: Path) -> None:
     rank = rank_that_fits(chains)
     centres = centres_that_fit(chains, rank)
     assert rank == d and centres > 800
-    linear = LinearOpening(torch.rand(d, c), torch.rand(d))
-    opening = KernelOpening(linear, torch.rand(c), torch.rand(centres, c), torch.rand(centres, d))
-    path = save_calibration(Calibration(Gains(torch.rand(steps, rank), torch.rand(d, rank)), opening), checkpoint)
+    linear = LinearGuess(torch.rand(d, c), torch.rand(d))
+    opening = KernelGuess(linear, torch.rand(c), torch.rand(centres, c), torch.rand(centres, d))
+    path = save_calibration(Calibration(X0Jacobian(torch.rand(steps, rank), torch.rand(d, rank)), opening), checkpoint)
     assert 0.9 * FILE_BYTES < path.stat().st_size < FILE_BYTES == 1_000_000
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specpolicy.control import ActionMeaning, Answer, Kind, Question
+from specpolicy.control.action_space import ActionSpec
+from specpolicy.control.inference import InferenceKind, InferenceRequest, InferenceResult
 from specpolicy.speculative.predraft import PreDraft
 
-MEANING = ActionMeaning(zeroed=(0, 1), kept=(2,), initial=(-1.0,))
+MEANING = ActionSpec(zeroed=(0, 1), kept=(2,), initial=(-1.0,))
 GRIP = 0.5
 
 
@@ -72,27 +73,27 @@ class TickPolicy:
     passes: int = 8
     horizon: int = 2
     predrafts: bool = True
-    spoil: Callable[[int, Answer], Answer] = lambda number, answer: answer
-    asked: list[Question] = field(default_factory=list)
+    spoil: Callable[[int, InferenceResult], InferenceResult] = lambda number, answer: answer
+    asked: list[InferenceRequest] = field(default_factory=list)
 
     @property
-    def observation_horizon(self) -> int:
+    def n_obs_steps(self) -> int:
         return self.horizon
 
     def begin(self, seed: int, repeat: int) -> None:
         self.asked.clear()
 
-    def answer(self, question: Question) -> Answer:
+    def answer(self, question: InferenceRequest) -> InferenceResult:
         self.asked.append(question)
         assert question.window["tick"].shape == (self.horizon, 1)
-        if question.kind is Kind.DRAFT:
-            return self.spoil(len(self.asked) - 1, Answer())
+        if question.kind is InferenceKind.DRAFT:
+            return self.spoil(len(self.asked) - 1, InferenceResult())
         tick = float(question.window["tick"][-1, 0])
         actions = np.stack([(1 + tick, 1 + tick + k, GRIP) for k in range(self.length)])
-        passes = self.passes // 4 if question.kind is Kind.FINISH else self.passes
-        return self.spoil(len(self.asked) - 1, Answer(actions, passes, 10 * passes, 0.75, 0.001))
+        passes = self.passes // 4 if question.kind is InferenceKind.FINISH else self.passes
+        return self.spoil(len(self.asked) - 1, InferenceResult(actions, passes, 10 * passes, 0.75, 0.001))
 
-    def ticks_asked(self, kind: Kind | None = None) -> list[int]:
+    def ticks_asked(self, kind: InferenceKind | None = None) -> list[int]:
         """Ticks whose observations it was asked about."""
         asked = [each for each in self.asked if kind is None or each.kind is kind]
         return [int(each.window["tick"][-1, 0]) for each in asked]
@@ -115,10 +116,10 @@ def meant(actions: Sequence[NDArray[np.float32]]) -> list[Meant]:
 
 @dataclass(frozen=True)
 class FakeConfig:
-    observation_horizon: int = 2
+    n_obs_steps: int = 2
 
     def to_dict(self) -> dict[str, Any]:
-        return {"observation_horizon": self.observation_horizon}
+        return {"n_obs_steps": self.n_obs_steps}
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class FakeDiffusion:
     drafted: list[int] = field(default_factory=list)
     finished: list[PreDraft] = field(default_factory=list)
 
-    def act(self, observation: Any, sampler: Any, generator: Any, predraft: Any = None) -> FakeChunk:
+    def predict_action(self, observation: Any, sampler: Any, generator: Any, predraft: Any = None) -> FakeChunk:
         batch = len(generator)
         self.batches.append(batch)
         assert observation["tick"].shape == (batch, 2, 1)

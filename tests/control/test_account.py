@@ -13,30 +13,28 @@ import pytest
 from control_fakes import MEANING, TickEnv, TickPolicy
 from rich.console import Console
 
-from specpolicy.control import (
-    Ahead,
-    Answer,
+from specpolicy.control.clocks import SimulatedLatencyClock
+from specpolicy.control.executors import (
     Asynchronous,
     Blocking,
-    ChargedClock,
-    Constant,
-    ControlLoop,
-    EpisodeAccount,
     Executor,
-    Guards,
-    Kind,
     Lockstep,
+    PredraftConfig,
     PreDrafting,
     RecedingHorizon,
 )
+from specpolicy.control.inference import InferenceKind, InferenceResult
+from specpolicy.control.latency import Constant
+from specpolicy.control.loop import ControlLoop
 from specpolicy.control.metrics import measure
-from specpolicy.control.recording import AccountError, read_account, write_account
-from specpolicy.control.timeline import draw_timeline
-from specpolicy.control.views import TerminalView
+from specpolicy.control.safety import Guards
+from specpolicy.control.trace import EpisodeTrace, TraceError, read_trace, write_trace
+from specpolicy.control.viewers import TerminalView
+from specpolicy.evaluation.control.plots import draw_timeline
 
 
 def play(executor: Executor, latency_s: float, limit: int = 40, policy: TickPolicy | None = None, **more: Any) -> Any:
-    clock = ChargedClock(20.0, Constant(latency_s))
+    clock = SimulatedLatencyClock(20.0, Constant(latency_s))
     env = TickEnv(limit, succeed_at=limit)
     return ControlLoop(env, policy or TickPolicy(), executor, clock, meaning=MEANING, **more).run(3, 1)
 
@@ -51,14 +49,14 @@ def test_every_tick_tells_where_its_action_comes_from() -> None:
     assert account.ticks[7].computing == "whole" and account.ticks[7].source == "rest"
     assert account.success and account.return_ == 1.0 and account.skipped == 0
     job = account.jobs[1]
-    assert (job.kind, job.tick, job.handover, job.evaluations, job.acceptance) == (Kind.WHOLE, 6, 8, 80, 0.75)
+    assert (job.kind, job.tick, job.handover, job.evaluations, job.acceptance) == (InferenceKind.WHOLE, 6, 8, 80, 0.75)
 
 
 def test_an_account_survives_the_disk(tmp_path: Path) -> None:
-    account = play(PreDrafting(RecedingHorizon(4), Ahead(2)), 0.1, guards=Guards(max_age_s=0.2))
+    account = play(PreDrafting(RecedingHorizon(4), PredraftConfig(2)), 0.1, guards=Guards(max_age_s=0.2))
     path = tmp_path / "cell" / "3-1.parquet"
-    write_account(account, path, {"executor": "predrafting"})
-    again = read_account(path)
+    write_trace(account, path, {"executor": "predrafting"})
+    again = read_trace(path)
     assert again == account and account.faults["stale"] > 0
     table = pq.read_table(path).to_pydict()
     assert table["executor"] == ["predrafting"] * 40 and table["seed"] == [3] * 40 and table["repeat"] == [1] * 40
@@ -69,12 +67,12 @@ def test_an_account_survives_the_disk(tmp_path: Path) -> None:
 def test_what_is_no_account_says_so(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(b"nothing")
-    with pytest.raises(AccountError, match="run the episode again"):
-        read_account(path)
-    write_account(play(Lockstep(4), 0.0), path)
+    with pytest.raises(TraceError, match="run the episode again"):
+        read_trace(path)
+    write_trace(play(Lockstep(4), 0.0), path)
     pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
-    with pytest.raises(AccountError):
-        read_account(path)
+    with pytest.raises(TraceError):
+        read_trace(path)
 
 
 def test_metrics_of_lockstep() -> None:
@@ -97,7 +95,7 @@ def test_metrics_of_held_stale_and_missed_ticks() -> None:
     assert late.missed is not None and late.missed > 0
     assert late.faults == {"missed": round(late.missed * 40)}
     assert late.age_ms is not None and late.age_ms.max == pytest.approx(550.0)
-    drafted = measure([play(PreDrafting(RecedingHorizon(4), Ahead(2)), 0.1)])
+    drafted = measure([play(PreDrafting(RecedingHorizon(4), PredraftConfig(2)), 0.1)])
     assert drafted.finish_passes == 2.0 and drafted.finish_ms is not None and drafted.inference_ms is not None
     assert drafted.finish_ms.max == pytest.approx(25.0) and drafted.inference_ms.p50 == pytest.approx(100.0)
     empty = measure([])
@@ -112,11 +110,11 @@ def test_skipped_ticks_are_missed() -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_a_timeline_is_drawn(tmp_path: Path, suffix: str) -> None:
-    def spoil(number: int, answer: Answer) -> Answer:
-        return Answer(error="boom") if number == 4 else answer
+    def spoil(number: int, answer: InferenceResult) -> InferenceResult:
+        return InferenceResult(error="boom") if number == 4 else answer
 
     policy = TickPolicy(spoil=spoil)
-    account = play(PreDrafting(Blocking(4), Ahead(2)), 0.1, policy=policy, guards=Guards(failure="hold"))  # type: ignore[arg-type]
+    account = play(PreDrafting(Blocking(4), PredraftConfig(2)), 0.1, policy=policy, guards=Guards(failure="hold"))  # type: ignore[arg-type]
     path = draw_timeline(account, tmp_path / f"loop{suffix}", "blocking", seconds=2.0)
     content = path.read_bytes()
     assert len(content) > 10_000
@@ -170,14 +168,14 @@ class FakeRerun:
 
 
 def test_rerun_is_told_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from specpolicy.control.views import RerunView
+    from specpolicy.control.viewers import RerunView
 
     fake = FakeRerun()
     monkeypatch.setitem(__import__("sys").modules, "rerun", fake)
     view = RerunView("async, fast", tmp_path / "runs" / "x.rrd")
     env = TickEnv(20, render_mode="rgb_array")
-    clock = ChargedClock(20.0, Constant(0.3))
-    account: EpisodeAccount = ControlLoop(
+    clock = SimulatedLatencyClock(20.0, Constant(0.3))
+    account: EpisodeTrace = ControlLoop(
         env, TickPolicy(), PreDrafting(RecedingHorizon(4)), clock, meaning=MEANING, views=[view]
     ).run(5)
     assert fake.recordings == [("async, fast seed 5.0", False)]
@@ -192,7 +190,7 @@ def test_rerun_is_told_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_a_missing_viewer_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specpolicy.control.views import RerunView
+    from specpolicy.control.viewers import RerunView
 
     monkeypatch.setitem(__import__("sys").modules, "rerun", None)
     with pytest.raises(ImportError, match=r"specpolicy\[rerun\]"):

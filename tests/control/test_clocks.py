@@ -10,28 +10,18 @@ import numpy as np
 import pytest
 from control_fakes import MEANING, TickEnv, TickPolicy, meant
 
-from specpolicy.control import (
-    Answer,
-    Asynchronous,
-    ChargedClock,
-    Constant,
-    ControlLoop,
-    Empirical,
-    Latency,
-    Lockstep,
-    LogNormal,
-    Measured,
-    Question,
-    RealTimeClock,
-    RecedingHorizon,
-)
+from specpolicy.control.clocks import RealTimeClock, SimulatedLatencyClock
+from specpolicy.control.executors import Asynchronous, Lockstep, RecedingHorizon
+from specpolicy.control.inference import InferenceRequest, InferenceResult
+from specpolicy.control.latency import Constant, Empirical, Latency, LogNormal, Measured
+from specpolicy.control.loop import ControlLoop
 
 
 def delays(latency: Latency, rate_hz: float = 20.0, seed: int = 0, episodes: int = 1) -> list[int]:
     """Ticks from the observation of each chunk to the first action from it."""
     found = []
     for repeat in range(episodes):
-        clock = ChargedClock(rate_hz, latency)
+        clock = SimulatedLatencyClock(rate_hz, latency)
         account = ControlLoop(TickEnv(), TickPolicy(), Asynchronous(4, 4), clock, meaning=MEANING).run(seed, repeat)
         found += [job.handover - job.tick for job in account.jobs if job.handover is not None]
     return found
@@ -72,7 +62,7 @@ def test_a_measured_latency_is_that_of_the_computation() -> None:
         lambda: Empirical([]),
         lambda: Empirical([0.1, -0.1]),
         lambda: LogNormal(0.0, 1.0),
-        lambda: ChargedClock(0.0),
+        lambda: SimulatedLatencyClock(0.0),
         lambda: RealTimeClock(-5.0),
     ],
 )
@@ -141,7 +131,7 @@ def test_ticks_that_have_gone_by_are_skipped_and_chunks_keep_their_time() -> Non
 class SlowPolicy(TickPolicy):
     """Takes 60 ms of real time."""
 
-    def answer(self, question: Question) -> Answer:
+    def answer(self, question: InferenceRequest) -> InferenceResult:
         time.sleep(0.06)
         return super().answer(question)
 
@@ -168,4 +158,4 @@ def test_in_real_time_lockstep_stops_the_world() -> None:
 
 def test_nothing_is_computed_before_the_start() -> None:
     with pytest.raises(RuntimeError, match="before the clock's start"):
-        RealTimeClock().launch(lambda: Answer())
+        RealTimeClock().launch(lambda: InferenceResult())

@@ -12,8 +12,10 @@ import pytest
 from hydra.utils import instantiate
 
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.composition import choices, compose
-from specpolicy.control import ActionMeaning, Executor, Guards, PreDrafting
+from specpolicy.config import available, compose
+from specpolicy.control.action_space import ActionSpec
+from specpolicy.control.executors import Executor, PreDrafting
+from specpolicy.control.safety import Guards
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = f"checkpoint={ROOT}/checkpoints/pusht"
@@ -58,26 +60,26 @@ def test_a_missing_viewer_is_named_before_anything_runs(
 
 
 def test_every_choice_can_be_made() -> None:
-    for name in choices("executor"):
+    for name in available("executor"):
         executor: Executor = instantiate(compose("control", [f"executor={name}", "play=8"]).executor)
         assert executor.rules.play == 8 and executor.rules.world_waits == (name == "lockstep")
         assert isinstance(executor, PreDrafting) == (executor.rules.ahead is not None)
-    for name in choices("guards"):
+    for name in available("guards"):
         assert isinstance(instantiate(compose("control", [f"guards={name}"]).guards), Guards)
-    for name in choices("clock"):
+    for name in available("clock"):
         assert callable(instantiate(compose("control", [f"clock={name}"]).clock))
 
 
-@pytest.mark.parametrize("task", choices("actions"))
+@pytest.mark.parametrize("task", available("actions"))
 def test_the_meaning_of_each_tasks_actions_has_their_dimension(task: str) -> None:
     cfg = compose("control", [f"task={task}"])
-    meaning: ActionMeaning = instantiate(cfg.actions)
+    meaning: ActionSpec = instantiate(cfg.actions)
     assert meaning.dim == cfg.task.action_dim
     assert meaning.initial_from is None or cfg.task.observations[meaning.initial_from] == len(meaning.kept)
 
 
 def test_a_task_whose_actions_nobody_describes(capsys: pytest.CaptureFixture[str]) -> None:
-    undescribed = sorted(set(choices("task")) - set(choices("actions")))
+    undescribed = sorted(set(available("task")) - set(available("actions")))
     for task in undescribed:
         assert main(["control", f"task={task}"]) == EXIT_USER_ERROR
         assert f"add configs/actions/{task}.yaml" in capsys.readouterr().err

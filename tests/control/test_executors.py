@@ -10,33 +10,33 @@ import numpy as np
 import pytest
 from control_fakes import GRIP, MEANING, Meant, TickEnv, TickPolicy, meant
 
-from specpolicy.control import (
-    Ahead,
+from specpolicy.control.action_buffer import TemporalEnsemble
+from specpolicy.control.clocks import SimulatedLatencyClock
+from specpolicy.control.executors import (
     Asynchronous,
     Blocking,
-    ChargedClock,
-    Constant,
-    ControlLoop,
-    Ensemble,
-    EpisodeAccount,
     Executor,
-    Kind,
+    ExecutorConfig,
+    IdleBehavior,
     LinearObservation,
     Lockstep,
-    Meanwhile,
+    PredraftConfig,
     PreDrafting,
     RecedingHorizon,
-    Rules,
 )
+from specpolicy.control.inference import InferenceKind
+from specpolicy.control.latency import Constant
+from specpolicy.control.loop import ControlLoop
+from specpolicy.control.trace import EpisodeTrace
 
 HELD = Meant(None, None)
 
 
 def play(
     executor: Executor, latency_s: float = 0.0, limit: int = 40, policy: TickPolicy | None = None
-) -> tuple[EpisodeAccount, list[Meant], TickPolicy, TickEnv]:
+) -> tuple[EpisodeTrace, list[Meant], TickPolicy, TickEnv]:
     env, policy = TickEnv(limit), policy or TickPolicy()
-    clock = ChargedClock(20.0, Constant(latency_s))
+    clock = SimulatedLatencyClock(20.0, Constant(latency_s))
     account = ControlLoop(env, policy, executor, clock, meaning=MEANING).run(seed=0)
     return account, meant(env.actions), policy, env
 
@@ -103,10 +103,10 @@ def test_a_chunk_that_comes_when_all_of_it_has_passed_is_worth_nothing() -> None
 
 @pytest.mark.parametrize("executor", [RecedingHorizon(4), Asynchronous(6, 2), Blocking(4), Lockstep(4)])
 def test_a_pre_draft_is_made_while_the_chunk_plays_and_finished_with_the_observation(executor: Executor) -> None:
-    account, _, policy, _ = play(PreDrafting(executor, Ahead(2)), 0.1)
+    account, _, policy, _ = play(PreDrafting(executor, PredraftConfig(2)), 0.1)
     kinds = [job.kind for job in account.jobs]
-    assert kinds[0] is Kind.WHOLE and kinds[1::2] == [Kind.DRAFT] * len(kinds[1::2])
-    assert kinds[2::2] == [Kind.FINISH] * len(kinds[2::2]) and len(kinds) > 5
+    assert kinds[0] is InferenceKind.WHOLE and kinds[1::2] == [InferenceKind.DRAFT] * len(kinds[1::2])
+    assert kinds[2::2] == [InferenceKind.FINISH] * len(kinds[2::2]) and len(kinds) > 5
     for draft, finish in zip(account.jobs[1::2], account.jobs[2::2], strict=False):
         assert draft.ended_s is not None and draft.ended_s <= finish.begun_s + 1e-9
         assert finish.tick - draft.tick == 2  # two ticks of latency: the draft is there just in time
@@ -115,19 +115,19 @@ def test_a_pre_draft_is_made_while_the_chunk_plays_and_finished_with_the_observa
 
 
 def test_a_draft_that_is_late_does_not_choose_its_observation() -> None:
-    account, sent, policy, _ = play(PreDrafting(RecedingHorizon(6), Ahead(1)), 0.2, limit=30)
+    account, sent, policy, _ = play(PreDrafting(RecedingHorizon(6), PredraftConfig(1)), 0.2, limit=30)
     whole, draft, finish = account.jobs[:3]
     assert (whole.handover, draft.tick) == (4, 9)  # due at tick 10, and four ticks of latency
     assert finish.tick == 10 and finish.observed_s == pytest.approx(10 / 20)
-    assert finish.begun_s == pytest.approx(13 / 20) and policy.ticks_asked(Kind.FINISH)[0] == 10
+    assert finish.begun_s == pytest.approx(13 / 20) and policy.ticks_asked(InferenceKind.FINISH)[0] == 10
     assert finish.handover == 14 and sent[14] == Meant(10, 14)
 
 
 @pytest.mark.parametrize(("latency_s", "ahead"), [(0.0, 1), (0.05, 1), (0.1, 2), (0.17, 4)])
 def test_a_draft_is_begun_as_late_as_it_may_be(latency_s: float, ahead: int) -> None:
     account, _, _, _ = play(PreDrafting(RecedingHorizon(6)), latency_s)
-    drafts = [job for job in account.jobs if job.kind is Kind.DRAFT]
-    finishes = [job for job in account.jobs if job.kind is Kind.FINISH]
+    drafts = [job for job in account.jobs if job.kind is InferenceKind.DRAFT]
+    finishes = [job for job in account.jobs if job.kind is InferenceKind.FINISH]
     assert len(finishes) > 3
     assert [finish.tick - draft.tick for draft, finish in zip(drafts, finishes, strict=False)] == [ahead] * len(
         finishes
@@ -136,30 +136,35 @@ def test_a_draft_is_begun_as_late_as_it_may_be(latency_s: float, ahead: int) -> 
 
 
 def test_pre_drafts_see_the_predicted_observation() -> None:
-    _, _, policy, _ = play(PreDrafting(RecedingHorizon(4), Ahead(3, LinearObservation())), 0.0)
-    drafts = [each for each in policy.asked if each.kind is Kind.DRAFT]
+    _, _, policy, _ = play(PreDrafting(RecedingHorizon(4), PredraftConfig(3, LinearObservation())), 0.0)
+    drafts = [each for each in policy.asked if each.kind is InferenceKind.DRAFT]
     assert [int(each.window["tick"][-1, 0]) for each in drafts[1:5]] == [8, 12, 16, 20]  # made at 5, 9, 13, 17
     assert all(each.window["tick"][0, 0] == each.window["tick"][1, 0] - 1 for each in drafts[1:5])
-    _, _, policy, _ = play(PreDrafting(RecedingHorizon(4), Ahead(3)), 0.0)
-    assert policy.ticks_asked(Kind.DRAFT)[1:5] == [5, 9, 13, 17]
+    _, _, policy, _ = play(PreDrafting(RecedingHorizon(4), PredraftConfig(3)), 0.0)
+    assert policy.ticks_asked(InferenceKind.DRAFT)[1:5] == [5, 9, 13, 17]
 
 
 def test_a_failed_draft_costs_nothing_but_the_draft() -> None:
     def spoil(number: int, answer: object) -> object:
-        from specpolicy.control import Answer
+        from specpolicy.control.inference import InferenceResult
 
-        return Answer(error="boom") if number == 1 else answer
+        return InferenceResult(error="boom") if number == 1 else answer
 
     policy = TickPolicy(spoil=spoil)  # type: ignore[arg-type]
-    account, sent, _, _ = play(PreDrafting(RecedingHorizon(4), Ahead(2)), 0.0, policy=policy)
-    assert [job.kind for job in account.jobs[:4]] == [Kind.WHOLE, Kind.DRAFT, Kind.WHOLE, Kind.DRAFT]
+    account, sent, _, _ = play(PreDrafting(RecedingHorizon(4), PredraftConfig(2)), 0.0, policy=policy)
+    assert [job.kind for job in account.jobs[:4]] == [
+        InferenceKind.WHOLE,
+        InferenceKind.DRAFT,
+        InferenceKind.WHOLE,
+        InferenceKind.DRAFT,
+    ]
     assert account.faults == {"failure": 1} and account.jobs[1].error == "boom"
     assert all(each.tick == tick for tick, each in enumerate(sent))
 
 
 def test_temporal_ensembling_weighs_the_oldest_chunk_most() -> None:
     decay = 0.5
-    _, _, _, env = play(Asynchronous(play=1, lead=1, blend=Ensemble(decay)), 0.0, limit=20)
+    _, _, _, env = play(Asynchronous(play=1, lead=1, blend=TemporalEnsemble(decay)), 0.0, limit=20)
     for tick, action in enumerate(env.actions):
         observed = np.arange(max(tick - 11, 0), tick + 1)  # of chunks of 12 actions that still cover this tick
         weights = np.exp(-decay * np.arange(len(observed)))
@@ -168,20 +173,24 @@ def test_temporal_ensembling_weighs_the_oldest_chunk_most() -> None:
 
 
 def test_ensembling_composes_with_the_executors_that_align_in_time() -> None:
-    for executor in (Lockstep(2, Ensemble()), RecedingHorizon(2, Ensemble()), Blocking(2, "rest", Ensemble())):
+    for executor in (
+        Lockstep(2, TemporalEnsemble()),
+        RecedingHorizon(2, TemporalEnsemble()),
+        Blocking(2, "rest", TemporalEnsemble()),
+    ):
         _, _, _, env = play(executor, 0.05, limit=12)
         assert 1 < env.actions[-1][0] < 11 and env.actions[-1][1] == pytest.approx(12)
     with pytest.raises(ValueError, match="begin on arrival cannot be blended"):
-        play(Blocking(2, "hold", Ensemble()))
+        play(Blocking(2, "hold", TemporalEnsemble()))
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Rules(0), "at least 1 action"),
-        (lambda: Rules(4, lead=5), "expected 0 to play=4"),
-        (lambda: Ahead(0), "at least 1"),
-        (lambda: Ensemble(-1.0), "must not be negative"),
+        (lambda: ExecutorConfig(0), "at least 1 action"),
+        (lambda: ExecutorConfig(4, lead=5), "expected 0 to play=4"),
+        (lambda: PredraftConfig(0), "at least 1"),
+        (lambda: TemporalEnsemble(-1.0), "must not be negative"),
         (lambda: LinearObservation(2.0), "damping=2.0"),
         (lambda: Blocking(4, "sleep"), "knows 'hold' and 'rest'"),  # type: ignore[arg-type]
         (lambda: play(PreDrafting(), policy=TickPolicy(predrafts=False)), "has no predraft"),
@@ -203,5 +212,5 @@ def test_control_stands_on_its_own() -> None:
 def test_the_world_waits_in_lockstep_only() -> None:
     named = {type(each).__name__: each.rules for each in (Lockstep(), Blocking(), RecedingHorizon(), Asynchronous())}
     assert [name for name, rules in named.items() if rules.world_waits] == ["Lockstep"]
-    assert named["Blocking"].meanwhile is Meanwhile.HOLD and not named["Blocking"].aligned
+    assert named["Blocking"].meanwhile is IdleBehavior.HOLD and not named["Blocking"].aligned
     assert math.isclose(sum(rules.lead for rules in named.values()), 4)

@@ -13,39 +13,24 @@ import pyarrow.parquet as pq
 import pytest
 from control_fakes import MEANING, FakeDiffusion, FakeSampler, FewSteps, TickEnv
 
-from specpolicy.control import (
-    Asynchronous,
-    Blocking,
-    Constant,
-    Empirical,
-    Executor,
-    Guards,
-    Lockstep,
-    LogNormal,
-    Measured,
-    PreDrafting,
-    RealTimeClock,
-)
-from specpolicy.control.experiment import (
-    Cell,
-    Charge,
-    ControlExperiment,
-    LatencyError,
-    cross,
-    parse_charge,
-    run_control,
-)
-from specpolicy.control.experiment.crew import Assignment, play_together
-from specpolicy.control.experiment.seats import Begin, LocalSeat, Stage, take_seats
-from specpolicy.control.experiment.solo import play_alone
-from specpolicy.control.recording import read_account
-from specpolicy.evaluation import ConfigurationMismatch, EvaluationAborted, LatencyRun, MakeEnv, read_results
-from specpolicy.evaluation.comparison import Contestants
-from specpolicy.evaluation.latency import CallLog
-from specpolicy.workers import Crash
+from specpolicy.control.clocks import RealTimeClock
+from specpolicy.control.controller import ControllerConfig, InjectedLatency, LatencyError, grid, parse_latency
+from specpolicy.control.executors import Asynchronous, Blocking, Executor, Lockstep, PreDrafting
+from specpolicy.control.latency import Constant, Empirical, LogNormal, Measured
+from specpolicy.control.safety import Guards
+from specpolicy.control.trace import read_trace
+from specpolicy.evaluation.comparison import PolicyAndSamplers
+from specpolicy.evaluation.control.experiment import ControlExperiment, run_control
+from specpolicy.evaluation.latency import CallLog, LatencyRun
+from specpolicy.evaluation.results import ConfigurationMismatch, read_results
+from specpolicy.rollout.control_runner import Assignment, run_control_batched, run_control_episode
+from specpolicy.rollout.control_workers import LocalControlWorker, ResetRequest, WorkerConfig, make_control_workers
+from specpolicy.rollout.env_worker import MakeEnv
+from specpolicy.rollout.runner import EvaluationAborted
+from specpolicy.rollout.workers import WorkerError
 
 MAKE_ENV = MakeEnv("Tick-v0", {"disable_env_checker": True, "limit": 20, "succeed_at": 18}, imports=("control_fakes",))
-STAGE = Stage(MAKE_ENV, MEANING, Guards(), 20.0, 2)
+STAGE = WorkerConfig(MAKE_ENV, MEANING, Guards(), 20.0, 2)
 SAMPLERS: Mapping[str, Any] = {"exact": FakeSampler(), "few": FewSteps()}
 
 
@@ -53,14 +38,14 @@ SAMPLERS: Mapping[str, Any] = {"exact": FakeSampler(), "few": FewSteps()}
 class FakeContestants:
     policy: FakeDiffusion = field(default_factory=FakeDiffusion)
 
-    def __call__(self) -> Contestants:
-        return Contestants(self.policy, SAMPLERS)  # type: ignore[arg-type]
+    def __call__(self) -> PolicyAndSamplers:
+        return PolicyAndSamplers(self.policy, SAMPLERS)  # type: ignore[arg-type]
 
 
-def cells(**executors: Executor) -> list[Cell]:
+def cells(**executors: Executor) -> list[ControllerConfig]:
     chosen: Mapping[str, Executor] = executors or {"lockstep": Lockstep(4), "async": Asynchronous(4, 2)}
-    charges = {name: [parse_charge(ms, name, "nowhere") for ms in (0, 100)] for name in SAMPLERS}
-    return cross({name: (each, {"play": 4}) for name, each in chosen.items()}, charges)
+    charges = {name: [parse_latency(ms, name, "nowhere") for ms in (0, 100)] for name in SAMPLERS}
+    return grid({name: (each, {"play": 4}) for name, each in chosen.items()}, charges)
 
 
 def experiment(tmp_path: Path, **more: Any) -> ControlExperiment:
@@ -74,9 +59,9 @@ def experiment(tmp_path: Path, **more: Any) -> ControlExperiment:
 
 
 def assignments(*executors: Executor, latency_s: float = 0.1, seeds: int = 3) -> list[Assignment]:
-    charge = Charge("x", Constant(latency_s))
+    charge = InjectedLatency("x", Constant(latency_s))
     return [
-        Assignment(Cell(str(number), executor, "exact", charge), seed, 0)
+        Assignment(ControllerConfig(str(number), executor, "exact", charge), seed, 0)
         for seed in range(seeds)
         for number, executor in enumerate(executors)
     ]
@@ -87,12 +72,12 @@ def test_episodes_that_share_passes_are_those_of_episodes_alone() -> None:
     policy = FakeDiffusion()
     together = {
         (each.assignment.cell.name, each.assignment.seed): each.account
-        for each in play_together(policy, SAMPLERS, [LocalSeat(STAGE) for _ in range(5)], wanted)
+        for each in run_control_batched(policy, SAMPLERS, [LocalControlWorker(STAGE) for _ in range(5)], wanted)
     }
     assert max(policy.batches) >= 4 and len(together) == 12
-    from specpolicy.control import ChargedClock
+    from specpolicy.control.clocks import SimulatedLatencyClock
 
-    for each in play_alone(FakeDiffusion(), SAMPLERS, STAGE, ChargedClock, wanted):
+    for each in run_control_episode(FakeDiffusion(), SAMPLERS, STAGE, SimulatedLatencyClock, wanted):
         account = together[each.assignment.cell.name, each.assignment.seed]
         assert account is not None and each.account is not None
         assert [row.action for row in account.ticks] == [row.action for row in each.account.ticks]
@@ -103,18 +88,18 @@ def test_episodes_that_share_passes_are_those_of_episodes_alone() -> None:
 
 def test_in_processes_of_their_own() -> None:
     wanted = assignments(Lockstep(4), seeds=3)
-    seats = take_seats(STAGE, 2)
+    seats = make_control_workers(STAGE, 2)
     try:
-        outcomes = list(play_together(FakeDiffusion(), SAMPLERS, seats, wanted))
+        outcomes = list(run_control_batched(FakeDiffusion(), SAMPLERS, seats, wanted))
         assert {each.assignment.seed for each in outcomes} == {0, 1, 2}
         assert all(each.account is not None and each.account.success for each in outcomes), outcomes
-        seats[0].send(Begin(Lockstep(4), Measured(), 0, 0))
+        seats[0].send(ResetRequest(Lockstep(4), Measured(), 0, 0))
         seats[0].receive()
-        from specpolicy.control import Answer
+        from specpolicy.control.inference import InferenceResult
 
-        seats[0].send(Answer(np.ones((5, 3))))
+        seats[0].send(InferenceResult(np.ones((5, 3))))
         crash = seats[0].receive()
-        assert isinstance(crash, Crash) and "num_envs=1" in crash.error
+        assert isinstance(crash, WorkerError) and "num_envs=1" in crash.error
     finally:
         for seat in seats:
             seat.close()
@@ -154,10 +139,10 @@ def test_an_experiment_ends_in_tables_and_figures(tmp_path: Path, capsys: pytest
 class Interrupting(FakeDiffusion):
     """Ctrl-C at the tenth question."""
 
-    def act(self, observation: Any, sampler: Any, generator: Any, predraft: Any = None) -> Any:
+    def predict_action(self, observation: Any, sampler: Any, generator: Any, predraft: Any = None) -> Any:
         if len(self.batches) == 10:
             raise KeyboardInterrupt
-        return super().act(observation, sampler, generator, predraft)
+        return super().predict_action(observation, sampler, generator, predraft)
 
 
 def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -213,7 +198,9 @@ class MakeFragile(MakeEnv):
 def test_a_crash_costs_one_episode(seats: int) -> None:
     stage = replace(STAGE, make_env=MakeFragile("x"))
     wanted = assignments(Lockstep(4), seeds=7)
-    outcomes = list(play_together(FakeDiffusion(), SAMPLERS, [LocalSeat(stage) for _ in range(seats)], wanted))
+    outcomes = list(
+        run_control_batched(FakeDiffusion(), SAMPLERS, [LocalControlWorker(stage) for _ in range(seats)], wanted)
+    )
     errors = {each.assignment.seed: each.error for each in outcomes if each.error is not None}
     assert sorted(errors) == [1, 5] and "simulated failure of the environment" in errors[1]
     assert len(outcomes) == 7 and all(each.account is not None for each in outcomes if each.error is None)
@@ -237,21 +224,21 @@ def test_a_sampler_that_cannot_pre_draft_is_refused_before_anything_runs(tmp_pat
 
 
 def test_in_real_time_episodes_run_one_by_one(tmp_path: Path) -> None:
-    own = Charge("real time", Measured(), {"law": "real time"})
-    chosen = [Cell("async", Asynchronous(4, 2), "exact", own)]
+    own = InjectedLatency("real time", Measured(), {"law": "real time"})
+    chosen = [ControllerConfig("async", Asynchronous(4, 2), "exact", own)]
     quick = experiment(tmp_path, cells=chosen, seeds=[0], make_clock=lambda hz, latency: RealTimeClock(200.0))
     assert quick.alone
     (row,) = run_control(quick, tmp_path / "out")
     assert row.metrics.inference_ms is not None and 0 < row.metrics.inference_ms.p50 < 500
     assert row.latency_ms == row.metrics.inference_ms.p50
-    account = read_account(tmp_path / "out" / "ticks" / "async-exact-real-time" / "0-0.parquet")
+    account = read_trace(tmp_path / "out" / "ticks" / "async-exact-real-time" / "0-0.parquet")
     assert len(account.ticks) == 18
 
 
 def test_the_world_that_waits_is_run_at_one_latency_only() -> None:
     names = [cell.name for cell in cells(lockstep=Lockstep(), blocking=Blocking())]
     assert names[:3] == ["lockstep, exact, 0 ms", "blocking, exact, 0 ms", "blocking, exact, 100 ms"]
-    cell = replace(cells()[0], charge=parse_charge("lognormal:120:0.3", "x", ""))
+    cell = replace(cells()[0], charge=parse_latency("lognormal:120:0.3", "x", ""))
     assert cell.slug == "lockstep-exact-about-120-ms"
 
 
@@ -264,13 +251,15 @@ def recording(tmp_path: Path) -> Path:
 
 
 def test_latencies_by_name(recording: Path) -> None:
-    assert parse_charge(25, "ddpm", recording) == Charge("25 ms", Constant(0.025), {"law": "constant", "ms": 25.0})
-    assert parse_charge("measured", "ddpm", recording).latency == Measured()
-    assert parse_charge("lognormal:120:0.3", "ddpm", recording).latency == LogNormal(0.12, 0.3)
-    recorded = parse_charge("recorded", "ddpm", recording)
+    assert parse_latency(25, "ddpm", recording) == InjectedLatency(
+        "25 ms", Constant(0.025), {"law": "constant", "ms": 25.0}
+    )
+    assert parse_latency("measured", "ddpm", recording).latency == Measured()
+    assert parse_latency("lognormal:120:0.3", "ddpm", recording).latency == LogNormal(0.12, 0.3)
+    recorded = parse_latency("recorded", "ddpm", recording)
     assert recorded.latency == Empirical((0.2, 0.1, 0.3)) and recorded.label == "recorded"
     assert recorded.description["median_ms"] == 200.0 and recorded.description["cpu"] == "a processor"
-    other = parse_charge("recorded:ddpm", "ddim5", recording)  # the latency of one, whatever computes
+    other = parse_latency("recorded:ddpm", "ddim5", recording)  # the latency of one, whatever computes
     assert other.latency == recorded.latency and other.label == "recorded ddpm"
 
 
@@ -286,15 +275,15 @@ def test_latencies_by_name(recording: Path) -> None:
 )
 def test_latencies_that_cannot_be_had(recording: Path, text: str, says: str) -> None:
     with pytest.raises(LatencyError, match=says):
-        parse_charge(text, "asd", recording)
+        parse_latency(text, "asd", recording)
 
 
 def test_a_missing_recording_says_how_to_make_one() -> None:
     with pytest.raises(LatencyError, match="specpolicy rollout"):
-        parse_charge("recorded", "asd", "nowhere.json")
+        parse_latency("recorded", "asd", "nowhere.json")
 
 
 def test_a_seat_starts_afresh_after_a_failure() -> None:
-    seat = LocalSeat(replace(STAGE, make_env=MakeFragile("x")))
-    sent: Iterator[Any] = play_together(FakeDiffusion(), SAMPLERS, [seat], assignments(Lockstep(4), seeds=3))
+    seat = LocalControlWorker(replace(STAGE, make_env=MakeFragile("x")))
+    sent: Iterator[Any] = run_control_batched(FakeDiffusion(), SAMPLERS, [seat], assignments(Lockstep(4), seeds=3))
     assert [outcome.error is None for outcome in sent] == [True, False, True]

@@ -11,25 +11,17 @@ import numpy as np
 import pytest
 from control_fakes import GRIP, MEANING, TickEnv, TickPolicy, meant
 
-from specpolicy.control import (
-    ActionMeaning,
-    Answer,
-    Asynchronous,
-    Blocking,
-    ChargedClock,
-    Constant,
-    ControlLoop,
-    EpisodeAccount,
-    Executor,
-    Guards,
-    Lockstep,
-    RecedingHorizon,
-)
-from specpolicy.control.actions import Limits
-from specpolicy.control.gate import Gate, Sent, UnsafeAction
-from specpolicy.control.plan import Chunk
+from specpolicy.control.action_buffer import Chunk
+from specpolicy.control.action_space import ActionSpec, Limits
+from specpolicy.control.clocks import SimulatedLatencyClock
+from specpolicy.control.executors import Asynchronous, Blocking, Executor, Lockstep, RecedingHorizon
+from specpolicy.control.inference import InferenceResult
+from specpolicy.control.latency import Constant
+from specpolicy.control.loop import ControlLoop
+from specpolicy.control.safety import Guards, SafetyFilter, SentAction, UnsafeAction
+from specpolicy.control.trace import EpisodeTrace
 
-Spoil = Callable[[int, Answer], Answer]
+Spoil = Callable[[int, InferenceResult], InferenceResult]
 
 
 def play(
@@ -40,15 +32,15 @@ def play(
     limit: int = 20,
     bound: float = 1000.0,
     clock: Any = None,
-) -> tuple[EpisodeAccount, TickEnv]:
+) -> tuple[EpisodeTrace, TickEnv]:
     """Chunks of 12 actions of which 4 are planned; TickEnv itself asserts that actions are finite and within limits."""
     env = TickEnv(limit, bound=bound)
-    clock = clock or ChargedClock(20.0, Constant(latency_s))
+    clock = clock or SimulatedLatencyClock(20.0, Constant(latency_s))
     executor = executor or RecedingHorizon(4)
     return ControlLoop(env, TickPolicy(spoil=spoil), executor, clock, guards, MEANING).run(0), env
 
 
-def raising(number: int, answer: Answer) -> Answer:
+def raising(number: int, answer: InferenceResult) -> InferenceResult:
     """The second computation throws."""
     if number == 1:
         raise RuntimeError("simulated failure of the denoiser")
@@ -58,7 +50,7 @@ def raising(number: int, answer: Answer) -> Answer:
 def poisoned(value: float, at: int = 1) -> Spoil:
     """Computation ``at`` has ``value`` in its third action."""
 
-    def spoil(number: int, answer: Answer) -> Answer:
+    def spoil(number: int, answer: InferenceResult) -> InferenceResult:
         if number != at or answer.actions is None:
             return answer
         actions = answer.actions.copy()
@@ -114,10 +106,10 @@ def test_stop_ends_the_episode_with_a_hold(fault: str, spoil: Spoil) -> None:
 
 
 def test_a_policy_that_never_answers_well_is_given_up() -> None:
-    account, env = play(Guards(give_up_after=3), lambda n, a: Answer(error="broken"))
+    account, env = play(Guards(give_up_after=3), lambda n, a: InferenceResult(error="broken"))
     assert account.stopped == "failure" and account.faults == {"failure": 3}
     assert not any(action[:2].any() for action in env.actions) and env.actions[-1][2] == -1.0
-    account, _ = play(Guards(give_up_after=None), lambda n, a: Answer(error="broken"))
+    account, _ = play(Guards(give_up_after=None), lambda n, a: InferenceResult(error="broken"))
     assert account.stopped is None and len(account.ticks) == 20
 
 
@@ -174,7 +166,7 @@ def test_a_pause_is_no_fault_until_the_deadline() -> None:
     assert [row.tick for row in account.ticks if row.fault == "missed"] == [5, 15]  # one of the six ticks each
 
 
-class Laggard(ChargedClock):
+class Laggard(SimulatedLatencyClock):
     """Tick 3 is sent late."""
 
     def now(self) -> float:
@@ -208,10 +200,10 @@ def test_a_blend_that_is_not_finite_is_caught_on_its_way_out() -> None:
 
 def test_nothing_unsafe_passes_the_end_of_the_gate() -> None:
     limits = Limits.of(TickEnv(bound=1.0).action_space, MEANING)
-    gate = Gate(Guards(), MEANING, limits, np.zeros(3), 20.0)
+    gate = SafetyFilter(Guards(), MEANING, limits, np.zeros(3), 20.0)
     for action in (np.full(3, np.nan), np.full(3, 2.0), np.zeros(2)):
         with pytest.raises(UnsafeAction):
-            gate._pass(Sent(action, "planned"))
+            gate._pass(SentAction(action, "planned"))
 
 
 @pytest.mark.parametrize(
@@ -233,14 +225,14 @@ def test_guards_that_make_no_sense(wrong: dict[str, Any], says: str) -> None:
 def test_the_meaning_of_actions() -> None:
     assert MEANING.first({}).tolist() == [0.0, 0.0, -1.0]
     assert MEANING.slowed(np.array([2.0, 4.0, 1.0]), 0.5).tolist() == [1.0, 2.0, 1.0]
-    finger = ActionMeaning((), (0, 1), initial_from="finger")
+    finger = ActionSpec((), (0, 1), initial_from="finger")
     assert finger.first({"finger": [3.0, 4.0]}).tolist() == [3.0, 4.0]
     assert finger.slowed(np.array([3.0, 4.0]), 0.0).tolist() == [3.0, 4.0]
     with pytest.raises(ValueError, match="the environment observes hand"):
         finger.first({"hand": [0.0]})
     with pytest.raises(ValueError, match="every entry of an action once"):
-        ActionMeaning((0, 1), (1,), initial=(0.0,))
+        ActionSpec((0, 1), (1,), initial=(0.0,))
     with pytest.raises(ValueError, match="0 values for 1 kept"):
-        ActionMeaning((0, 1), (2,))
+        ActionSpec((0, 1), (2,))
     with pytest.raises(ValueError, match=r"Box of shape \(3,\)"):
         Limits.of(gymnasium.spaces.Discrete(3), MEANING)

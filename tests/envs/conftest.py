@@ -8,9 +8,7 @@ from collections.abc import Iterator
 import pytest
 from specpolicy_envs.rendering import rendering_problem
 from specpolicy_envs.robosuite_env import RobosuiteEnv
-from specpolicy_envs.square import SquareEnv
-from specpolicy_envs.tool_hang import ToolHangEnv
-from specpolicy_envs.transport import TransportEnv
+from specpolicy_envs.robosuite_tasks import SquareEnv, ToolHangEnv, TransportEnv
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from specpolicy_envs.actions import checked_action
+from specpolicy_envs.robosuite_env import checked_action
 
 LOW, HIGH = -np.ones(7, np.float32), np.ones(7, np.float32)
 

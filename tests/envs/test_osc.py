@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from specpolicy_envs.observables import observe
-from specpolicy_envs.osc import controlling
-from specpolicy_envs.physics import advance, get_state, set_state
-from specpolicy_envs.robosuite_env import RobosuiteEnv
+from specpolicy_envs.fast_stepping import advance, controlling, get_state, set_state
+from specpolicy_envs.robosuite_env import RobosuiteEnv, observe
+from specpolicy_envs.robosuite_tasks import SquareEnv
 from specpolicy_envs.simulator import load_mujoco, load_robosuite
-from specpolicy_envs.square import SquareEnv
 
 CONTROLLER = (
     "ee_pos ee_ori_mat ee_pos_vel ee_ori_vel joint_pos joint_vel J_pos J_ori J_full mass_matrix torques goal_pos"

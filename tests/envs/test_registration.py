@@ -6,7 +6,7 @@ import sys
 import gymnasium as gym
 import pytest
 import specpolicy_envs
-from specpolicy_envs.registration import ENVIRONMENTS
+from specpolicy_envs.robosuite_tasks import ENVIRONMENTS
 
 
 def test_importing_registers_the_ids_and_no_simulator() -> None:

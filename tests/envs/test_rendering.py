@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from specpolicy_envs import RenderingUnavailable, rendering, rendering_available, rendering_problem
-from specpolicy_envs.camera import Camera
+from specpolicy_envs import rendering
+from specpolicy_envs.rendering import Camera, RenderingUnavailable, rendering_available, rendering_problem
+from specpolicy_envs.robosuite_tasks import SquareEnv
 from specpolicy_envs.simulator import load_mujoco
-from specpolicy_envs.square import SquareEnv
 
 PAINTED = """
 <mujoco>

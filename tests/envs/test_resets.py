@@ -7,10 +7,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from specpolicy_envs.randomness import seeded_global_numpy
-from specpolicy_envs.robosuite_env import RobosuiteEnv
+from specpolicy_envs.robosuite_env import RobosuiteEnv, seeded_global_numpy
+from specpolicy_envs.robosuite_tasks import SquareEnv
 from specpolicy_envs.simulator import load_robosuite
-from specpolicy_envs.square import SquareEnv
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -10,8 +10,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 from specpolicy_envs.robosuite_env import RobosuiteEnv
+from specpolicy_envs.robosuite_tasks import SquareEnv
 from specpolicy_envs.simulator import load_robosuite
-from specpolicy_envs.square import SquareEnv
 
 OBJECTS = {"NutAssemblySquare": 14, "ToolHang": 44, "TwoArmTransport": 41}
 DIMENSIONS = {"object": 14, "robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}

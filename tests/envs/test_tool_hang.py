@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.spatial.transform import Rotation
-from specpolicy_envs.tool_hang import ToolHangEnv
+from specpolicy_envs.robosuite_tasks import ToolHangEnv
 
 
 def test_the_object_observation_is_laid_out_as_documented(tool_hang: ToolHangEnv) -> None:

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from specpolicy_envs.transport import TransportEnv
+from specpolicy_envs.robosuite_tasks import TransportEnv
 
 NOTHING = np.zeros(14)
 
@@ -84,7 +84,7 @@ def test_a_state_is_played_with_the_hammer_of_the_seed_beside_it(transport: Tran
 
 def test_another_process_has_the_same_hammer_and_state(transport: TransportEnv) -> None:
     code = (
-        "from specpolicy_envs.transport import TransportEnv\n"
+        "from specpolicy_envs.robosuite_tasks import TransportEnv\n"
         "env = TransportEnv()\n"
         "env.reset(seed=3)\n"
         "sizes = env.robosuite.sim.model.geom_size\n"

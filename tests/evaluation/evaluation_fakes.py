@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specpolicy.evaluation.comparison import Comparison, Contestants
-from specpolicy.evaluation.episodes import EpisodeRecord
-from specpolicy.evaluation.player import MakeEnv
+from specpolicy.evaluation.comparison import Comparison, PolicyAndSamplers
+from specpolicy.rollout.env_worker import MakeEnv
+from specpolicy.rollout.episodes import EpisodeRecord
 
 
 class ReachEnv(gymnasium.Env[Any, NDArray[np.float32]]):
@@ -113,7 +113,7 @@ class FakeChunk:
 class FakeConfig:
     """Horizons."""
 
-    observation_horizon: int = 2
+    n_obs_steps: int = 2
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -132,7 +132,7 @@ class FakePolicy:
     executed: int = 4
     batches: list[dict[str, NDArray[Any]]] = field(default_factory=list)
 
-    def act(
+    def predict_action(
         self,
         observation: Mapping[str, NDArray[Any]],
         sampler: FakeSampler,
@@ -141,7 +141,7 @@ class FakePolicy:
         assert isinstance(generator, Sequence)
         self.batches.append(dict(observation))
         batch = len(generator)
-        assert all(part.shape == (batch, self.config.observation_horizon, 2) for part in observation.values())
+        assert all(part.shape == (batch, self.config.n_obs_steps, 2) for part in observation.values())
         noise = np.stack([torch.randn(self.executed, 2, generator=each).numpy() for each in generator])
         towards = observation["goal"][:, -1] - observation["position"][:, -1]
         actions = (towards[:, None] + sampler.noise * noise).astype(np.float32)
@@ -164,12 +164,12 @@ class LethalPolicy(FakePolicy):
 
     marker: Path | None = None
 
-    def act(self, observation: Any, sampler: Any, generator: Any) -> FakeChunk:
+    def predict_action(self, observation: Any, sampler: Any, generator: Any) -> FakeChunk:
         if len(self.batches) == 4 and not (self.marker and self.marker.exists()):
             if self.marker:
                 self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().act(observation, sampler, generator)
+        return super().predict_action(observation, sampler, generator)
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ class FakeContestants:
         default_factory=lambda: {"ddpm": FakeSampler(passes=100), "free": FakeSampler(passes=12, noise=0.5)}
     )
 
-    def __call__(self) -> Contestants:
-        return Contestants(replace(self.policy, batches=[]), self.samplers)
+    def __call__(self) -> PolicyAndSamplers:
+        return PolicyAndSamplers(replace(self.policy, batches=[]), self.samplers)
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class HomeOnly(FakeContestants):
 
     home: int = field(default_factory=os.getpid)
 
-    def __call__(self) -> Contestants:
+    def __call__(self) -> PolicyAndSamplers:
         if os.getpid() != self.home:
             raise FileNotFoundError("no such checkpoint on this machine")
         return super().__call__()

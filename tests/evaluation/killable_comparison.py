@@ -8,7 +8,7 @@ from pathlib import Path
 from evaluation_fakes import reach
 
 from specpolicy.evaluation.compare import run_episodes
-from specpolicy.evaluation.launchers import RayLauncher
+from specpolicy.evaluation.launchers.ray import RayLauncher
 
 if __name__ == "__main__":
     address, folder = sys.argv[1], Path(sys.argv[2])

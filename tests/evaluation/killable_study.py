@@ -9,7 +9,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from evaluation_fakes import FakePolicy, FakeSampler
 
-from specpolicy.evaluation import EnvPool, MakeEnv, ResultStore, run_study
+from specpolicy.evaluation.results import ResultStore
+from specpolicy.evaluation.study import run_study
+from specpolicy.rollout.env_worker import EnvPool, MakeEnv
 
 if __name__ == "__main__":
     folder, num_envs, step_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from evaluation_fakes import FakeChunk, FakeContestants, FakePolicy, outcomes, reach
 
-from specpolicy.evaluation import ConfigurationMismatch, EvaluationAborted, read_results
 from specpolicy.evaluation.compare import (
     ResultsOfOneTask,
     SeedsSeenInTraining,
@@ -18,15 +17,15 @@ from specpolicy.evaluation.compare import (
     require_unseen,
     run_episodes,
 )
-from specpolicy.evaluation.shards import CorruptShardWarning, shard_paths
-from specpolicy.policies.checkpoint import CheckpointError
-from specpolicy.policies.seen import write_seen_seeds
+from specpolicy.evaluation.results import ConfigurationMismatch, CorruptShardWarning, read_results, shard_paths
+from specpolicy.policies.checkpoint import CheckpointError, write_seen_seeds
+from specpolicy.rollout.runner import EvaluationAborted
 
 
 @pytest.fixture
 def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all the rest."""
-    monkeypatch.setattr("specpolicy.evaluation.plot.plot_summary", lambda *_: None)
+    monkeypatch.setattr("specpolicy.evaluation.plots.plot_summary", lambda *_: None)
 
 
 def test_repeats_are_counted_by_sampler(tmp_path: Path) -> None:
@@ -134,7 +133,7 @@ def test_crashes_end_a_run_that_cannot_work_and_can_be_retried(tmp_path: Path) -
 class FailingPolicy(FakePolicy):
     """Cannot act."""
 
-    def act(self, observation: object, sampler: object, generator: object) -> FakeChunk:
+    def predict_action(self, observation: object, sampler: object, generator: object) -> FakeChunk:
         raise ArithmeticError("no answer today")
 
 

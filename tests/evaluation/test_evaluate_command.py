@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.composition import ConfigError, parse_repeats, parse_seeds
-from specpolicy.evaluation import read_results
-from specpolicy.evaluation.shards import shard_paths
-from specpolicy.policies import DiffusionPolicy, PolicyConfig
-from specpolicy.policies.seen import write_seen_seeds
+from specpolicy.config import ConfigError, parse_repeats, parse_seeds
+from specpolicy.evaluation.results import read_results, shard_paths
+from specpolicy.policies.checkpoint import write_seen_seeds
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
 
 def save_policy(folder: Path, task: str) -> None:
@@ -32,7 +32,7 @@ def save_policy(folder: Path, task: str) -> None:
         network={"name": "unet1d", "channels": [8], "timestep_dim": 8},
         scheduler={"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2"},
     )
-    DiffusionPolicy(config).save(folder)
+    DiffusionPolicy(config).save_pretrained(folder)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def tasks(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all the rest."""
-    monkeypatch.setattr("specpolicy.evaluation.plot.plot_summary", lambda *_: None)
+    monkeypatch.setattr("specpolicy.evaluation.plots.plot_summary", lambda *_: None)
 
 
 def job(folder: Path, *more: str) -> list[str]:
@@ -85,7 +85,7 @@ def test_compiled_samplers_play_the_same_episodes(tasks: Path, capsys: pytest.Ca
     assert sorted(told[0]) == sorted(told[1])
     recipe = manifest.samplers["ddpm20"]["recipe"]
     assert (recipe["_target_"], recipe["backend"], recipe["batches"]) == (
-        "specpolicy.recipes.compiled", "plain", [1, 2],
+        "specpolicy.samplers.compiled", "plain", [1, 2],
     )  # fmt: skip
     assert main(job(tasks, *more, f"out={tasks}/compiled")) == EXIT_USER_ERROR  # not the samplers that the folder has
     assert "ddpm20" in capsys.readouterr().err

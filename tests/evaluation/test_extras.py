@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from specpolicy._extras import require
+from specpolicy.utils.extras import require
 
 
 def test_an_installed_module_is_returned() -> None:
@@ -24,7 +24,7 @@ import importlib, sys
 for module in ("scipy", "pyarrow", "matplotlib", "imageio_ffmpeg"):
     sys.modules[module] = None
     try:
-        importlib.import_module("specpolicy.evaluation.episodes")
+        importlib.import_module("specpolicy.rollout.episodes")
     except ImportError as error:
         assert str(error).startswith(f"{module} could not be imported"), error
         assert "pip install 'specpolicy[eval]'" in str(error), error

@@ -13,7 +13,10 @@ import pytest
 import torch
 from evaluation_fakes import FakePolicy, FakeSampler, ReachEnv
 
-from specpolicy.evaluation import EnvPool, LatencyRun, ObservationTap, episode_keys, measure_latency, rollout
+from specpolicy.evaluation.latency import LatencyRun, measure_latency
+from specpolicy.rollout.env_worker import EnvPool
+from specpolicy.rollout.episodes import episode_keys
+from specpolicy.rollout.runner import ObservationRecorder, rollout
 
 OBSERVATIONS = [{"position": np.full((1, 2, 2), float(i)), "goal": np.zeros((1, 2, 2))} for i in range(3)]
 
@@ -26,11 +29,11 @@ class SleepyPolicy(FakePolicy):
         self.asked: list[tuple[int, float, int]] = []
         self.states: list[tuple[int, bool]] = []
 
-    def act(self, observation: Any, sampler: Any, generator: Any) -> Any:
+    def predict_action(self, observation: Any, sampler: Any, generator: Any) -> Any:
         self.asked.append((sampler.passes, observation["position"][0, 0, 0], generator[0].initial_seed()))
         self.states.append((torch.get_num_threads(), gc.isenabled()))
         time.sleep(0.5 if len(self.asked) == 1 else 1e-4 * sampler.passes)
-        return super().act(observation, sampler, generator)
+        return super().predict_action(observation, sampler, generator)
 
 
 SAMPLERS = {
@@ -106,7 +109,7 @@ def test_bad_input_is_refused(samplers: Any, observations: Any, calls: int, mess
 
 
 def test_a_tap_collects_single_observations_of_real_episodes() -> None:
-    tap = ObservationTap(FakePolicy(), limit=7)
+    tap = ObservationRecorder(FakePolicy(), limit=7)
     with EnvPool(ReachEnv, 2, num_envs=3, in_process=True) as pool:
         records = list(rollout(tap, FakeSampler(), pool, episode_keys("fake", range(4)), task="reach"))
     assert len(records) == 4
@@ -121,9 +124,9 @@ def test_a_tap_collects_single_observations_of_real_episodes() -> None:
 
 
 def test_a_tap_keeps_late_observations_as_well_as_early_ones() -> None:
-    tap, asked = ObservationTap(FakePolicy(), limit=7), 100
+    tap, asked = ObservationRecorder(FakePolicy(), limit=7), 100
     for number in range(asked):
-        tap.act(
+        tap.predict_action(
             {"position": np.full((1, 2, 2), float(number)), "goal": np.zeros((1, 2, 2))},
             FakeSampler(),
             [torch.Generator()],

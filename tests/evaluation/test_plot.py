@@ -14,9 +14,11 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from specpolicy.evaluation import CallLog, Estimate, LatencyRun, LatencySummary, SummaryRow
 from specpolicy.evaluation.labels import place_boxes, spread
-from specpolicy.evaluation.plot import NothingToPlot, figure_of, plot_summary, rounds_by_tenth
+from specpolicy.evaluation.latency import CallLog, LatencyRun
+from specpolicy.evaluation.plots import NothingToPlot, figure_of, plot_summary, rounds_by_tenth
+from specpolicy.evaluation.statistics import Estimate
+from specpolicy.evaluation.summary import LatencySummary, SummaryRow
 
 
 def row(name: str, milliseconds: float, success: float, exact: bool = True) -> SummaryRow:
@@ -105,6 +107,6 @@ def test_spread_keeps_order_and_distance() -> None:
 
 
 def test_plotting_leaves_pyplot_alone() -> None:
-    code = "import sys, specpolicy.evaluation.video, specpolicy.evaluation.plot as plot; plot.Figure()"
+    code = "import sys, specpolicy.evaluation.video, specpolicy.evaluation.plots as plot; plot.Figure()"
     code += "; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,12 +17,15 @@ import evaluation_fakes
 import pytest
 from evaluation_fakes import FakeContestants, HomeOnly, LethalPolicy, outcomes, reach
 
-from specpolicy.evaluation import EvaluationAborted, read_results
 from specpolicy.evaluation.compare import run_episodes
-from specpolicy.evaluation.comparison import TrainedPolicy
-from specpolicy.evaluation.launchers import LauncherError, RayLauncher
-from specpolicy.policies import DiffusionPolicy, PolicyConfig
-from specpolicy.recipes import sequential
+from specpolicy.evaluation.comparison import CheckpointLoader
+from specpolicy.evaluation.launchers.local import LauncherError
+from specpolicy.evaluation.launchers.ray import RayLauncher
+from specpolicy.evaluation.results import read_results
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.rollout.runner import EvaluationAborted
+from specpolicy.samplers import sequential
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'specpolicy[ray]'")
 
@@ -72,9 +75,9 @@ def test_a_network_gives_the_same_to_the_bit_where_the_threads_are_the_same(clus
         network={"name": "unet1d", "channels": [8], "timestep_dim": 8},
         scheduler={"num_train_timesteps": 10},
     )
-    DiffusionPolicy(config).save(tmp_path / "checkpoint")
+    DiffusionPolicy(config).save_pretrained(tmp_path / "checkpoint")
     recipes = {"ddpm": partial(sequential, num_inference_steps=10)}
-    policy = TrainedPolicy(str(tmp_path / "checkpoint"), "reach", recipes).pinned()
+    policy = CheckpointLoader(str(tmp_path / "checkpoint"), "reach", recipes).pinned()
     same = {"contestants": policy, "repeats": {"ddpm": 2}, "num_envs": 3, "threads": 1, "block_size": 6}
     here, there = run(tmp_path / "here", **same), run(tmp_path / "there", RayLauncher(), **same)
     assert len(here) == 12 and there == here

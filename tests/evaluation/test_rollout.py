@@ -12,13 +12,19 @@ import numpy as np
 import pytest
 from evaluation_fakes import FakeConfig, FakePolicy, FakeSampler, ReachEnv
 
-from specpolicy.evaluation.episodes import EpisodeRecord, episode_keys
-from specpolicy.evaluation.player import EpisodePlayer, MakeEnv, Segment
-from specpolicy.evaluation.pool import EnvPool
-from specpolicy.evaluation.rollout import EvaluationAborted, rollout
-from specpolicy.evaluation.seeding import episode_generator
-from specpolicy.evaluation.slots import Play, PlayerSettings, ProcessSlot, Start
-from specpolicy.workers import Crash
+from specpolicy.rollout.env_worker import (
+    ChunkTransition,
+    EnvPool,
+    EpisodePlayer,
+    MakeEnv,
+    PlayChunk,
+    PlayerSettings,
+    Start,
+    SubprocessEnvWorker,
+)
+from specpolicy.rollout.episodes import EpisodeRecord, episode_generator, episode_keys
+from specpolicy.rollout.runner import EvaluationAborted, rollout
+from specpolicy.rollout.workers import WorkerError
 
 REACH = MakeEnv("Reach-v0", {"disable_env_checker": True}, imports=("evaluation_fakes",))
 
@@ -88,7 +94,7 @@ def test_first_observation_fills_the_history() -> None:
     assert np.all(window == window[0])
     played = player.play(np.ones((2, 2), np.float32)).window["position"]
     np.testing.assert_allclose(played, window + 0.2 * np.array([[0], [1], [2]]))
-    assert policy.config.observation_horizon == 3
+    assert policy.config.n_obs_steps == 3
 
 
 def test_a_chunk_stops_where_the_episode_ends() -> None:
@@ -123,16 +129,16 @@ def test_a_dying_process_costs_its_own_episode() -> None:
 
 
 def test_a_hanging_process_is_killed_and_replaced() -> None:
-    slot = ProcessSlot(PlayerSettings(partial(ReachEnv, hanging=(2,)), 1), timeout_s=60)
+    slot = SubprocessEnvWorker(PlayerSettings(partial(ReachEnv, hanging=(2,)), 1), timeout_s=60)
     try:
         slot.send(Start(2))
-        assert isinstance(slot.receive(), Segment)
+        assert isinstance(slot.receive(), ChunkTransition)
         slot.timeout_s = 0.5
-        slot.send(Play(np.zeros((4, 2), np.float32)))
-        assert slot.receive() == Crash("the environment's process gave no answer in 0.5 s and was killed")
+        slot.send(PlayChunk(np.zeros((4, 2), np.float32)))
+        assert slot.receive() == WorkerError("the environment's process gave no answer in 0.5 s and was killed")
         slot.timeout_s = 60
         slot.send(Start(2))
-        assert isinstance(slot.receive(), Segment)
+        assert isinstance(slot.receive(), ChunkTransition)
     finally:
         slot.close()
 
@@ -163,8 +169,10 @@ def test_an_environment_without_success_says_so() -> None:
 class BlindPolicy(FakePolicy):
     """One action, whatever it sees."""
 
-    def act(self, observation: object, sampler: object, generator: object) -> object:  # type: ignore[override]
-        chunk = super().act({"goal": np.zeros((1, 2, 2)), "position": np.zeros((1, 2, 2))}, FakeSampler(), generator)  # type: ignore[arg-type]
+    def predict_action(self, observation: object, sampler: object, generator: object) -> object:  # type: ignore[override]
+        chunk = super().predict_action(
+            {"goal": np.zeros((1, 2, 2)), "position": np.zeros((1, 2, 2))}, FakeSampler(), generator
+        )  # type: ignore[arg-type]
         return dataclasses.replace(chunk, actions=chunk.actions[..., :1])
 
 

@@ -11,11 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 from evaluation_fakes import record
 
-from specpolicy.evaluation.episodes import EpisodeKey
-from specpolicy.evaluation.manifest import ConfigurationMismatch, ManifestError
-from specpolicy.evaluation.shards import CorruptShardWarning, shard_paths, write_shard
-from specpolicy.evaluation.store import ResultStore, read_results
-from specpolicy.locking import FolderInUse
+from specpolicy.evaluation.results import (
+    ConfigurationMismatch,
+    CorruptShardWarning,
+    ManifestError,
+    ResultStore,
+    read_results,
+    shard_paths,
+    write_shard,
+)
+from specpolicy.rollout.episodes import EpisodeKey
+from specpolicy.utils.files import FolderInUse
 
 CONFIGURATION = {"task": "reach", "policy": {"sha256": "abc", "horizons": (2, 16, 8)}}
 

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from evaluation_fakes import FakePolicy, FakeSampler, ReachEnv
 
-from specpolicy.evaluation import EnvPool, ResultStore, read_results, run_study
-from specpolicy.evaluation.episodes import EpisodeKey, EpisodeRecord
+from specpolicy.evaluation.results import ResultStore, read_results
+from specpolicy.evaluation.study import run_study
+from specpolicy.rollout.env_worker import EnvPool
+from specpolicy.rollout.episodes import EpisodeKey, EpisodeRecord
 
 SAMPLERS = {"ddpm": FakeSampler(passes=100), "free": FakeSampler(passes=12)}
 PROGRAM = Path(__file__).with_name("killable_study.py")
@@ -50,10 +52,10 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_has_finished(tmp_path: Path) -> None:
     class Interrupted(FakePolicy):
-        def act(self, *arguments: Any) -> Any:
+        def predict_action(self, *arguments: Any) -> Any:
             if len(self.batches) == 12:
                 raise KeyboardInterrupt
-            return super().act(*arguments)
+            return super().predict_action(*arguments)
 
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path, Interrupted())

@@ -11,8 +11,10 @@ import pytest
 from evaluation_fakes import record
 from rich.console import Console
 
-from specpolicy.evaluation import CallLog, LatencyRun, SummaryRow, json_table, markdown_table, rich_table, summarize
+from specpolicy.evaluation.latency import CallLog, LatencyRun
 from specpolicy.evaluation.statistics import clustered_wilson, mcnemar, wilson
+from specpolicy.evaluation.summary import SummaryRow, summarize
+from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
 
 
 def log(milliseconds: float, exact: bool, calls: int = 200) -> CallLog:

@@ -13,21 +13,31 @@ import numpy as np
 import pytest
 from evaluation_fakes import FakePolicy, FakeSampler, ReachEnv
 
-from specpolicy.evaluation.panel import draw_panel
-from specpolicy.evaluation.player import EpisodePlayer
-from specpolicy.evaluation.timeline import Beat, Moment, Take, duration_s, moments
-from specpolicy.evaluation.video import film, film_take, write_clip
+from specpolicy.evaluation.video import (
+    EpisodeRecording,
+    RecordedChunk,
+    VideoFrame,
+    draw_panel,
+    duration_s,
+    film,
+    film_take,
+    video_frames,
+    write_clip,
+)
+from specpolicy.rollout.env_worker import EpisodePlayer
 
 
 def shade(value: int) -> Any:
     return np.full((48, 64, 3), value, np.uint8)
 
 
-TAKE = Take("ddpm", "seed 1", shade(0), [Beat(0.2, [shade(1), shade(2)]), Beat(0.1, [shade(3)])], success=True)
+TAKE = EpisodeRecording(
+    "ddpm", "seed 1", shade(0), [RecordedChunk(0.2, [shade(1), shade(2)]), RecordedChunk(0.1, [shade(3)])], success=True
+)
 
 
 def test_pauses_and_motion_share_one_clock() -> None:
-    shown = [(int(m.frame[0, 0, 0]), m.state) for m in moments(TAKE, fps=10, control_hz=10, length_s=0.9)]
+    shown = [(int(m.frame[0, 0, 0]), m.state) for m in video_frames(TAKE, fps=10, control_hz=10, length_s=0.9)]
     assert shown == [
         (0, "thinking"),
         (0, "thinking"),
@@ -44,15 +54,17 @@ def test_pauses_and_motion_share_one_clock() -> None:
 
 
 def test_the_clock_is_the_takes_own_and_stops_with_it() -> None:
-    times = [moment.time_s for moment in moments(TAKE, fps=20, control_hz=10, length_s=1.0)]
+    times = [moment.time_s for moment in video_frames(TAKE, fps=20, control_hz=10, length_s=1.0)]
     assert times[:3] == pytest.approx([0, 0.05, 0.1])
     assert times[-1] == pytest.approx(0.6)
     assert len(times) == 21
 
 
 def test_pauses_shorter_than_a_frame_add_up() -> None:
-    take = Take("fast", "", shade(0), [Beat(0.03, [shade(i)]) for i in range(1, 11)], success=False)
-    shown = [int(m.frame[0, 0, 0]) for m in moments(take, fps=10, control_hz=10, length_s=1.3)]
+    take = EpisodeRecording(
+        "fast", "", shade(0), [RecordedChunk(0.03, [shade(i)]) for i in range(1, 11)], success=False
+    )
+    shown = [int(m.frame[0, 0, 0]) for m in video_frames(take, fps=10, control_hz=10, length_s=1.3)]
     assert shown[-1] == 10
     assert shown[-2] == 9
     assert len(shown) == 14  # 10 × (0.03 + 0.1) s
@@ -61,22 +73,22 @@ def test_pauses_shorter_than_a_frame_add_up() -> None:
 @pytest.mark.parametrize(("fps", "control_hz", "pause"), [(0, 10, 0.1), (10, -1, 0.1), (10, 10, -0.1)])
 def test_impossible_clocks_are_refused(fps: float, control_hz: float, pause: float) -> None:
     with pytest.raises(ValueError, match="positive"):
-        list(moments(Take("", "", shade(0), [Beat(pause, [])], False), fps, control_hz, 1))
+        list(video_frames(EpisodeRecording("", "", shade(0), [RecordedChunk(pause, [])], False), fps, control_hz, 1))
 
 
 def test_panels_show_image_state_and_strip() -> None:
-    panel = draw_panel(TAKE, Moment(shade(77), "thinking", 0.1), ["thinking", "moving"], 10)
+    panel = draw_panel(TAKE, VideoFrame(shade(77), "thinking", 0.1), ["thinking", "moving"], 10)
     assert panel.shape[0] % 2 == panel.shape[1] % 2 == 0
     assert panel.shape[1] >= 320
     assert np.all(panel[60:200, 20:300] == 77)
     colors = {tuple(color) for color in panel[-60:].reshape(-1, 3).tolist()}
     assert {(213, 94, 0), (0, 114, 178)} <= colors
-    done = draw_panel(TAKE, Moment(shade(77), "done", 0.6), ["done"] * 10, 10)
+    done = draw_panel(TAKE, VideoFrame(shade(77), "done", 0.6), ["done"] * 10, 10)
     assert not np.array_equal(panel, done)
 
 
 def test_an_episode_is_filmed_with_the_pauses_asked_for() -> None:
-    def take(**more: Any) -> Take:
+    def take(**more: Any) -> EpisodeRecording:
         player = EpisodePlayer(partial(ReachEnv, render_mode="rgb_array"), 2, capture=True)
         return film_take(FakePolicy(), FakeSampler(passes=25), player, "free", seed=3, **more)
 

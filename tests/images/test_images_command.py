@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import specpolicy.images.job as job_module
+import specpolicy.images.measuring as job_module
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.images import pipelines
+from specpolicy.images import measuring as pipelines
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
 import tiny_pipelines as tiny

@@ -13,10 +13,11 @@ from diffusers import DDPMScheduler, DiffusionPipeline, DiTTransformer2DModel
 from torch import Tensor
 
 import specpolicy.images.pixels as pixels
-from specpolicy.caching import cache
+from specpolicy.approximate.specdiff.sampler import cache
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.images import PixelDiTPipeline, load_pipeline
-from specpolicy.interop.diffusers import accelerate
+from specpolicy.images.measuring import load_pipeline
+from specpolicy.images.pixels import PixelDiTPipeline
+from specpolicy.interop.diffusers.accelerate import accelerate
 
 STEPS = 12
 CLASSES = 4

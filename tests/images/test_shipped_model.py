@@ -13,12 +13,11 @@ from diffusers import DDPMPipeline
 from torch import Tensor
 
 from specpolicy import AdaptiveWindow, BlockVerifier, FreeDrafter, FrozenDrafter, ReverseProcess, SpeculativeSampler
-from specpolicy.approximate import asdsv_fast
-from specpolicy.caching import cache
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.images import load_pipeline
-from specpolicy.images.pipelines import network_of
-from specpolicy.speculative.drafters import Drafter
+from specpolicy.approximate.asdsv import asdsv_fast
+from specpolicy.approximate.specdiff.sampler import cache
+from specpolicy.images.measuring import load_pipeline, network_of
+from specpolicy.speculative.drafters.base import Drafter
+from specpolicy.speculative.exactness import check_exactness
 from specpolicy.speculative.window import Window
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"

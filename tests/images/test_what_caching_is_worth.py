@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 
-from specpolicy.images import PixelDiTPipeline
+from specpolicy.images.pixels import PixelDiTPipeline
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 from idx_files import write_dataset

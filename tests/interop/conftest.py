@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specpolicy import SampleResult
-from specpolicy.interop.diffusers.chain import PipelineChain
+from specpolicy.interop.diffusers.families import PipelineChain
 
 
 @pytest.fixture

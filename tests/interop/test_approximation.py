@@ -8,10 +8,11 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 
-from specpolicy.approximate import AsdsvResult, Stages, ThresholdVerifier
-from specpolicy.interop.diffusers import PipelineRefused, approximate
+from specpolicy.approximate.asdsv import AsdsvResult, DraftSchedule, ThresholdVerifier
+from specpolicy.interop.diffusers.accelerate import approximate
+from specpolicy.interop.diffusers.families import UnsupportedPipeline
 
-STAGES = Stages(alone=0.1, warm_up=0.2, short=2, long=5)
+STAGES = DraftSchedule(alone=0.1, warm_up=0.2, short=2, long=5)
 
 
 def test_the_same_network_drafts_all_and_another_nothing() -> None:
@@ -41,5 +42,5 @@ def test_fast_never_looks() -> None:
 
 
 def test_a_draft_network_of_other_channels_is_refused() -> None:
-    with pytest.raises(PipelineRefused, match="answers 1 channels with 2"):
+    with pytest.raises(UnsupportedPipeline, match="answers 1 channels with 2"):
         approximate(tiny.ddpm(), tiny.unet(out_channels=2), ThresholdVerifier(0.1))

@@ -25,7 +25,7 @@ from foreign_files import (
 )
 
 from specpolicy.interop.recognition import read_foreign
-from specpolicy.policies import CheckpointError
+from specpolicy.policies.checkpoint import CheckpointError
 
 
 def refused(path: Path, *words: str) -> str:
@@ -180,8 +180,8 @@ def _ema(payload: dict[str, Any], ending: str) -> str:
         (_set("algo_name", value="bc"), ["algo_name", "'bc'"]),
         (_set("config", value="{"), ["config is no JSON"]),
         (_set("config", value="[1]"), ["config is a list"]),
-        (_drop("config", "algo", "horizon", "action_horizon"), ["config.algo.horizon.action_horizon is missing"]),
-        (_set("config", "algo", "horizon", "action_horizon", value=99), ["do not fit"]),
+        (_drop("config", "algo", "horizon", "horizon"), ["config.algo.horizon.horizon is missing"]),
+        (_set("config", "algo", "horizon", "horizon", value=99), ["do not fit"]),
         (_set("config", "algo", "horizon", "prediction_horizon", value=15), ["15"]),
         (_set("config", "algo", "ddpm", "enabled", value=False), ["there is no chain"]),
         (_set("config", "algo", "ddpm", "beta_schedule", value="wild"), ["config.algo.ddpm.beta_schedule", "'wild'"]),
@@ -323,7 +323,7 @@ def test_local_conditions_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_set("type", value="act"), ["type is 'act'"]),
+        (_set("type", value="predict_action"), ["type is 'act'"]),
         (_set("horizon", value="16"), ["horizon is '16'"]),
         (_set("horizon", value=True), ["horizon is True"]),
         (_set("n_action_steps", value=17), ["do not fit"]),

@@ -21,11 +21,17 @@ from diffusers import (
 from scipy import stats
 
 from specpolicy import AdaptiveWindow, FrozenDrafter, RecyclingDrafter, ReflectionVerifier
-from specpolicy.approximate import ThresholdVerifier
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.interop.diffusers import FAMILIES, PipelineRefused, accelerate
-from specpolicy.interop.diffusers.chain import PipelineChain, read_chain
-from specpolicy.interop.diffusers.families import Family, Guidance
+from specpolicy.approximate.asdsv import ThresholdVerifier
+from specpolicy.interop.diffusers.accelerate import accelerate
+from specpolicy.interop.diffusers.families import (
+    FAMILIES,
+    Family,
+    Guidance,
+    PipelineChain,
+    UnsupportedPipeline,
+    read_chain,
+)
+from specpolicy.speculative.exactness import check_exactness
 
 STEPS = 12
 CALLS: dict[str, dict[str, Any]] = {
@@ -229,7 +235,7 @@ def test_the_scheduler_may_be_changed_on_the_way() -> None:
         call("ldm", pipeline)
         assert fast.account is not None and (fast.account.passes < STEPS).all()
         pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
-        with pytest.raises(PipelineRefused, match="deterministic"):
+        with pytest.raises(UnsupportedPipeline, match="deterministic"):
             call("ldm", pipeline)
 
 
@@ -246,24 +252,24 @@ def test_the_scheduler_may_be_changed_on_the_way() -> None:
 def test_schedulers_that_do_not_fit_are_refused_at_once(scheduler: Any, says: str) -> None:
     pipeline = tiny.ddpm()
     pipeline.scheduler = scheduler
-    with pytest.raises(PipelineRefused, match=says):
+    with pytest.raises(UnsupportedPipeline, match=says):
         accelerate(pipeline)
     assert type(pipeline).__call__.__qualname__ == "DDPMPipeline.__call__"
 
 
 def test_deterministic_ddim_is_refused_by_the_call() -> None:
     pipeline = tiny.ddim()
-    with accelerate(pipeline), pytest.raises(PipelineRefused, match=r"eta=0.0 is deterministic"):
+    with accelerate(pipeline), pytest.raises(UnsupportedPipeline, match=r"eta=0.0 is deterministic"):
         call("ddim", pipeline, eta=0.0)
 
 
 def test_a_learned_variance_is_refused() -> None:
     pipeline = tiny.ddpm(out_channels=2)
-    with pytest.raises(PipelineRefused, match=r"1 channels with 2.*learned variance"):
+    with pytest.raises(UnsupportedPipeline, match=r"1 channels with 2.*learned variance"):
         accelerate(pipeline)
     pipeline = tiny.dit()
     pipeline.scheduler = DDPMScheduler(100, variance_type="learned_range")
-    with accelerate(pipeline), pytest.raises(PipelineRefused, match="must not depend on the network"):
+    with accelerate(pipeline), pytest.raises(UnsupportedPipeline, match="must not depend on the network"):
         call("dit", pipeline)
 
 
@@ -272,13 +278,13 @@ def test_other_pipelines_are_refused() -> None:
         def __call__(self) -> None:
             """A loop of its own."""
 
-    with pytest.raises(PipelineRefused, match=r"Mine runs a denoising loop that is not known here; .*DiTPipeline"):
+    with pytest.raises(UnsupportedPipeline, match=r"Mine runs a denoising loop that is not known here; .*DiTPipeline"):
         accelerate(Mine(tiny.unet(), tiny.ddpm_scheduler()))
 
 
 def test_twice_is_refused() -> None:
     pipeline = tiny.ddpm()
-    with accelerate(pipeline), pytest.raises(PipelineRefused, match="already"):
+    with accelerate(pipeline), pytest.raises(UnsupportedPipeline, match="already"):
         accelerate(pipeline)
 
 

@@ -11,9 +11,9 @@ import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 
 from specpolicy import AdaptiveWindow
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.interop.diffusers import accelerate
-from specpolicy.interop.diffusers.chain import read_chain
+from specpolicy.interop.diffusers.accelerate import accelerate
+from specpolicy.interop.diffusers.families import read_chain
+from specpolicy.speculative.exactness import check_exactness
 
 pytest.importorskip("transformers", reason="diffusers has StableDiffusionPipeline only beside transformers")
 

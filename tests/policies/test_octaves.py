@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from specpolicy.policies.networks.embeddings import FourierFeatures
 from specpolicy.policies.networks.mlp import ResidualMlp
-from specpolicy.policies.networks.octaves import Octaves
 
 
 def test_sines_and_cosines_at_doubling_frequencies_follow_the_vector() -> None:
     vector = torch.tensor([[0.5, -0.25]])
-    octaves = Octaves(2)
+    octaves = FourierFeatures(2)
     wide = octaves(vector)
     assert wide.shape == (1, octaves.width(2)) == (1, 10)
     angles = torch.pi * torch.tensor([[0.5, 1.0, -0.25, -0.5]])
@@ -20,9 +20,9 @@ def test_sines_and_cosines_at_doubling_frequencies_follow_the_vector() -> None:
 
 def test_none_leave_the_vector_as_it_is() -> None:
     vector = torch.randn(3, 4)
-    assert Octaves(0)(vector) is vector
+    assert FourierFeatures(0)(vector) is vector
     with pytest.raises(ValueError, match="octaves must be 0 or more"):
-        Octaves(-1)
+        FourierFeatures(-1)
 
 
 def test_a_network_with_octaves_tells_close_observations_apart_better() -> None:

@@ -10,16 +10,13 @@ import pytest
 import torch
 
 from specpolicy import FreeDrafter, ReverseProcess, SequentialSampler, SpeculativeSampler
-from specpolicy.policies import (
-    CheckpointError,
-    ConditionalUnet1d,
-    DiffusionPolicy,
-    MinMaxNormalizer,
-    ObservationError,
-    PolicyConfig,
-    ResidualMlp,
-    load_policy,
-)
+from specpolicy.policies.checkpoint import CheckpointError, load_policy
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.networks.mlp import ResidualMlp
+from specpolicy.policies.networks.unet1d import ConditionalUnet1d
+from specpolicy.policies.normalizer import MinMaxNormalizer
+from specpolicy.policies.observations import ObservationError
 
 SCHEDULER = {"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
 
@@ -45,19 +42,21 @@ def test_act_returns_the_executed_part_in_data_units() -> None:
     policy = small_policy()
     policy.action_normalizer = MinMaxNormalizer(torch.zeros(4), torch.tensor([2.0, 4.0, 6.0, 8.0]))
     sampler = SequentialSampler(ReverseProcess.from_scheduler(policy.scheduler, 20))
-    chunk = policy.act(observation(3), sampler, [torch.Generator().manual_seed(i) for i in range(3)])
+    chunk = policy.predict_action(observation(3), sampler, [torch.Generator().manual_seed(i) for i in range(3)])
     assert chunk.actions.shape == (3, 8, 4) and chunk.prediction.shape == (3, 16, 4)
     np.testing.assert_array_equal(chunk.actions, chunk.prediction[:, 1:9])
     expected = (chunk.result.sample.numpy() + 1) / 2 * np.array([2.0, 4.0, 6.0, 8.0])
     np.testing.assert_allclose(chunk.prediction, expected, rtol=1e-5, atol=1e-5)
-    alone = policy.act({k: v[1:2] for k, v in observation(3).items()}, sampler, [torch.Generator().manual_seed(1)])
+    alone = policy.predict_action(
+        {k: v[1:2] for k, v in observation(3).items()}, sampler, [torch.Generator().manual_seed(1)]
+    )
     np.testing.assert_allclose(alone.actions[0], chunk.actions[1], rtol=1e-4, atol=1e-4)
 
 
 def test_speculation_drives_a_policy() -> None:
     policy = small_policy()
     sampler = SpeculativeSampler(ReverseProcess.from_scheduler(policy.scheduler, 20), FreeDrafter(), window=8)
-    result = policy.act(observation(2), sampler, torch.Generator().manual_seed(0)).result
+    result = policy.predict_action(observation(2), sampler, torch.Generator().manual_seed(0)).result
     assert (result.passes <= 21).all() and torch.isfinite(result.sample).all()
 
 
@@ -99,11 +98,11 @@ def test_network_is_differentiable_everywhere_and_checks_the_length() -> None:
     with pytest.raises(ValueError, match="multiple of groups"):
         ConditionalUnet1d(3, 5, channels=(12,))
     with pytest.raises(ValueError, match="divisible by 4"):
-        small_policy(network={"name": "unet1d", "channels": [8, 8, 8]}, action_horizon=10)
+        small_policy(network={"name": "unet1d", "channels": [8, 8, 8]}, horizon=10)
 
 
 def test_residual_mlp_is_differentiable_everywhere_and_checks_the_shape() -> None:
-    network = ResidualMlp(action_dim=3, cond_dim=5, action_horizon=10, width=16, embed=8, timestep_dim=8)
+    network = ResidualMlp(action_dim=3, cond_dim=5, horizon=10, width=16, embed=8, timestep_dim=8)
     x, timestep, cond = torch.randn(2, 10, 3), torch.tensor([0, 99]), torch.randn(2, 5)
     out = network(x, timestep, cond)
     assert out.shape == (2, 10, 3)
@@ -118,11 +117,11 @@ def test_residual_mlp_is_differentiable_everywhere_and_checks_the_shape() -> Non
 def test_half_the_space(tmp_path: Path) -> None:
     policy = small_policy()
     policy.observation_normalizer = MinMaxNormalizer(torch.full((5,), 0.12345678), torch.full((5,), 3.0))
-    policy.save(tmp_path / "whole")
-    policy.save(tmp_path / "half", half=True)
+    policy.save_pretrained(tmp_path / "whole")
+    policy.save_pretrained(tmp_path / "half", half=True)
     sizes = [(tmp_path / name / "policy.safetensors").stat().st_size for name in ("whole", "half")]
     assert sizes[1] < 0.65 * sizes[0]
-    back = DiffusionPolicy.load(tmp_path / "half")
+    back = DiffusionPolicy.from_pretrained(tmp_path / "half")
     for name, tensor in policy.state_dict().items():
         read = back.state_dict()[name]
         assert read.dtype == tensor.dtype == torch.float32
@@ -136,10 +135,10 @@ def test_a_policy_may_be_a_perceptron(tmp_path: Path) -> None:
         scheduler={**SCHEDULER, "prediction_type": "v_prediction"},
     )
     sampler = SpeculativeSampler(ReverseProcess.from_scheduler(policy.scheduler, 20), FreeDrafter(), window=8)
-    policy.save(tmp_path)
+    policy.save_pretrained(tmp_path)
     chunks = [
-        each.act(observation(2), sampler, torch.Generator().manual_seed(0)).actions
-        for each in (policy, DiffusionPolicy.load(tmp_path))
+        each.predict_action(observation(2), sampler, torch.Generator().manual_seed(0)).actions
+        for each in (policy, DiffusionPolicy.from_pretrained(tmp_path))
     ]
     np.testing.assert_array_equal(*chunks)
 
@@ -156,8 +155,8 @@ def test_standard_network_has_the_published_size() -> None:
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
     policy = small_policy()
     policy.observation_normalizer = MinMaxNormalizer(torch.arange(5.0), torch.arange(5.0) + 3)
-    policy.save(tmp_path / "p")
-    back = DiffusionPolicy.load(tmp_path / "p")
+    policy.save_pretrained(tmp_path / "p")
+    back = DiffusionPolicy.from_pretrained(tmp_path / "p")
     assert back.config == policy.config and not back.training
     for name, tensor in policy.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
@@ -166,19 +165,19 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
 
 def test_checkpoint_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
-        DiffusionPolicy.load(tmp_path / "nowhere")
+        DiffusionPolicy.from_pretrained(tmp_path / "nowhere")
 
 
 def test_checkpoint_truncated(tmp_path: Path) -> None:
-    small_policy().save(tmp_path)
+    small_policy().save_pretrained(tmp_path)
     weights = tmp_path / "policy.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="damaged or truncated"):
-        DiffusionPolicy.load(tmp_path)
+        DiffusionPolicy.from_pretrained(tmp_path)
 
 
 def test_checkpoint_of_another_task(tmp_path: Path) -> None:
-    small_policy().save(tmp_path)
+    small_policy().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="of task 'square', not 'transport'"):
         load_policy(tmp_path, task="transport")
 
@@ -189,22 +188,22 @@ def test_checkpoint_of_another_task(tmp_path: Path) -> None:
         (lambda c: c | {"action_dim": 5}, "does not fit"),
         (lambda c: c | {"colour": 1}, r"unknown keys \['colour'\]"),
         (lambda c: {k: v for k, v in c.items() if k != "task"}, r"missing keys \['task'\]"),
-        (lambda c: c | {"executed_actions": 16}, "at most 15"),
+        (lambda c: c | {"n_action_steps": 16}, "at most 15"),
     ],
 )
 def test_checkpoint_with_a_wrong_config(tmp_path: Path, edit, says: str) -> None:  # type: ignore[no-untyped-def]
-    small_policy().save(tmp_path)
+    small_policy().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(edit(json.loads(path.read_text()))))
     with pytest.raises(CheckpointError, match=says):
-        DiffusionPolicy.load(tmp_path)
+        DiffusionPolicy.from_pretrained(tmp_path)
 
 
 def test_checkpoint_with_broken_json(tmp_path: Path) -> None:
-    small_policy().save(tmp_path)
+    small_policy().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        DiffusionPolicy.load(tmp_path)
+        DiffusionPolicy.from_pretrained(tmp_path)
 
 
 def test_unknown_network_lists_the_known_ones() -> None:

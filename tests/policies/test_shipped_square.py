@@ -18,12 +18,12 @@ from specpolicy import (
     ReverseProcess,
     SampleResult,
     SpeculativeSampler,
-    recipes,
+    samplers,
 )
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.policies import DiffusionPolicy
-from specpolicy.speculative.drafters import Drafter
-from specpolicy.speculative.verifiers import Comparison, Verdict, Verifier
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.drafters.base import Drafter
+from specpolicy.speculative.exactness import check_exactness
+from specpolicy.speculative.verifiers import AcceptedPrefix, DraftTargetGap, Verifier
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "square"
@@ -31,7 +31,7 @@ CHECKPOINT = ROOT / "checkpoints" / "square"
 
 @pytest.fixture(scope="module")
 def policy() -> DiffusionPolicy:
-    return DiffusionPolicy.load(CHECKPOINT)
+    return DiffusionPolicy.from_pretrained(CHECKPOINT)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def sample(
 
 
 class AcceptsEverything(BlockVerifier):
-    def judge(self, comparison: Comparison, uniform: torch.Tensor) -> Verdict:
-        return Verdict(comparison.length, torch.zeros(len(uniform), dtype=torch.float64))
+    def judge(self, comparison: DraftTargetGap, uniform: torch.Tensor) -> AcceptedPrefix:
+        return AcceptedPrefix(comparison.length, torch.zeros(len(uniform), dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_free_block_needs_at_most_fourteen_passes(policy: DiffusionPolicy, cond:
 
 def test_recycling_halves_them(policy: DiffusionPolicy, cond: torch.Tensor) -> None:
     verifier = ReflectionVerifier()
-    wide = recipes.linear(policy, 100, verifier, window=99, drafter=RecyclingDrafter)
+    wide = samplers.calibrated(policy, 100, verifier, window=99, drafter=RecyclingDrafter)
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(len(cond), *policy.event_shape, generator=generator)
     assert wide(policy, noise, cond=cond, generator=generator).passes.double().mean() <= 6.5
@@ -118,7 +118,7 @@ def test_the_checkpoint_is_what_its_card_says(policy: DiffusionPolicy) -> None:
     assert f"{parameters:,}" in card
     assert (CHECKPOINT / "policy.safetensors").stat().st_size < 20e6
     assert policy.config.task == "square"
-    assert (policy.config.observation_horizon, policy.config.action_horizon, policy.config.executed_actions) == (
+    assert (policy.config.n_obs_steps, policy.config.horizon, policy.config.n_action_steps) == (
         2,
         16,
         8,

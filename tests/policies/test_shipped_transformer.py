@@ -10,17 +10,17 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from specpolicy.composition import compose
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.policies import DiffusionPolicy
+from specpolicy.config import compose
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.networks.transformer import TransformerDenoiser
+from specpolicy.speculative.exactness import check_exactness
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def policy() -> DiffusionPolicy:
-    return DiffusionPolicy.load(ROOT / "checkpoints" / "square_transformer")
+    return DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "square_transformer")
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +36,16 @@ def sampler_of(name: str, policy: DiffusionPolicy) -> Any:
 def test_it_is_a_transformer_that_computes_in_float32(policy: DiffusionPolicy) -> None:
     assert isinstance(policy.network, TransformerDenoiser)
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
-    assert policy.config.executed_actions == 4
+    assert policy.config.n_action_steps == 4
 
 
-@pytest.mark.parametrize(("name", "most"), [("recycled", 12), ("matched10_recycled", 7)])
+@pytest.mark.parametrize(("name", "most"), [("recycled", 12), ("analytic10_recycled", 7)])
 def test_drafts_save_passes_and_keep_the_law(
     policy: DiffusionPolicy, observations: dict[str, Any], name: str, most: float
 ) -> None:
     sampler = sampler_of(name, policy)
     many = {key: np.tile(part, (4, 1, 1)) for key, part in observations.items()}
-    result = policy.act(many, sampler, torch.Generator().manual_seed(0), record=True).result
+    result = policy.predict_action(many, sampler, torch.Generator().manual_seed(0), record=True).result
     assert sampler.exact and float(result.passes.double().mean()) < most
     assert check_exactness(sampler.process, result).smallest > 1e-3
 
@@ -53,7 +53,7 @@ def test_drafts_save_passes_and_keep_the_law(
 def test_cached_tokens_are_approximate_and_less_work(policy: DiffusionPolicy, observations: dict[str, Any]) -> None:
     chunks = {}
     for name in ("ddpm20", "specdiff"):
-        chunks[name] = policy.act(observations, sampler_of(name, policy), torch.Generator().manual_seed(0))
+        chunks[name] = policy.predict_action(observations, sampler_of(name, policy), torch.Generator().manual_seed(0))
     assert not sampler_of("specdiff", policy).exact
     work = chunks["specdiff"].result.work
     assert work is not None and float(work.max()) < 15 < 20 == int(chunks["ddpm20"].result.passes.max())

@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from specpolicy import FreeDrafter, ReverseProcess, SpeculativeSampler
-from specpolicy.composition import compose, plain
-from specpolicy.policies import DiffusionPolicy, PolicyConfig, TransformerDenoiser
+from specpolicy.config import compose, to_container
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.networks.transformer import TransformerDenoiser
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2}
 
 
 def network(**changes: Any) -> TransformerDenoiser:
     torch.manual_seed(0)
-    made = TransformerDenoiser(action_dim=3, cond_dim=10, action_horizon=8, **(SMALL | changes)).eval()
+    made = TransformerDenoiser(action_dim=3, cond_dim=10, horizon=8, **(SMALL | changes)).eval()
     for parameter in made.parameters():  # initial weights are too small for a token to notice another
         parameter.data.mul_(5)
     return made
@@ -82,10 +84,10 @@ def test_shapes_that_do_not_fit(wrong: dict[str, int], says: str) -> None:
 
 
 def test_the_preset_is_small_and_knows_the_observation_steps() -> None:
-    cfg = compose("train", ["task=square", "policy=transformer", "policy.observation_horizon=3"])
-    chosen = plain(cfg.policy)
-    assert chosen["network"]["observation_steps"] == chosen["observation_horizon"] == 3
-    task = plain(cfg.task)
+    cfg = compose("train", ["task=square", "policy=transformer", "policy.n_obs_steps=3"])
+    chosen = to_container(cfg.policy)
+    assert chosen["network"]["observation_steps"] == chosen["n_obs_steps"] == 3
+    task = to_container(cfg.task)
     config = PolicyConfig("square", task["observations"], task["action_dim"], **chosen)
     with torch.device("meta"):
         made = DiffusionPolicy(config).network
@@ -103,11 +105,13 @@ def test_a_policy_round_trip_through_a_checkpoint(tmp_path: Path) -> None:
             scheduler={"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True},
         )
     ).eval()
-    policy.save(tmp_path)
-    back = DiffusionPolicy.load(tmp_path)
+    policy.save_pretrained(tmp_path)
+    back = DiffusionPolicy.from_pretrained(tmp_path)
     assert isinstance(back.network, TransformerDenoiser) and back.config == policy.config
     rng = np.random.default_rng(0)
     observation = {"object": rng.normal(size=(2, 2, 3)), "eef": rng.normal(size=(2, 2, 2))}
     sampler = SpeculativeSampler(ReverseProcess.from_scheduler(policy.scheduler, 20), FreeDrafter(), window=8)
-    first, second = (each.act(observation, sampler, torch.Generator().manual_seed(0)) for each in (policy, back))
+    first, second = (
+        each.predict_action(observation, sampler, torch.Generator().manual_seed(0)) for each in (policy, back)
+    )
     np.testing.assert_array_equal(first.actions, second.actions)

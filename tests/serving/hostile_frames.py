@@ -8,7 +8,7 @@ import msgpack
 from hypothesis import strategies as st
 from serving_fakes import observation
 
-from specpolicy.serving.wire import pack
+from specpolicy.serving.protocol import pack
 
 GOOD = [
     pack(observation(1.0)),
@@ -23,7 +23,7 @@ _scalars = st.one_of(
     st.floats(),
     st.text(max_size=8),
     st.binary(max_size=8),
-    st.sampled_from(["infer", "observe", "reset", "act", "<f4", "|O", "O", "V8", "<f16", "f4,f4"]),
+    st.sampled_from(["infer", "observe", "reset", "predict_action", "<f4", "|O", "O", "V8", "<f16", "f4,f4"]),
 )
 _names = st.sampled_from(["pose", "grip", "__request__", "id", "seed", "observation", "prompt", b"dtype", b"shape"])
 

@@ -12,9 +12,7 @@ import sys
 
 from serving_fakes import EchoEngine
 
-from specpolicy.serving.run import run_until_stopped
-from specpolicy.serving.server import PolicyServer
-from specpolicy.serving.settings import ServerSettings
+from specpolicy.serving.server import PolicyServer, ServerSettings, run_until_stopped
 
 
 def say(**what: object) -> None:

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specpolicy.policies import DiffusionPolicy, ObservationSpec, PolicyConfig
-from specpolicy.serving.access import Token
-from specpolicy.serving.engine import Answer, Engine, Job
-from specpolicy.serving.server import PolicyServer
-from specpolicy.serving.settings import ServerSettings
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.observations import ObservationSpec
+from specpolicy.serving.auth import Token
+from specpolicy.serving.batching import Answer, Engine, Job
+from specpolicy.serving.server import PolicyServer, ServerSettings
 
 SPEC = ObservationSpec({"pose": 3, "grip": 1}, horizon=2)
 BREAKING = -13.0
@@ -121,9 +122,9 @@ def tiny_policy(steps: int = 20) -> DiffusionPolicy:
         task="echo",
         observations=dict(SPEC.keys),
         action_dim=3,
-        observation_horizon=SPEC.horizon,
-        action_horizon=6,
-        executed_actions=4,
+        n_obs_steps=SPEC.horizon,
+        horizon=6,
+        n_action_steps=4,
         network={"name": "mlp", "width": 16, "blocks": 1, "embed": 16, "timestep_dim": 8},
         scheduler={"num_train_timesteps": steps, "beta_schedule": "squaredcos_cap_v2"},
     )

@@ -14,11 +14,10 @@ from serving_fakes import SECRET, EchoEngine, observation, running
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from specpolicy.serving import Client, ProtocolError, ServerUnavailable, Unauthorized
-from specpolicy.serving.access import TOKEN_VARIABLE, Token, find_token, listening_addresses
-from specpolicy.serving.errors import SettingsError
-from specpolicy.serving.server import PolicyServer
-from specpolicy.serving.settings import ServerSettings
+from specpolicy.serving.auth import TOKEN_VARIABLE, Token, find_token, listening_addresses
+from specpolicy.serving.client import Client
+from specpolicy.serving.protocol import ProtocolError, ServerUnavailable, SettingsError, Unauthorized
+from specpolicy.serving.server import PolicyServer, ServerSettings
 
 TOKEN = Token(SECRET, "test")
 
@@ -60,7 +59,7 @@ def test_comparison_looks_at_all_of_a_digest(monkeypatch: pytest.MonkeyPatch) ->
         compared.append((len(left), len(right)))
         return left == right
 
-    monkeypatch.setattr("specpolicy.serving.access.hmac.compare_digest", compare)
+    monkeypatch.setattr("specpolicy.serving.auth.hmac.compare_digest", compare)
     for header in (f"Api-Key {SECRET}", "Api-Key x", "Nonsense"):
         TOKEN.admits([header])
     assert compared == [(32, 32)] * 3

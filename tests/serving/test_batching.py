@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specpolicy.serving.batching import Batcher
-from specpolicy.serving.engine import Answer, Job
+from specpolicy.serving.batching import Answer, Batcher, Job
 
 
 class Recorder:

@@ -20,19 +20,18 @@ from serving_fakes import EchoEngine, eventually, observation, running
 from websockets.sync.server import ServerConnection, serve
 
 import specpolicy
-from specpolicy.serving import (
-    Client,
+from specpolicy.serving.client import Client, RetryableConnectionError, delays
+from specpolicy.serving.protocol import (
+    PROTOCOL,
     ConnectionLost,
     FrameError,
     ProtocolError,
     RequestTimeout,
     ServerUnavailable,
+    SettingsError,
+    pack,
+    unpack,
 )
-from specpolicy.serving.backoff import delays
-from specpolicy.serving.errors import SettingsError
-from specpolicy.serving.link import NotNow
-from specpolicy.serving.messages import PROTOCOL
-from specpolicy.serving.wire import pack, unpack
 
 HELLO = {"protocol": PROTOCOL, "session": {"name": "x", "seed": 1}, "limits": {"max_message_bytes": 2**26}}
 
@@ -130,7 +129,7 @@ def test_an_earlier_attempt_may_know_more_than_the_last(monkeypatch: pytest.Monk
     attempts = iter(["it hung up", "it hung up", "timed out"])
 
     def link(*_: object) -> None:
-        raise NotNow(next(attempts))
+        raise RetryableConnectionError(next(attempts))
 
     monkeypatch.setattr("specpolicy.serving.client.Link", link)
     monkeypatch.setattr("specpolicy.serving.client.delays", lambda: iter([0.0, 0.0, 60.0]))

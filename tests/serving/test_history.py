@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from serving_fakes import SPEC, observation
 
-from specpolicy.policies import ObservationSpec
-from specpolicy.serving.errors import RequestRefused
-from specpolicy.serving.history import ObservationHistory
+from specpolicy.policies.observations import ObservationSpec
+from specpolicy.serving.protocol import RequestRefused
+from specpolicy.serving.session import StepCollector
 
 
-def poses(history: ObservationHistory) -> list[float]:
+def poses(history: StepCollector) -> list[float]:
     return [float(step[0]) for step in history.stacked()["pose"]]
 
 
 def test_single_steps_are_remembered_as_far_as_the_policy_looks() -> None:
-    history = ObservationHistory(SPEC)
+    history = StepCollector(SPEC)
     history.add(observation(1))
     assert poses(history) == [1, 1], "the first is repeated, as at the start of an episode"
     history.add(observation(2))
@@ -31,14 +31,14 @@ def test_single_steps_are_remembered_as_far_as_the_policy_looks() -> None:
 
 
 def test_longer_horizons_fill_up_from_the_front() -> None:
-    history = ObservationHistory(ObservationSpec({"pose": 1}, horizon=4))
+    history = StepCollector(ObservationSpec({"pose": 1}, horizon=4))
     for value in (1, 2):
         history.add({"pose": [value]})
     assert poses(history) == [1, 1, 1, 2]
 
 
 def test_a_whole_history_replaces_what_was_remembered() -> None:
-    history = ObservationHistory(SPEC)
+    history = StepCollector(SPEC)
     history.add(observation(1))
     history.add({"pose": np.array([[5, 0, 0], [6, 0, 0]]), "grip": np.zeros((2, 1))})
     assert poses(history) == [5, 6]
@@ -47,7 +47,7 @@ def test_a_whole_history_replaces_what_was_remembered() -> None:
 
 
 def test_lists_and_any_numeric_dtype_will_do() -> None:
-    history = ObservationHistory(SPEC)
+    history = StepCollector(SPEC)
     assert history.add({"pose": [1, 2.5, True], "grip": np.array([1], ">i2"), "prompt": "go", "at": 3}) == (
         "at",
         "prompt",
@@ -76,7 +76,7 @@ def test_lists_and_any_numeric_dtype_will_do() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_remembered(change: dict[str, Any], says: str) -> None:
-    history = ObservationHistory(SPEC)
+    history = StepCollector(SPEC)
     history.add(observation(1))
     with pytest.raises(RequestRefused, match=says):
         history.add(observation(2) | change)
@@ -87,4 +87,4 @@ def test_a_missing_part_is_named_with_what_is_expected() -> None:
     with pytest.raises(
         RequestRefused, match=r"lacks \['grip'\]; expected pose \(3,\), grip \(1,\).*there are \['pose'\]"
     ):
-        ObservationHistory(SPEC).add({"pose": np.zeros(3)})
+        StepCollector(SPEC).add({"pose": np.zeros(3)})

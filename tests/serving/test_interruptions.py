@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from serving_fakes import EchoEngine, observation, running
 
-from specpolicy.serving import Client, ConnectionLost, ServerUnavailable
+from specpolicy.serving.client import Client
+from specpolicy.serving.protocol import ConnectionLost, ServerUnavailable
 
 
 class Starter:

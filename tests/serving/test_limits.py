@@ -19,11 +19,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from specpolicy.serving import Client, RequestTooLarge, ServerUnavailable
-from specpolicy.serving.engine import Answer, Job
-from specpolicy.serving.errors import SettingsError
-from specpolicy.serving.settings import ServerSettings
-from specpolicy.serving.wire import pack
+from specpolicy.serving.batching import Answer, Job
+from specpolicy.serving.client import Client
+from specpolicy.serving.protocol import RequestTooLarge, ServerUnavailable, SettingsError, pack
+from specpolicy.serving.server import ServerSettings
 
 
 @contextmanager

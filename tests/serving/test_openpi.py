@@ -13,7 +13,7 @@ import pytest
 from openpi_environment import openpi_python
 from serving_fakes import SECRET, EchoEngine, running
 
-from specpolicy.serving.access import Token
+from specpolicy.serving.auth import Token
 
 
 @pytest.fixture(scope="module")

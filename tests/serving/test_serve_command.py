@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from serving_fakes import SECRET, SPEC, observation, tiny_policy
 
-from specpolicy import recipes
+from specpolicy import samplers
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.serving import Client
-from specpolicy.serving.access import TOKEN_VARIABLE
-from specpolicy.serving.engine import Job, PolicyEngine
+from specpolicy.serving.auth import TOKEN_VARIABLE
+from specpolicy.serving.batching import BatchedPolicy, Job
+from specpolicy.serving.client import Client
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +90,7 @@ def test_from_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert f"serving {checkpoint} (echo, approximate) at ws://127.0.0.1:" in seen["said"]
     assert seen["policy"]["task"] == "echo" and seen["policy"]["exact"] is False
     policy = tiny_policy()
-    engine = PolicyEngine(policy, recipes.ddim(policy.scheduler, 2))
+    engine = BatchedPolicy(policy, samplers.ddim(policy.scheduler, 2))
     history = {name: np.full((SPEC.horizon, dim), 0.3, np.float32) for name, dim in SPEC.keys.items()}
     [expected] = engine.run([Job(history, engine.stream(2))])
     np.testing.assert_array_equal(seen["actions"], expected.actions)  # type: ignore[union-attr]

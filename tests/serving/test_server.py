@@ -16,10 +16,10 @@ from serving_fakes import BREAKING, SPEC, EchoEngine, eventually, observation, r
 from websockets.sync.client import connect
 
 import specpolicy
-from specpolicy import recipes
-from specpolicy.serving import Client, Reply, RequestRefused, ServerFailed
-from specpolicy.serving.engine import Job, PolicyEngine
-from specpolicy.serving.wire import pack, unpack
+from specpolicy import samplers
+from specpolicy.serving.batching import BatchedPolicy, Job
+from specpolicy.serving.client import Client, Reply
+from specpolicy.serving.protocol import RequestRefused, ServerFailed, pack, unpack
 
 
 def numbers(seed: int, count: int) -> list[list[float]]:
@@ -30,7 +30,7 @@ def numbers(seed: int, count: int) -> list[list[float]]:
 
 def test_a_policy_answers_as_it_would_at_home() -> None:
     policy = tiny_policy()
-    engine = PolicyEngine(policy, recipes.ddim(policy.scheduler, 4))
+    engine = BatchedPolicy(policy, samplers.ddim(policy.scheduler, 4))
     history = [observation(0.1), observation(0.2)]
     with running(engine) as server, Client(server.url) as client:
         assert client.metadata["policy"] == engine.describe()

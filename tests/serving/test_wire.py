@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from serving_fakes import SPEC, observation
 
-from specpolicy.serving.errors import FrameError, RequestRefused
-from specpolicy.serving.history import ObservationHistory
-from specpolicy.serving.messages import BadRequest, Request, parse_request
-from specpolicy.serving.wire import pack, unpack
+from specpolicy.serving.protocol import BadRequest, FrameError, Request, RequestRefused, pack, parse_request, unpack
+from specpolicy.serving.session import StepCollector
 
 DTYPES = st.sampled_from(["<f4", "<f8", ">f4", "<f2", "|u1", "<i8", ">i2", "|b1"])
 
@@ -95,7 +93,7 @@ def test_claimed_lengths_take_no_memory() -> None:
 def test_ten_thousand_malformed_frames_do_nothing_but_be_refused() -> None:
     """Whatever arrives is a request that can be judged, or is refused in words: no other exception, no object."""
     seen = {"frames": 0, "refused": 0}
-    history = ObservationHistory(SPEC)
+    history = StepCollector(SPEC)
 
     @given(hostile_frames(40))
     @settings(max_examples=260, deadline=None, suppress_health_check=list(HealthCheck), database=None)

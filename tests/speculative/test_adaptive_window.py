@@ -19,11 +19,11 @@ from specpolicy import (
     ResidualVerifier,
     SequentialSampler,
     SpeculativeSampler,
-    ZeroOpening,
+    ZeroGuess,
 )
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.speculative.drafters import Draft, DraftStart
-from specpolicy.speculative.trail import Trail
+from specpolicy.speculative.chain_batch import StateBuffer
+from specpolicy.speculative.drafters.base import Draft, DraftStart
+from specpolicy.speculative.exactness import check_exactness
 
 DRAFTERS = [FreeDrafter(), FrozenDrafter()]
 VERIFIERS = [BlockVerifier(), ResidualVerifier(), ReflectionVerifier()]
@@ -123,7 +123,7 @@ class Offset(Drafter):
     """Off by a fixed x̂0 from the anchor's: the measured distance must be that of the drafter, not of the anchor."""
 
     def draft(self, start: DraftStart) -> Draft:
-        x0 = (start.anchor_x0 + 100.0)[:, None]
+        x0 = (start.last_eval_x0 + 100.0)[:, None]
         return Draft(start.chain.draft(start.k, start.x, x0[:, 0], start.noise), x0)
 
 
@@ -149,7 +149,7 @@ def test_a_chain_does_not_depend_on_its_neighbours() -> None:
 def test_with_an_opening_and_a_predraft() -> None:
     scheduler, process = ddpm(60)
     target, (noise, generator) = mixture(scheduler, 4), chains(6, 4)
-    sampler = SpeculativeSampler(process, window=AdaptiveWindow(16, first=8), opening=ZeroOpening())
+    sampler = SpeculativeSampler(process, window=AdaptiveWindow(16, first=8), opening=ZeroGuess())
     drafted = sampler.predraft(target, noise, torch.zeros(6, 1), generator)
     result = sampler(target, drafted.start, torch.full((6, 1), 0.01), generator, predraft=drafted)
     assert torch.isfinite(result.sample).all() and (result.passes < 30).all()
@@ -169,7 +169,7 @@ def test_rounds_are_the_call_and_the_trail_is_the_trajectory(begin: int) -> None
     scheduler, process = ddpm(40)
     target, sampler = mixture(scheduler, 3), SpeculativeSampler(process, window=7)
     noise, _ = chains(5, 3)
-    trail, position, seen = Trail(), begin, [noise]
+    trail, position, seen = StateBuffer(), begin, [noise]
     rounds = sampler.rounds(target, noise, generator=torch.Generator().manual_seed(1), begin=begin, trail=trail)
     for at in rounds:
         while position < int(at.k.min()):

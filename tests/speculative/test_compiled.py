@@ -20,7 +20,6 @@ from specpolicy import (
     DenoiserError,
     FreeDrafter,
     FrozenDrafter,
-    Gains,
     LinearDrafter,
     RecyclingDrafter,
     ReflectionVerifier,
@@ -29,13 +28,14 @@ from specpolicy import (
     SchedulerSampler,
     SequentialSampler,
     SpeculativeSampler,
-    ZeroOpening,
+    X0Jacobian,
+    ZeroGuess,
 )
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.speculative.compiled import CompiledChain, CompiledSampler, compile_sampler
-from specpolicy.speculative.compiled.runners import GraphRunner, make_runner
-from specpolicy.speculative.drafters import Drafter
-from specpolicy.speculative.opening import Opening
+from specpolicy.speculative.compiled.backends import GraphRunner, make_runner
+from specpolicy.speculative.compiled.sampler import CompiledChain, CompiledSampler, compile_sampler
+from specpolicy.speculative.drafters.base import Drafter
+from specpolicy.speculative.exactness import check_exactness
+from specpolicy.speculative.initial_guess import X0Guess
 from specpolicy.speculative.verifiers import Verifier
 
 VERIFIERS = [BlockVerifier, ReflectionVerifier, ResidualVerifier]
@@ -46,14 +46,14 @@ def streams(count: int) -> list[torch.Generator]:
 
 
 def linear(dim: int, steps: int) -> LinearDrafter:
-    return LinearDrafter(Gains(torch.linspace(0.0, 0.6, steps)[:, None].expand(steps, dim)))
+    return LinearDrafter(X0Jacobian(torch.linspace(0.0, 0.6, steps)[:, None].expand(steps, dim)))
 
 
-PAIRS: list[tuple[Drafter, Opening | None]] = [
+PAIRS: list[tuple[Drafter, X0Guess | None]] = [
     (FreeDrafter(), None),
-    (FreeDrafter(), ZeroOpening()),
+    (FreeDrafter(), ZeroGuess()),
     (FrozenDrafter(), None),
-    (RecyclingDrafter(), ZeroOpening()),
+    (RecyclingDrafter(), ZeroGuess()),
     (RecyclingDrafter(linear(3, 30).gains), None),
 ]
 TRIPLES = [(*pair, verifier) for pair, verifier in itertools.product(PAIRS, VERIFIERS)]
@@ -63,7 +63,7 @@ TRIPLES = [(*pair, verifier) for pair, verifier in itertools.product(PAIRS, VERI
     ("drafter", "opening", "verifier"), [each for each in TRIPLES if each[2].causal or not each[0].recycles]
 )
 def test_equal_seeds_give_equal_samples(
-    drafter: Drafter, opening: Opening | None, verifier: Callable[[], Verifier]
+    drafter: Drafter, opening: X0Guess | None, verifier: Callable[[], Verifier]
 ) -> None:
     scheduler, process = ddpm(30)
     target, (noise, _) = mixture(scheduler, 3), chains(5, 3)
@@ -85,7 +85,7 @@ def test_windows_by_position_single_generators_and_linear_drafts() -> None:
     scheduler, process = ddpm(20)
     target, (noise, generator) = mixture(scheduler, 3), chains(1, 3, dtype=torch.float32)
     lengths = [3, 5, 7, 11] * 5
-    eager = SpeculativeSampler(process, linear(3, 20), BlockVerifier(), window=lengths, opening=ZeroOpening())
+    eager = SpeculativeSampler(process, linear(3, 20), BlockVerifier(), window=lengths, opening=ZeroGuess())
     start = generator.get_state()
     wanted = eager(target, noise, generator=generator)
     generator.set_state(start)
@@ -150,11 +150,11 @@ def test_pre_drafts(replay: int | None, drafter: Drafter, verifier: Verifier) ->
     [
         (FreeDrafter(), None, BlockVerifier()),
         (FrozenDrafter(), None, BlockVerifier()),
-        (RecyclingDrafter(linear(3, 30).gains), ZeroOpening(), ReflectionVerifier()),
+        (RecyclingDrafter(linear(3, 30).gains), ZeroGuess(), ReflectionVerifier()),
     ],
 )
 def test_filled_batches_give_what_the_batch_alone_gives(
-    drafter: Drafter, opening: Opening | None, verifier: Verifier, widths: tuple[int, ...]
+    drafter: Drafter, opening: X0Guess | None, verifier: Verifier, widths: tuple[int, ...]
 ) -> None:
     scheduler, process = ddpm(30)
     target, (noise, _) = mixture(scheduler, 3), chains(3, 3)

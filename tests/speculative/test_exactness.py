@@ -20,13 +20,13 @@ from specpolicy import (
     SequentialSampler,
     SpeculativeSampler,
 )
-from specpolicy.evaluation.exactness import check_exactness
 from specpolicy.speculative.denoiser import Denoiser
-from specpolicy.speculative.drafters import Draft, Drafter, DraftStart
+from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart
+from specpolicy.speculative.exactness import check_exactness
 from specpolicy.speculative.process import per_row
-from specpolicy.speculative.randomness import RandomSource
+from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.round import run_round
-from specpolicy.speculative.verifiers import Comparison, Rejection, Verdict, Verifier
+from specpolicy.speculative.verifiers import AcceptedPrefix, DraftTargetGap, Rejection, Verifier
 
 
 class OffsetDrafter(Drafter):
@@ -122,21 +122,21 @@ def _call(batch: int, seed: int) -> tuple[torch.Tensor, None, torch.Generator]:
 class AcceptsTooMuch(ResidualVerifier):
     """Acceptance probability a tenth too high."""
 
-    def judge(self, comparison: Comparison, uniform: torch.Tensor) -> Verdict:
+    def judge(self, comparison: DraftTargetGap, uniform: torch.Tensor) -> AcceptedPrefix:
         return super().judge(comparison, uniform / 1.1)
 
 
 class AcceptsEverything(BlockVerifier):
-    def judge(self, comparison: Comparison, uniform: torch.Tensor) -> Verdict:
-        return Verdict(comparison.length, torch.zeros(len(uniform), dtype=torch.float64))
+    def judge(self, comparison: DraftTargetGap, uniform: torch.Tensor) -> AcceptedPrefix:
+        return AcceptedPrefix(comparison.length, torch.zeros(len(uniform), dtype=torch.float64))
 
 
 class UnscaledResidual(BlockVerifier):
     """Residual with c = 1 whatever was lost before."""
 
-    def judge(self, comparison: Comparison, uniform: torch.Tensor) -> Verdict:
+    def judge(self, comparison: DraftTargetGap, uniform: torch.Tensor) -> AcceptedPrefix:
         verdict = super().judge(comparison, uniform)
-        return Verdict(verdict.accepted, torch.zeros_like(verdict.log_scale))
+        return AcceptedPrefix(verdict.accepted, torch.zeros_like(verdict.log_scale))
 
 
 class ReflectsInBlock(BlockVerifier):
@@ -158,7 +158,7 @@ def test_wrong_acceptance_is_noticed_with_good_drafts(drafter: type[Drafter], wr
     assert smallest_p(drafter(), wrong(), *CASES[1]) < 1e-12
 
 
-class StaleNoise(RandomSource):
+class StaleNoise(ChainGenerators):
     """Hands a chain the noises that its last round drafted with but did not reach."""
 
     left: dict[int, torch.Tensor]

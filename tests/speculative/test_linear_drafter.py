@@ -11,35 +11,37 @@ from mixtures import Mixture, chains, ddpm, mixture
 from specpolicy import (
     BlockVerifier,
     FreeDrafter,
-    Gains,
     LinearDrafter,
-    LinearOpening,
-    Opening,
+    LinearGuess,
     ReflectionVerifier,
     ResidualVerifier,
     SpeculativeSampler,
-    ZeroOpening,
+    X0Guess,
+    X0Jacobian,
+    ZeroGuess,
 )
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.speculative.drafters import DraftStart
-from specpolicy.speculative.linear_chain import LinearChain
+from specpolicy.speculative.drafters.base import DraftStart
+from specpolicy.speculative.exactness import check_exactness
+from specpolicy.speculative.linear_chain import MultiStepTransition
 from specpolicy.speculative.verifiers import Verifier
 
 
-def gains_of(steps: int, dim: int, scale: float = 1.0, rank: int | None = None) -> Gains:
+def gains_of(steps: int, dim: int, scale: float = 1.0, rank: int | None = None) -> X0Jacobian:
     """Gains that fit no network: random sizes up to ``scale`` in a random basis."""
     generator = torch.Generator().manual_seed(3)
     basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0][:, : rank or dim]
-    return Gains(scale * torch.rand(steps, rank or dim, generator=generator, dtype=torch.float64), basis.contiguous())
+    return X0Jacobian(
+        scale * torch.rand(steps, rank or dim, generator=generator, dtype=torch.float64), basis.contiguous()
+    )
 
 
-def start_at(k: list[int], anchor_k: list[int], steps: int, dim: int, window: int) -> DraftStart:
+def start_at(k: list[int], last_eval_k: list[int], steps: int, dim: int, window: int) -> DraftStart:
     generator = torch.Generator().manual_seed(5)
     n = len(k)
     x, anchor, x0 = (torch.randn(n, dim, generator=generator, dtype=torch.float64) for _ in range(3))
     noise = torch.randn(n, window, dim, generator=generator, dtype=torch.float64)
-    chain = LinearChain(ddpm(steps)[1].to("cpu", torch.float64))
-    return DraftStart(chain, torch.tensor(k), x, torch.tensor(anchor_k), anchor, x0, noise, None)
+    chain = MultiStepTransition(ddpm(steps)[1].to("cpu", torch.float64))
+    return DraftStart(chain, torch.tensor(k), x, torch.tensor(last_eval_k), anchor, x0, noise, None)
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -49,8 +51,8 @@ def test_a_draft_is_the_loop(rank: int | None) -> None:
     assert gains.basis is not None
     draft, process = LinearDrafter(gains).draft(start), start.chain.process
     for row in range(3):
-        x, f, mean = start.x[row], start.anchor_x0[row], start.anchor_x[row]
-        for k in range(int(start.anchor_k[row]), int(start.k[row])):
+        x, f, mean = start.x[row], start.last_eval_x0[row], start.last_eval_x[row]
+        for k in range(int(start.last_eval_k[row]), int(start.k[row])):
             mean = process.a[k] * mean + process.b[k] * f
         for step in range(6):
             k = int(start.k[row]) + step
@@ -64,7 +66,7 @@ def test_a_draft_is_the_loop(rank: int | None) -> None:
 
 def test_without_gains_it_is_the_free_drafter() -> None:
     scheduler, process = ddpm(40)
-    target, zero = mixture(scheduler, 6), Gains(torch.zeros(40, 6, dtype=torch.float64))
+    target, zero = mixture(scheduler, 6), X0Jacobian(torch.zeros(40, 6, dtype=torch.float64))
     start = start_at([0, 9], [0, 7], 40, 6, window=8)
     free, linear = FreeDrafter().draft(start), LinearDrafter(zero).draft(start)
     torch.testing.assert_close(linear.states, free.states, rtol=0, atol=1e-12)
@@ -84,7 +86,7 @@ def test_on_gaussian_data_the_right_gains_leave_nothing_to_reject(turned: bool) 
     scale, alpha = 0.3, scheduler.alphas_cumprod.double()[process.timesteps]
     slope = alpha.sqrt() * scale**2 / (alpha * scale**2 + 1 - alpha)
     basis = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0] if turned else None
-    drafter = LinearDrafter(Gains(slope[:, None].expand(50, 3).contiguous(), basis))
+    drafter = LinearDrafter(X0Jacobian(slope[:, None].expand(50, 3).contiguous(), basis))
     target = Mixture(torch.tensor([[0.4, -0.7, 0.1]]), scale, scheduler.alphas_cumprod.double())
     noise, generator = chains(200, 3)
     result = SpeculativeSampler(process, drafter, window=50)(target, noise, generator=generator, record=True)
@@ -99,11 +101,11 @@ def unconditioned(noise: torch.Tensor, generator: torch.Generator) -> tuple[torc
 
 
 # Of a mean 0.9 away from the data, and no opening at all.
-OPENINGS = [None, ZeroOpening(), LinearOpening(torch.full((1, 1), -2.0), torch.full((1,), 0.9))]
+OPENINGS = [None, ZeroGuess(), LinearGuess(torch.full((1, 1), -2.0), torch.full((1,), 0.9))]
 
 
 def smallest_p(
-    gains: Gains, opening: Opening | None, verifier: Verifier, dim: int, steps: int, window: Any, batch: int
+    gains: X0Jacobian, opening: X0Guess | None, verifier: Verifier, dim: int, steps: int, window: Any, batch: int
 ) -> float:
     scheduler, process = ddpm(steps)
     noise, generator = chains(batch, dim, seed=steps)
@@ -118,7 +120,7 @@ def smallest_p(
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 @pytest.mark.parametrize(("steps", "window", "batch"), [(8, 7, 12_000), (12, 4, 8_000)])
 def test_wrong_gains_and_openings_do_not_spoil_the_law(
-    opening: Opening | None, scale: float, steps: int, window: int, batch: int
+    opening: X0Guess | None, scale: float, steps: int, window: int, batch: int
 ) -> None:
     assert smallest_p(gains_of(steps, 1, scale), opening, BlockVerifier(), 1, steps, window, batch) > 1e-3
 
@@ -126,18 +128,18 @@ def test_wrong_gains_and_openings_do_not_spoil_the_law(
 @pytest.mark.parametrize("verifier", [ReflectionVerifier(), ResidualVerifier(), BlockVerifier()])
 def test_wrong_gains_in_two_dimensions_with_every_verifier(verifier: Verifier) -> None:
     window = [1 + k % 7 for k in range(16)]
-    assert smallest_p(gains_of(16, 2, 1.5), ZeroOpening(), verifier, 2, 16, window, 4_000) > 1e-3
+    assert smallest_p(gains_of(16, 2, 1.5), ZeroGuess(), verifier, 2, 16, window, 4_000) > 1e-3
 
 
 def test_low_rank_gains_in_many_dimensions_are_exact() -> None:
-    assert smallest_p(gains_of(100, 16, 0.7, rank=5), ZeroOpening(), BlockVerifier(), 16, 100, 24, 200) > 1e-3
+    assert smallest_p(gains_of(100, 16, 0.7, rank=5), ZeroGuess(), BlockVerifier(), 16, 100, 24, 200) > 1e-3
 
 
 @pytest.mark.parametrize("window", [9, [2 + k % 5 for k in range(50)]])
 def test_a_chain_does_not_depend_on_its_neighbours(window: Any) -> None:
     scheduler, process = ddpm(50)
     weight = torch.randn(3, 1, dtype=torch.float64)
-    opening = LinearOpening(weight, torch.zeros(3, dtype=torch.float64))
+    opening = LinearGuess(weight, torch.zeros(3, dtype=torch.float64))
     sampler = SpeculativeSampler(process, LinearDrafter(gains_of(50, 3)), window=window, opening=opening)
     noise, _ = chains(6, 3, seed=3)
     cond = torch.linspace(-0.5, 0.5, 6, dtype=torch.float64)[:, None]
@@ -158,7 +160,7 @@ def test_a_chain_does_not_depend_on_its_neighbours(window: Any) -> None:
 def test_dtypes_and_event_shapes(dtype: torch.dtype) -> None:
     scheduler, process = ddpm(30)
     noise = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
-    sampler = SpeculativeSampler(process, LinearDrafter(gains_of(30, 12)), window=6, opening=ZeroOpening())
+    sampler = SpeculativeSampler(process, LinearDrafter(gains_of(30, 12)), window=6, opening=ZeroGuess())
     result = sampler(mixture(scheduler, 12), noise, generator=torch.Generator().manual_seed(1))
     assert result.sample.shape == noise.shape and result.sample.dtype == dtype and result.sample.isfinite().all()
 

@@ -22,10 +22,10 @@ from specpolicy import (
     SequentialSampler,
     SpeculativeSampler,
 )
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.speculative.compiled import CompiledSampler
-from specpolicy.speculative.drafters import Drafter
-from specpolicy.speculative.linear_chain import reach
+from specpolicy.speculative.compiled.sampler import CompiledSampler
+from specpolicy.speculative.drafters.base import Drafter
+from specpolicy.speculative.exactness import check_exactness
+from specpolicy.speculative.linear_chain import max_draft_lengths
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.verifiers import Verifier
 
@@ -85,10 +85,10 @@ def advanced(result: SampleResult) -> torch.Tensor:
 def test_one_place_is_left_for_the_step_after_the_draft(kind: Kind) -> None:
     process, _ = kind()
     assert (process.sigma > 0).all()
-    assert reach(process).tolist() == [4, 3, 2, 1, 0]
+    assert max_draft_lengths(process).tolist() == [4, 3, 2, 1, 0]
     # A chain whose last step is noiseless, and one with noise in its last step alone.
-    assert reach(ddpm(5)[1]).tolist() == [4, 3, 2, 1, 0]
-    assert reach(ReverseProcess.from_scheduler(_trailing(), 1)).tolist() == [0]
+    assert max_draft_lengths(ddpm(5)[1]).tolist() == [4, 3, 2, 1, 0]
+    assert max_draft_lengths(ReverseProcess.from_scheduler(_trailing(), 1)).tolist() == [0]
 
 
 def _trailing() -> DDPMScheduler:

@@ -10,30 +10,30 @@ from specpolicy import (
     BlockVerifier,
     FreeDrafter,
     FrozenDrafter,
-    KernelOpening,
-    LinearOpening,
-    Opening,
+    KernelGuess,
+    LinearGuess,
     SpeculativeSampler,
-    ZeroOpening,
+    X0Guess,
+    ZeroGuess,
 )
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.speculative.drafters import Drafter
-from specpolicy.speculative.opening import neighbourhood
+from specpolicy.speculative.drafters.base import Drafter
+from specpolicy.speculative.exactness import check_exactness
+from specpolicy.speculative.initial_guess import neighbourhood
 
 
-def linear(dim: int = 1, numbers: int = 1) -> LinearOpening:
+def linear(dim: int = 1, numbers: int = 1) -> LinearGuess:
     generator = torch.Generator().manual_seed(0)
-    return LinearOpening(torch.randn(dim, numbers, generator=generator), torch.randn(dim, generator=generator))
+    return LinearGuess(torch.randn(dim, numbers, generator=generator), torch.randn(dim, generator=generator))
 
 
-def kernel(dim: int = 1, numbers: int = 1) -> KernelOpening:
+def kernel(dim: int = 1, numbers: int = 1) -> KernelGuess:
     generator = torch.Generator().manual_seed(1)
     centres, weights = (torch.randn(5, n, generator=generator) for n in (numbers, dim))
-    return KernelOpening(linear(dim, numbers), torch.linspace(0.5, 2, numbers), centres, weights)
+    return KernelGuess(linear(dim, numbers), torch.linspace(0.5, 2, numbers), centres, weights)
 
 
 def test_zero_is_zero() -> None:
-    assert not ZeroOpening().x0(torch.randn(3, 2, 4), None).any()
+    assert not ZeroGuess().x0(torch.randn(3, 2, 4), None).any()
 
 
 def test_linear_is_the_regression() -> None:
@@ -64,7 +64,7 @@ def test_neighbourhood_is_one_at_home() -> None:
 
 
 @pytest.mark.parametrize("opening", [linear(4, 6), kernel(4, 6)])
-def test_conditions_may_have_any_shape_and_precision(opening: Opening) -> None:
+def test_conditions_may_have_any_shape_and_precision(opening: X0Guess) -> None:
     cond = torch.randn(3, 2, 3)
     single, double = (opening.x0(torch.zeros(3, 2, 2, dtype=d), cond.to(d)) for d in (torch.float32, torch.float64))
     assert single.dtype == torch.float32 and double.dtype == torch.float64
@@ -72,12 +72,12 @@ def test_conditions_may_have_any_shape_and_precision(opening: Opening) -> None:
     torch.testing.assert_close(double.float(), single)
 
 
-OPENINGS = [ZeroOpening(), linear(), kernel()]
+OPENINGS = [ZeroGuess(), linear(), kernel()]
 
 
 @pytest.mark.parametrize("drafter", [FreeDrafter(), FrozenDrafter()])
 @pytest.mark.parametrize("opening", OPENINGS, ids=lambda each: type(each).__name__)
-def test_any_opening_is_exact(opening: Opening, drafter: Drafter) -> None:
+def test_any_opening_is_exact(opening: X0Guess, drafter: Drafter) -> None:
     """Their guesses have nothing to do with the data; the law stays, and so do all states on the way."""
     scheduler, process = ddpm(8)
     noise, generator = chains(12_000, 1)
@@ -91,7 +91,7 @@ def test_an_opening_saves_the_first_pass() -> None:
     """Free spends a pass a round, and with an opening nothing besides; the first x̂0 is the network's all the same."""
     scheduler, process = ddpm(50)
     target, (noise, generator) = mixture(scheduler, 4), chains(64, 4)
-    result = SpeculativeSampler(process, opening=ZeroOpening())(target, noise, generator=generator, record=True)
+    result = SpeculativeSampler(process, opening=ZeroGuess())(target, noise, generator=generator, record=True)
     assert result.accepted is not None and result.x0 is not None
     assert (result.passes == (result.accepted >= 0).sum(0)).all()
     first = torch.zeros(64, dtype=torch.long)
@@ -114,7 +114,7 @@ def test_ragged_batches_open_row_by_row() -> None:
 
 
 @pytest.mark.parametrize("opening", [linear(2, 3), kernel(2, 3)])
-def test_other_conditions_are_refused(opening: Opening) -> None:
+def test_other_conditions_are_refused(opening: X0Guess) -> None:
     x = torch.zeros(4, 2)
     with pytest.raises(ValueError, match=r"cond is \(4, 5\); this opening was fitted on tensors of 3 numbers"):
         opening.x0(x, torch.zeros(4, 5))

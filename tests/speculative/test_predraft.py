@@ -11,10 +11,9 @@ from scipy import stats
 
 import specpolicy.speculative.sampler as sampler_module
 from specpolicy import BlockVerifier, PreDraft, ReflectionVerifier, ResidualVerifier, SpeculativeSampler, Verifier
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.speculative.innovations import innovations
-from specpolicy.speculative.randomness import RandomSource
-from specpolicy.speculative.verifiers import Comparison, Verdict
+from specpolicy.speculative.exactness import check_exactness, innovations
+from specpolicy.speculative.random_streams import ChainGenerators
+from specpolicy.speculative.verifiers import AcceptedPrefix, DraftTargetGap
 
 
 def smallest_p(
@@ -69,13 +68,13 @@ def test_a_partly_replayed_chain_is_exact(replay: int) -> None:
 class AcceptsTooMuch(BlockVerifier):
     """Acceptance probability a tenth too high."""
 
-    def judge(self, comparison: Comparison, uniform: torch.Tensor) -> Verdict:
+    def judge(self, comparison: DraftTargetGap, uniform: torch.Tensor) -> AcceptedPrefix:
         return super().judge(comparison, uniform / 1.1)
 
 
 class AcceptsEverything(BlockVerifier):
-    def judge(self, comparison: Comparison, uniform: torch.Tensor) -> Verdict:
-        return Verdict(comparison.length, torch.zeros(len(uniform), dtype=torch.float64))
+    def judge(self, comparison: DraftTargetGap, uniform: torch.Tensor) -> AcceptedPrefix:
+        return AcceptedPrefix(comparison.length, torch.zeros(len(uniform), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("shift", [0.1, 0.5])
@@ -92,7 +91,7 @@ def test_drafted_noises_used_again_after_a_rejection_are_noticed(monkeypatch: py
     guess = torch.zeros(10_000, 1)
     drafted = sampler.predraft(target, noise, guess, generator)
 
-    class Stale(RandomSource):
+    class Stale(ChainGenerators):
         def window_noise(self, lengths, event, chains):  # type: ignore[no-untyped-def]
             drawn = super().window_noise(lengths, event, chains)
             for row, (chain, length) in enumerate(zip(chains, lengths, strict=True)):

@@ -13,26 +13,25 @@ from torch import Tensor
 from specpolicy import (
     BlockVerifier,
     FreeDrafter,
-    Gains,
     RecyclingDrafter,
     ReflectionVerifier,
     ResidualVerifier,
     SpeculativeSampler,
-    ZeroOpening,
+    X0Jacobian,
+    ZeroGuess,
 )
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.speculative.compiled import CompiledSampler
-from specpolicy.speculative.drafters import Drafter, DraftStart
-from specpolicy.speculative.leftover import Leftover
-from specpolicy.speculative.linear_chain import LinearChain
+from specpolicy.speculative.compiled.sampler import CompiledSampler
+from specpolicy.speculative.drafters.base import Drafter, DraftStart, UnverifiedTail
+from specpolicy.speculative.exactness import check_exactness
+from specpolicy.speculative.linear_chain import MultiStepTransition
 from specpolicy.speculative.verifiers import Verifier
 
 
-def gains_of(steps: int, dim: int, scale: float = 0.8) -> Gains:
+def gains_of(steps: int, dim: int, scale: float = 0.8) -> X0Jacobian:
     """Gains that fit no network: random sizes up to ``scale`` in a random basis."""
     generator = torch.Generator().manual_seed(3)
     basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
-    return Gains(scale * torch.rand(steps, dim, generator=generator, dtype=torch.float64), basis.contiguous())
+    return X0Jacobian(scale * torch.rand(steps, dim, generator=generator, dtype=torch.float64), basis.contiguous())
 
 
 # ---- drafts
@@ -46,10 +45,10 @@ def a_start(window: int, counts: list[int], dim: int = 3, steps: int = 20) -> Dr
         return torch.randn(*shape, dim, generator=generator, dtype=torch.float64)
 
     n, k = len(counts), torch.tensor([2, 6, 9, 11][: len(counts)])
-    chain = LinearChain(ddpm(steps)[1].to("cpu", torch.float64))
+    chain = MultiStepTransition(ddpm(steps)[1].to("cpu", torch.float64))
     drafted, noise = some(n, 5), some(n, 5)
     path = chain.draft_along(k, some(n), drafted, noise)
-    leftover = Leftover(path, drafted, some(n, 6), noise, torch.tensor(counts))
+    leftover = UnverifiedTail(path, drafted, some(n, 6), noise, torch.tensor(counts))
     noise = leftover.noises(some(n, window))
     return DraftStart(chain, k, some(n), k - 1, some(n), some(n), noise, None, leftover)
 
@@ -70,7 +69,7 @@ def test_a_draft_is_the_loop(with_gains: bool, window: int) -> None:
     for row, count in enumerate(old.left.tolist()):
         x = start.x[row]
         # From the anchor one step back, where nothing is left of the last round.
-        base, mean = start.anchor_x0[row], start.anchor_x[row]
+        base, mean = start.last_eval_x0[row], start.last_eval_x[row]
         mean = process.a[int(start.k[row]) - 1] * mean + process.b[int(start.k[row]) - 1] * base
         for step in range(window):
             k = int(start.k[row]) + step
@@ -96,12 +95,12 @@ def test_the_old_path_is_left_where_it_is_far() -> None:
     old = start.leftover
     assert old is not None
     torch.testing.assert_close(far.x0[:, :5], old.target_x0[:, :5])
-    assert (close.x0 == start.anchor_x0[:, None]).all()  # not even the first step is trusted
+    assert (close.x0 == start.last_eval_x0[:, None]).all()  # not even the first step is trusted
     trust = 0.5
     draft = RecyclingDrafter(None, trust).draft(start)
     for row in range(2):
-        anchor = int(start.anchor_k[row])
-        mean, trusting, held = start.anchor_x[row], True, start.anchor_x0[row]
+        anchor = int(start.last_eval_k[row])
+        mean, trusting, held = start.last_eval_x[row], True, start.last_eval_x0[row]
         for step in range(-1, 5):
             k = int(start.k[row]) + step
             if step >= 0:
@@ -109,14 +108,14 @@ def test_the_old_path_is_left_where_it_is_far() -> None:
                 trusting &= bool((x - old.states[row, step]).norm() <= trust * (x - mean).norm())
                 held = old.target_x0[row, step] if trusting else held
                 torch.testing.assert_close(draft.x0[row, step], held)
-            mean = start.chain.process.a[k] * mean + start.chain.process.b[k] * start.anchor_x0[row]
+            mean = start.chain.process.a[k] * mean + start.chain.process.b[k] * start.last_eval_x0[row]
         assert anchor == int(start.k[row]) - 1
 
 
 def test_what_a_round_leaves() -> None:
     """Of a window of four of which one step was kept, and one more made: from the third state on."""
     part = torch.arange(10.0).view(2, 5, 1)
-    left = Leftover.after(
+    left = UnverifiedTail.after(
         part, part[:, :4] + 20, part + 30, part[:, :4] + 40, torch.tensor([4, 3]), torch.tensor([1, 3])
     )
     assert left.left.tolist() == [2, -1]  # two noises nobody has looked at; nothing where all was kept
@@ -150,7 +149,7 @@ def test_innovations_are_standard_normal(
     with_gains: bool, verifier: Verifier, dim: int, steps: int, window: int, batch: int
 ) -> None:
     drafter = RecyclingDrafter(gains_of(steps, dim) if with_gains else None)
-    sampler = SpeculativeSampler(ddpm(steps)[1], drafter, verifier, window, ZeroOpening())
+    sampler = SpeculativeSampler(ddpm(steps)[1], drafter, verifier, window, ZeroGuess())
     assert sampler.exact
     assert smallest_p(sampler, dim, steps, batch) > 1e-3
 
@@ -206,7 +205,7 @@ def test_it_saves_passes(window: int) -> None:
     target, (noise, generator) = mixture(scheduler, 64, scale=0.3), chains(40, 64)
 
     def passes(drafter: Drafter, verifier: Verifier) -> float:
-        sampler = SpeculativeSampler(process, drafter, verifier, window, ZeroOpening())
+        sampler = SpeculativeSampler(process, drafter, verifier, window, ZeroGuess())
         return float(sampler(target, noise, generator=generator).passes.double().mean())
 
     recycled = passes(RecyclingDrafter(), ReflectionVerifier())

@@ -21,7 +21,7 @@ from specpolicy import (
     SpeculativeSampler,
     asd,
 )
-from specpolicy.speculative.linear_chain import LinearChain, reach
+from specpolicy.speculative.linear_chain import MultiStepTransition, max_draft_lengths
 from specpolicy.speculative.window import window_lengths
 
 DRAFTERS = [FrozenDrafter(), FreeDrafter()]
@@ -101,7 +101,7 @@ def test_linear_chain_is_the_loop() -> None:
     k = torch.tensor([0, 5, 18])
     x, f = (torch.randn(3, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     noise = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
-    states = LinearChain(moved).draft(k, x, f, noise)
+    states = MultiStepTransition(moved).draft(k, x, f, noise)
     for j in range(7):
         torch.testing.assert_close(states[:, j], x)
         if j < 6:
@@ -152,7 +152,7 @@ def test_sequential_ddpm_agrees_with_diffusers_in_law() -> None:
 @pytest.mark.parametrize("window", [0, -3, 2.5, [5] * 9, [0] * 10, True])
 def test_bad_windows(window: Any) -> None:
     with pytest.raises(ValueError, match="window"):
-        window_lengths(window, reach(ddpm(10)[1]))
+        window_lengths(window, max_draft_lengths(ddpm(10)[1]))
 
 
 def test_a_window_of_zero_is_refused_by_the_sampler() -> None:

@@ -20,8 +20,8 @@ from specpolicy import (
     Verifier,
     compile_sampler,
 )
-from specpolicy.evaluation.exactness import check_exactness
-from specpolicy.speculative.spacing import dense_timesteps
+from specpolicy.speculative.exactness import check_exactness
+from specpolicy.speculative.process import dense_timesteps
 
 SCALE = 0.4
 
@@ -46,7 +46,7 @@ def test_impossible_spacings_are_refused(steps: int, power: float) -> None:
         dense_timesteps(100, steps, power)
 
 
-def uncertainty(scale: float, alpha_bar: Tensor) -> Tensor:
+def x0_variance(scale: float, alpha_bar: Tensor) -> Tensor:
     """Var(x0 | x_t) for x0 ~ N(m, scale²)."""
     return scale**2 * (1 - alpha_bar) / (alpha_bar * scale**2 + 1 - alpha_bar)
 
@@ -66,29 +66,29 @@ def test_of_a_gaussian_a_short_chain_with_matched_noise_has_the_law_at_every_ste
     scheduler, _ = ddpm(steps)
     short = ReverseProcess.from_scheduler(scheduler, timesteps=dense_timesteps(100, steps))
     alpha_bar = scheduler.alphas_cumprod.double()[short.timesteps]
-    matched = short.with_matched_noise(uncertainty(SCALE, alpha_bar))
-    assert matched.matched and not short.matched
+    analytic = short.with_analytic_variance(x0_variance(SCALE, alpha_bar))
+    assert analytic.analytic and not short.analytic
     wanted = alpha_bar * SCALE**2 + 1 - alpha_bar
-    assert variances(matched, alpha_bar)[1:-1] == pytest.approx(wanted[1:].tolist(), rel=1e-6)
-    assert variances(matched, alpha_bar)[-1] == pytest.approx(SCALE**2, rel=0.01)
+    assert variances(analytic, alpha_bar)[1:-1] == pytest.approx(wanted[1:].tolist(), rel=1e-6)
+    assert variances(analytic, alpha_bar)[-1] == pytest.approx(SCALE**2, rel=0.01)
     assert variances(short, alpha_bar)[-1] < 0.97 * SCALE**2, "without it, the chain is too narrow"
 
 
 def test_what_is_certain_and_what_has_no_noise_stays() -> None:
     _, process = ddpm(10)
-    same = process.with_matched_noise(torch.zeros(10))
+    same = process.with_analytic_variance(torch.zeros(10))
     torch.testing.assert_close(same.sigma, process.sigma)
-    wide = process.with_matched_noise(torch.ones(10))
+    wide = process.with_analytic_variance(torch.ones(10))
     assert wide.sigma[-1] == process.sigma[-1] == 0 and (wide.sigma[:-1] > process.sigma[:-1]).all()
-    assert wide.to("cpu", torch.float32).matched
+    assert wide.to("cpu", torch.float32).analytic
     for name in ("timesteps", "a", "b", "from_state", "from_output"):
         assert torch.equal(getattr(wide, name), getattr(process, name))
 
 
 @pytest.mark.parametrize("given", [torch.ones(9), -torch.ones(10), torch.full((10,), torch.nan)])
 def test_what_is_no_uncertainty_is_refused(given: Tensor) -> None:
-    with pytest.raises(ValueError, match="uncertainty must be 10 finite variances, one for each step"):
-        ddpm(10)[1].with_matched_noise(given)
+    with pytest.raises(ValueError, match="x0_variance must be 10 finite variances, one for each step"):
+        ddpm(10)[1].with_analytic_variance(given)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_speculation_is_exact_for_it(drafter: Drafter, verifier: Verifier, windo
     scheduler, _ = ddpm(10)
     target: Mixture = mixture(scheduler, 2, scale=0.2)
     short = ReverseProcess.from_scheduler(scheduler, timesteps=dense_timesteps(100, 10))
-    process = short.with_matched_noise(uncertainty(0.5, scheduler.alphas_cumprod.double()[short.timesteps]))
+    process = short.with_analytic_variance(x0_variance(0.5, scheduler.alphas_cumprod.double()[short.timesteps]))
     noise, generator = chains(10_000, 2, seed=3)
     result = SpeculativeSampler(process, drafter, verifier, window)(target, noise, generator=generator, record=True)
     assert result.passes.double().mean() < 10
@@ -108,9 +108,9 @@ def test_speculation_is_exact_for_it(drafter: Drafter, verifier: Verifier, windo
 
 def test_compiled_rounds_know_the_noise() -> None:
     scheduler, process = ddpm(10)
-    matched = process.with_matched_noise(torch.full((10,), 0.05))
+    analytic = process.with_analytic_variance(torch.full((10,), 0.05))
     target, noise = mixture(scheduler, 2), torch.randn(5, 2, dtype=torch.float64)
-    eager, other = (SpeculativeSampler(each, FreeDrafter(), BlockVerifier(), 4) for each in (matched, process))
+    eager, other = (SpeculativeSampler(each, FreeDrafter(), BlockVerifier(), 4) for each in (analytic, process))
     fast = compile_sampler(eager, "plain")
     samples = [each(target, noise, generator=torch.Generator().manual_seed(0)).sample for each in (eager, fast, other)]
     torch.testing.assert_close(samples[0], samples[1])

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from specpolicy import BlockVerifier, ReflectionVerifier, ResidualVerifier
-from specpolicy.speculative import residual
-from specpolicy.speculative.verifiers import Comparison, Rejection, Verifier
+from specpolicy.speculative import verifiers
+from specpolicy.speculative.verifiers import DraftTargetGap, Rejection, Verifier
 
 VERIFIERS = [ReflectionVerifier(), ResidualVerifier(), BlockVerifier()]
 
 
-def block_by_loop(comparison: Comparison, uniform: torch.Tensor) -> tuple[list[int], list[float]]:
+def block_by_loop(comparison: DraftTargetGap, uniform: torch.Tensor) -> tuple[list[int], list[float]]:
     """Section by section as the papers write it: one chain and one step at a time."""
     accepted, scales = [], []
     for row in range(len(uniform)):
@@ -29,7 +29,7 @@ def block_by_loop(comparison: Comparison, uniform: torch.Tensor) -> tuple[list[i
             if i == length:
                 h = p
             else:
-                z = residual.mass(
+                z = verifiers.residual_mass(
                     torch.tensor([logs[i]], dtype=torch.float64), comparison.distance[row, i : i + 1]
                 ).item()
                 h = 1.0 if z + 1 - p == 0 else z / (z + 1 - p)
@@ -40,12 +40,12 @@ def block_by_loop(comparison: Comparison, uniform: torch.Tensor) -> tuple[list[i
     return accepted, scales
 
 
-def random_comparison(rows: int, width: int, seed: int) -> tuple[Comparison, torch.Tensor]:
+def random_comparison(rows: int, width: int, seed: int) -> tuple[DraftTargetGap, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     distance = torch.rand(rows, width, generator=generator, dtype=torch.float64) * 1.5
     along = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     length = torch.randint(0, width + 1, (rows,), generator=generator)
-    return Comparison(distance, along, length), torch.rand(rows, width, generator=generator, dtype=torch.float64)
+    return DraftTargetGap(distance, along, length), torch.rand(rows, width, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("width", [1, 2, 9])
@@ -70,7 +70,7 @@ def test_one_step_is_accepted_as_often_as_theory_says(verifier: Verifier) -> Non
     n, v = 100_000, 0.8
     generator = torch.Generator().manual_seed(1)
     along = torch.randn(n, 1, generator=generator, dtype=torch.float64)
-    comparison = Comparison(torch.full((n, 1), v, dtype=torch.float64), along, torch.ones(n, dtype=torch.long))
+    comparison = DraftTargetGap(torch.full((n, 1), v, dtype=torch.float64), along, torch.ones(n, dtype=torch.long))
     uniform = torch.rand(n, 1, generator=generator, dtype=torch.float64)
     share = verifier.judge(comparison, uniform).accepted.double().mean().item()
     expected = 2 * torch.special.ndtr(torch.tensor(-v / 2)).item()
@@ -79,7 +79,7 @@ def test_one_step_is_accepted_as_often_as_theory_says(verifier: Verifier) -> Non
 
 @pytest.mark.parametrize("verifier", VERIFIERS)
 def test_equal_means_are_always_accepted(verifier: Verifier) -> None:
-    comparison = Comparison.of(torch.zeros(5, 3, 2), torch.randn(5, 3, 2), torch.tensor([0, 1, 2, 3, 3]))
+    comparison = DraftTargetGap.of(torch.zeros(5, 3, 2), torch.randn(5, 3, 2), torch.tensor([0, 1, 2, 3, 3]))
     verdict = verifier.judge(comparison, torch.full((5, 3), 1 - 1e-12, dtype=torch.float64))
     assert verdict.accepted.tolist() == [0, 1, 2, 3, 3]
 
@@ -90,7 +90,7 @@ def test_corners_stay_finite(verifier: Verifier, size: float) -> None:
     generator = torch.Generator().manual_seed(0)
     gap = torch.randn(200, 6, 3, generator=generator) * size
     noise = torch.randn(200, 6, 3, generator=generator)
-    comparison = Comparison.of(gap, noise, torch.randint(0, 7, (200,), generator=generator))
+    comparison = DraftTargetGap.of(gap, noise, torch.randint(0, 7, (200,), generator=generator))
     uniform = torch.rand(200, 7, generator=generator, dtype=torch.float64)
     uniform[:20] = 0.0
     verdict = verifier.judge(comparison, uniform[:, :-1])

@@ -16,18 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from specpolicy.policies import DiffusionPolicy, PolicyConfig
-from specpolicy.policies.seen import read_seen_seeds
-from specpolicy.training import (
-    DemonstrationError,
-    ResumeError,
-    TrainingSettings,
-    cut_chunks,
-    read_demonstrations,
-    train_policy,
-)
-from specpolicy.training.demonstrations import Demonstration
-from specpolicy.training.ema import MovingAverage
+from specpolicy.datasets.action_chunks import cut_action_chunks
+from specpolicy.datasets.robomimic import Demonstration, DemonstrationError, read_demonstrations
+from specpolicy.policies.checkpoint import read_seen_seeds
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.training.loop import EMAModel, ResumeError, TrainingSettings
+from specpolicy.training.train import train_policy
 
 KEYS = {"object": 3, "eef": 2}
 
@@ -69,7 +64,7 @@ def test_reading_and_splitting(tmp_path: Path) -> None:
 def test_chunks_line_up_and_repeat_the_borders() -> None:
     t = np.arange(20, dtype=np.float32)
     episode = Demonstration("d", observations=t[:, None], actions=t[:, None] + 100)
-    chunks = cut_chunks([episode], observation_horizon=2, action_horizon=16, executed_actions=8)
+    chunks = cut_action_chunks([episode], n_obs_steps=2, horizon=16, n_action_steps=8)
     assert len(chunks) == 20 - 16 + 1 + 1 + 7
     assert chunks.observations[0, :, 0].tolist() == [0, 0]
     assert chunks.actions[0, :3, 0].tolist() == [100, 100, 101]
@@ -83,7 +78,7 @@ def test_faults_made_on_purpose_are_left_out_and_their_repair_is_kept(tmp_path: 
     t = np.arange(60, dtype=np.float32)
     taught = (t < 20) | (t >= 25)
     episode = Demonstration("d", observations=t[:, None], actions=t[:, None], taught=taught)
-    chunks = cut_chunks([episode], observation_horizon=2, action_horizon=16, executed_actions=8)
+    chunks = cut_action_chunks([episode], n_obs_steps=2, horizon=16, n_action_steps=8)
     learned = chunks.actions[:, 1:, 0]  # the first entry lies before the present step
     assert not ((learned >= 20) & (learned < 25)).any()
     assert {float(chunk[0]) for chunk in learned} == {*range(6), *range(25, 53)}
@@ -99,7 +94,7 @@ def test_faults_made_on_purpose_are_left_out_and_their_repair_is_kept(tmp_path: 
 
 def test_short_episodes_still_teach() -> None:
     episode = Demonstration("d", np.zeros((3, 1), np.float32), np.arange(3, dtype=np.float32)[:, None])
-    chunks = cut_chunks([episode], 2, 16, 8)
+    chunks = cut_action_chunks([episode], 2, 16, 8)
     assert chunks.actions[0, :5, 0].tolist() == [0, 0, 1, 2, 2]
 
 
@@ -149,7 +144,7 @@ def test_training_lowers_the_loss_and_writes_a_policy(tmp_path: Path) -> None:
     assert [line["step"] for line in log] == [100, 200]
     assert log[1]["train_loss"] < log[0]["train_loss"] < 1.2
     assert 0 < log[1]["validation_loss"] < 1.5
-    policy = DiffusionPolicy.load(tmp_path / "run")
+    policy = DiffusionPolicy.from_pretrained(tmp_path / "run")
     assert policy.config == config()
     low = np.concatenate([d.actions for d in read_demonstrations(data, KEYS, 2).train]).min(0)
     np.testing.assert_allclose(policy.action_normalizer.low.numpy(), low)
@@ -216,7 +211,7 @@ def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     subprocess.run(command, check=True, timeout=300)
     steps = [json.loads(line)["step"] for line in (out / "training.jsonl").read_text().splitlines()]
     assert steps[-1] == 400 and steps == sorted(steps)
-    assert DiffusionPolicy.load(out).config.task == "toy"
+    assert DiffusionPolicy.from_pretrained(out).config.task == "toy"
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -233,7 +228,7 @@ def test_moving_average_follows_the_warm_up_of_its_decay() -> None:
     module = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         module.weight.fill_(0.0)
-    average, expected = MovingAverage(module, power=0.75), 0.0
+    average, expected = EMAModel(module, power=0.75), 0.0
     for step in range(1, 6):
         with torch.no_grad():
             module.weight.fill_(float(step))
@@ -246,7 +241,7 @@ def test_moving_average_follows_the_warm_up_of_its_decay() -> None:
 def test_a_student_learns_what_its_teacher_says(tmp_path: Path) -> None:
     data = write_file(tmp_path / "d.hdf5")
     train_policy(config(), data, settings(), tmp_path / "teacher", validation_demos=2)
-    teacher = DiffusionPolicy.load(tmp_path / "teacher")
+    teacher = DiffusionPolicy.from_pretrained(tmp_path / "teacher")
     small = replace(config(), network={"name": "mlp", "width": 32, "blocks": 1, "embed": 16})
     longer = settings(steps=300, learning_rate=3e-3)
     student = train_policy(small, data, longer, tmp_path / "student", validation_demos=2, teacher=teacher)
@@ -268,6 +263,6 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     data, teacher = write_file(tmp_path / "d.hdf5"), DiffusionPolicy(config())
     with pytest.raises(ValueError, match="not loaded from a checkpoint"):
         train_policy(config(), data, settings(), tmp_path / "student", validation_demos=2, teacher=teacher)
-    longer = replace(config(), action_horizon=32)
-    with pytest.raises(ValueError, match="action_horizon: the teacher's is 16, the policy's 32"):
+    longer = replace(config(), horizon=32)
+    with pytest.raises(ValueError, match="horizon: the teacher's is 16, the policy's 32"):
         train_policy(longer, data, settings(), tmp_path / "student", validation_demos=2, teacher=teacher)

@@ -12,14 +12,15 @@ import torch
 from diffusers import DDPMScheduler
 from hydra.utils import instantiate
 
-from specpolicy import BlockVerifier, FreeDrafter, ReflectionVerifier, ReverseProcess, SpeculativeSampler, recipes
+from specpolicy import BlockVerifier, FreeDrafter, ReflectionVerifier, ReverseProcess, SpeculativeSampler, samplers
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.composition import compose
-from specpolicy.policies import DiffusionPolicy, PolicyConfig
-from specpolicy.speculative.linear_chain import reach
+from specpolicy.config import compose
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.linear_chain import max_draft_lengths
 from specpolicy.speculative.verifiers import Verifier
-from specpolicy.tuning import WindowsError, record_profile
-from specpolicy.tuning.store import windows_path
+from specpolicy.tuning.acceptance import record_profile
+from specpolicy.tuning.store import WindowsError, windows_path
 
 _ACCOUNT = ("start", "accepted")
 
@@ -36,7 +37,7 @@ def test_a_profile_is_what_the_rounds_were(verifier: Verifier) -> None:
         results.append(listening(lambda x, t, c: 0.3 * x, noise, generator=generator))
         return results[-1]
 
-    profile = record_profile(sampler, run, longest=12, reach=reach(process), repeats=2)
+    profile = record_profile(sampler, run, longest=12, reach=max_draft_lengths(process), repeats=2)
     assert len(results) == 2 and profile.longest == 12
     starts, kept_by_sampler = (torch.cat([getattr(each, name).flatten() for each in results]) for name in _ACCOUNT)
     start, accepted = starts[starts >= 0], kept_by_sampler[starts >= 0]
@@ -64,7 +65,7 @@ def checkpoint(tmp_path: Path) -> Path:
         network={"name": "unet1d", "channels": [8], "timestep_dim": 8},
         scheduler={"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"},
     )
-    DiffusionPolicy(config).save(tmp_path / "checkpoint")
+    DiffusionPolicy(config).save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
 
@@ -76,7 +77,7 @@ def observations(tmp_path: Path) -> Path:
 
 
 def test_from_observations_to_windows(checkpoint: Path, observations: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    policy = DiffusionPolicy.load(checkpoint)
+    policy = DiffusionPolicy.from_pretrained(checkpoint)
     recipe = compose("rollout", ["sampler=free_block20", "sampler.window=auto"]).sampler
     with pytest.raises(WindowsError, match="specpolicy tune"):
         instantiate(recipe)(policy)
@@ -116,8 +117,8 @@ def test_mistakes(
 
 
 def test_other_words_are_no_window(checkpoint: Path) -> None:
-    policy = DiffusionPolicy.load(checkpoint)
+    policy = DiffusionPolicy.from_pretrained(checkpoint)
     with pytest.raises(ValueError, match="window='wide'; give a number of steps, one for each step, or auto"):
-        recipes.speculative(policy, 20, FreeDrafter(), BlockVerifier(), "wide")
+        samplers.speculative(policy, 20, FreeDrafter(), BlockVerifier(), "wide")
     with pytest.raises(ValueError, match="loaded from one"):
-        recipes.speculative(policy.scheduler, 20, FreeDrafter(), BlockVerifier(), "auto")
+        samplers.speculative(policy.scheduler, 20, FreeDrafter(), BlockVerifier(), "auto")

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from specpolicy.speculative.result import SampleResult
-from specpolicy.tuning import RoundCost, measure_passes
-from specpolicy.tuning.latency import TimedCall, fit_overhead, timed_call
+from specpolicy.tuning.cost_model import RoundCost, TimedCall, fit_overhead, measure_passes, timed_call
 
 
 def test_passes_between_measured_ones_are_interpolated_and_beyond_extrapolated() -> None:

@@ -8,14 +8,9 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from specpolicy.tuning import (
-    AcceptanceProfile,
-    RoundCost,
-    best_constant,
-    choose_windows,
-    expected_time,
-    plan_windows,
-)
+from specpolicy.tuning.acceptance import AcceptanceProfile
+from specpolicy.tuning.cost_model import RoundCost
+from specpolicy.tuning.windows import best_constant, choose_windows, expected_time, plan_windows
 
 
 def profile_of(kept: Callable[[int, int], list[int]], steps: int, longest: int) -> AcceptanceProfile:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from diffusers import DDPMScheduler
 
-from specpolicy import BlockVerifier, FreeDrafter, FrozenDrafter, ReverseProcess, SpeculativeSampler, ZeroOpening
-from specpolicy.tuning import WindowsError, load_windows, sampler_key, save_windows
-from specpolicy.tuning.store import device_name, windows_path
+from specpolicy import BlockVerifier, FreeDrafter, FrozenDrafter, ReverseProcess, SpeculativeSampler, ZeroGuess
+from specpolicy.tuning.store import WindowsError, device_name, load_windows, sampler_key, save_windows, windows_path
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def test_samplers_are_told_apart() -> None:
     assert sampler_key(free) == "K=10, FreeDrafter, BlockVerifier, opening none"
     others = [
         SpeculativeSampler(process, FrozenDrafter()),
-        SpeculativeSampler(process, opening=ZeroOpening()),
+        SpeculativeSampler(process, opening=ZeroGuess()),
         SpeculativeSampler(ReverseProcess.from_scheduler(DDPMScheduler(100), 11)),
     ]
     assert len({sampler_key(each) for each in [free, *others]}) == 4

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .expert import Expert
+    from specpolicy_envs.experts.base import Expert
 
 EXPERTS: dict[str, str] = {
     "square": "specpolicy_envs.experts.square:SquareExpert",

@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .arm import Arm
-from .expert import Plan, PlanFailed
-from .grasping import funnel, pick
-from .motions import follow, grip, reach
-from .poses import UP, Pose, down_facing, hand_for, nearest_rotation, rotation_z
-from .scene import Scene
-from .variety import Episode
+from specpolicy_envs.experts.base import Arm, Episode, Plan, PlanFailed
+from specpolicy_envs.experts.geometry import UP, Pose, Scene, down_facing, hand_for, nearest_rotation, rotation_z
+from specpolicy_envs.experts.primitives import follow, funnel, grip, pick, reach
 
 _HANDLE = 0.057  # from the nut's middle to where its handle is grasped, m, along the nut's x axis
 _THINNEST = 0.02

@@ -2,19 +2,194 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .arm import Arm
-from .expert import Plan, PlanFailed
-from .grasping import pick
-from .hook import Hook, thread, turn_back
-from .motions import follow, grip, reach
-from .poses import UP, Pose, down_facing, hand_for, nearest_rotation, rotation_about, rotation_vector, rotation_z
-from .scene import Scene
-from .stand import Stand, insert
-from .variety import Episode
+from specpolicy_envs.experts.base import Arm, Episode, Plan, PlanFailed
+from specpolicy_envs.experts.geometry import (
+    UP,
+    Pose,
+    Scene,
+    Vector,
+    down_facing,
+    hand_for,
+    nearest_rotation,
+    rotation_about,
+    rotation_vector,
+    rotation_z,
+)
+from specpolicy_envs.experts.primitives import Motion, follow, grip, pick, reach
+
+_RADIUS = 0.0097  # of the ring's opening
+_HOOK_TILT = np.radians(60.0)  # of the ring's axis above the arm while the hook's end passes
+_RESTING_TILT = np.radians(15.0)
+_FREE_TILT = np.radians(40.0)  # from here on the ring cannot jam
+_AXIS, _ACROSS = np.array([np.cos(_HOOK_TILT), np.sin(_HOOK_TILT)]), np.array([-np.sin(_HOOK_TILT), np.cos(_HOOK_TILT)])
+_CORNERS = np.array([[0.0, -0.00375], [-0.0075, 0.01575]])  # of the hook's end: these two pass closest to the ring
+_MIDDLE = (_CORNERS @ _ACROSS).mean() * _ACROSS  # of the ring, when it is around the hook's end
+_EDGE = _MIDDLE + _RADIUS * _ACROSS  # the ring's inner edge, by then behind the hook's end
+
+_HOOK_READY = 0.028  # the ring waits this far before the hook's end until it is in line
+_HOOK_IN_LINE = 0.005
+_HOOK_LEVER = 0.03  # metres that a turn of one radian counts for
+_THREADED = 0.002
+_LAG = 0.002  # how far a turning ring may be from its way at full speed
+
+
+class Hook:
+    """Where the ring has to be, for the hook as it is now.
+
+    Args:
+        scene: with the frame.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    def before(self, gap: float) -> Pose:
+        """The ring tilted, ``gap`` away from being around the hook's end."""
+        return self._ring(_MIDDLE + gap * _AXIS, _HOOK_TILT)
+
+    def behind(self, tilt: float) -> Pose:
+        """The ring turned back to ``tilt`` (rad) about its inner edge, and pushed inwards as it comes free."""
+        free = float(np.clip((np.radians(45) - tilt) / np.radians(30), 0.0, 1.0))
+        return self._ring(_EDGE + _RADIUS * np.array([np.sin(tilt), -np.cos(tilt)]) - [0.012 * free, 0.0], tilt)
+
+    def tilt(self, ring: Pose) -> float:
+        """Angle of the ring's axis above the arm, rad."""
+        _, out, up = self._axes()
+        axis = ring.rotation[:, 2]
+        return float(np.arctan2(axis @ up, axis @ out))
+
+    def _axes(self) -> tuple[Vector, Vector, Vector]:
+        """The arm's end, the direction outwards along the arm, and the one up."""
+        end = self._scene.site("frame_hang_site").position
+        out = end - self._scene.site("frame_intersection_site").position
+        out = out / np.linalg.norm(out)
+        up = self._scene.body("frame_root").rotation[:, 2]
+        up = up - (up @ out) * out
+        return end, out, up / np.linalg.norm(up)
+
+    def _ring(self, point: Vector, tilt: float) -> Pose:
+        end, out, up = self._axes()
+        axis = np.cos(tilt) * out + np.sin(tilt) * up
+        x = np.cross(up, out)
+        return Pose(end + point[0] * out + point[1] * up, np.stack([x, np.cross(axis, x), axis], axis=1))
+
+
+def thread(arm: Arm, ring: Callable[[], Pose], hook: Hook) -> Motion:
+    """Lower the held ring over the hook's end, waiting before it for as long as the two are not in line.
+
+    Raises:
+        PlanFailed: it does not get there.
+    """
+
+    def goal() -> Pose | None:
+        now, end = ring(), hook.before(0.0)
+        axis = end.rotation[:, 2]
+        gap = float((now.position - end.position) @ axis)
+        aside = now.distance(end.moved(gap * axis)) + _HOOK_LEVER * now.angle(end)
+        if gap < _THREADED:
+            return None
+        if gap > _HOOK_READY + 0.006 or (gap > 0.01 and aside > _HOOK_IN_LINE):
+            wanted = max(gap - 0.015, _HOOK_READY + float(np.clip(3.0 * (aside - 0.01), 0.0, 0.09)))
+        else:
+            wanted = max(gap - 0.005, 0.0)
+        return hand_for(arm.pose, now, hook.before(wanted))
+
+    if not (yield from follow(arm, goal, at_most=180)):
+        raise PlanFailed("the ring does not pass the hook's end")
+    return True
+
+
+def turn_back(arm: Arm, ring: Callable[[], Pose], hook: Hook) -> Motion:
+    """Turn the held ring behind the hook's end until it can hang there.
+
+    Raises:
+        PlanFailed: it jams.
+    """
+
+    def goal() -> Pose | None:
+        now = ring()
+        tilt = hook.tilt(now)
+        if tilt < _RESTING_TILT + 0.15:
+            return None
+        turn = 0.11
+        if tilt > _FREE_TILT:  # turned faster than it can follow, the ring wedges itself onto the arm
+            lag = now.distance(hook.behind(min(tilt, _HOOK_TILT)))
+            turn = 0.07 * float(np.clip(2.0 - lag / _LAG, 0.1, 1.0))
+        return hand_for(arm.pose, now, hook.behind(max(tilt - turn, _RESTING_TILT - 0.1)))
+
+    if not (yield from follow(arm, goal, at_most=100)):
+        raise PlanFailed("the ring does not turn behind the hook's end")
+    return True
+
+
+_RIM, _BOTTOM = 0.96, 0.805  # heights of the hole's ends, m
+_INSERTED = 0.822  # a tip below this height is in, m
+_STAND_READY = 0.012  # the tip waits this far above the rim until it is in line
+_STAND_IN_LINE = 0.003
+_PUSH = 0.02  # how far ahead the goal is on the way down, m
+_STAND_TILT = 0.03  # at twice this tilt, rad, nothing is pushed any more
+_STAND_LEVER = 0.03  # metres that a turn of one radian counts for
+
+
+class Stand:
+    """The hole that the frame goes into.
+
+    Args:
+        scene: with the stand.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    @property
+    def hole(self) -> Vector:
+        """Middle of the hole at the table's height 0, m, shape ``(3,)``."""
+        walls = [self._scene.geom(f"stand_wall{k}").position for k in range(4)]
+        return np.array([(walls[1][0] + walls[3][0]) / 2, (walls[0][1] + walls[2][1]) / 2, 0.0])
+
+    @property
+    def above(self) -> Vector:
+        """A few centimetres above the hole, m, shape ``(3,)``."""
+        return self.hole + (_RIM + 0.05) * UP
+
+    def holds_frame(self) -> bool:
+        """Whether the frame counts as assembled; the flag is part of the observation."""
+        return bool(self._scene.robosuite._check_frame_assembled())
+
+
+def insert(arm: Arm, tip: Callable[[], Pose], stand: Stand, rotation: np.ndarray) -> Motion:
+    """Lower the held frame's tip into the hole, waiting above it for as long as the two are not in line.
+
+    Args:
+        arm: the arm that holds the frame.
+        tip: the frame's tip with the frame's orientation, live.
+        stand: where it goes.
+        rotation: the frame's orientation, upright, shape ``(3, 3)``.
+
+    Raises:
+        PlanFailed: it does not get in.
+    """
+
+    def goal() -> Pose | None:
+        now, hole = tip(), stand.hole
+        height = float(now.position[2])
+        if height < _INSERTED and stand.holds_frame():
+            return None
+        aside, tilt = float(np.linalg.norm((now.position - hole)[:2])), now.angle(Pose(hole, rotation))
+        if height > _RIM - 0.005 and aside + _STAND_LEVER * tilt > _STAND_IN_LINE:
+            wanted = _RIM + _STAND_READY + min(0.04, 4.0 * aside)
+        else:  # a tilted rod wedges itself into the hole: push less, or pull
+            wanted = max(_BOTTOM, height - _PUSH * float(np.clip(2.0 - tilt / _STAND_TILT, -0.5, 1.0)))
+        return hand_for(arm.pose, now, Pose(hole + wanted * UP, rotation))
+
+    if not (yield from follow(arm, goal, at_most=160)):
+        raise PlanFailed("the frame does not go into its stand")
+    return True
+
 
 _POINTING = np.array([0.0, -1.0, 0.0])  # where the hand points while it inserts the frame
 _UPRIGHT = np.stack([np.cross(_POINTING, UP), _POINTING, UP], axis=1)

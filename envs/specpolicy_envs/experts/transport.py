@@ -3,18 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from .arm import Arm
-from .expert import Plan, PlanFailed
-from .grasping import pick
-from .hammer import THINNEST as THINNEST_HANDLE
-from .hammer import Hammer, Meeting
-from .motions import Motion, follow, grip, reach
-from .poses import Matrix, Pose, Vector, down_facing, nearest_rotation, rotation_about, rotation_z
-from .scene import Scene
-from .variety import Episode
+from specpolicy_envs.experts.base import Arm, Episode, Plan, PlanFailed
+from specpolicy_envs.experts.geometry import (
+    Matrix,
+    Pose,
+    Scene,
+    Vector,
+    down_facing,
+    nearest_rotation,
+    rotation_about,
+    rotation_z,
+)
+from specpolicy_envs.experts.primitives import Motion, follow, grip, pick, reach
+
+THINNEST = 0.02  # opening of a hand below which the handle is not between its fingers, m
+
+_THICKEST = 0.05
+_REACH = 0.13  # a hand that holds it is nearer to its middle than this, m
+_TABLE = 0.8  # m
+
+
+class Hammer:
+    """The hammer, read live.
+
+    Which of its ends has the head makes no difference to either arm.
+
+    Args:
+        scene: with the hammer.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    @property
+    def middle(self) -> Vector:
+        """Middle of the handle, m, shape ``(3,)``."""
+        return self._scene.body("payload_root").position
+
+    @property
+    def along(self) -> Vector:
+        """Unit vector along the handle, towards the receiving arm, shape ``(3,)``."""
+        axis = self._scene.body("payload_root").rotation[:, 2]
+        return axis if axis[1] > 0 else -axis
+
+    def at(self, part: float) -> Vector:
+        """The point of the handle ``part`` metres from its middle towards the receiving arm, m, shape ``(3,)``."""
+        return self.middle + part * self.along
+
+    def is_held_by(self, arm: Arm) -> bool:
+        """Whether the fingers have something as thick as the handle between them, and the hammer is there."""
+        near = float(np.linalg.norm(self.middle - arm.pose.position)) < _REACH
+        return near and arm.closed and THINNEST < arm.opening < _THICKEST
+
+    def check_in_reach(self) -> None:
+        """Give up when no hand can get at it any more.
+
+        Raises:
+            PlanFailed: it has fallen between the tables.
+        """
+        if self.middle[2] < _TABLE:
+            raise PlanFailed("the hammer fell between the tables")
+
+
+@dataclass
+class Handover:
+    """What the arms' two plans know of each other; all of it can be seen.
+
+    Attributes:
+        place: of the giving hand at the handover, m, shape ``(3,)``.
+        offered: the giving hand is nearly there, with the hammer.
+        taken: the receiving fingers have closed around the handle.
+        freed: the giving fingers have opened.
+    """
+
+    place: Vector
+    offered: bool = False
+    taken: bool = False
+    freed: bool = False
+
 
 _HANDOVER = np.array([0.0, -0.085, 1.05])  # the giving hand, m: the receiving one reaches as far as it can
 _NEARLY_THERE = 0.1  # metres from there, the receiving hand begins to come near
@@ -47,14 +117,16 @@ class TransportExpert:
 
     def plan(self, scene: Scene, arms: Sequence[Arm], episode: Episode, rng: np.random.Generator) -> Mapping[int, Plan]:
         """One plan for each arm."""
-        hammer, meeting = Hammer(scene), Meeting(_HANDOVER + episode.offset(rng))
+        hammer, meeting = Hammer(scene), Handover(_HANDOVER + episode.offset(rng))
         return {
             0: _give(scene, arms[0], hammer, meeting, episode, rng),
             1: _receive(scene, arms[1], hammer, meeting, episode, rng),
         }
 
 
-def _give(scene: Scene, arm: Arm, hammer: Hammer, meeting: Meeting, episode: Episode, rng: np.random.Generator) -> Plan:
+def _give(
+    scene: Scene, arm: Arm, hammer: Hammer, meeting: Handover, episode: Episode, rng: np.random.Generator
+) -> Plan:
     yield from _remove_lid(scene, arm, episode, rng)
     part = _GIVEN + rng.uniform(-0.004, 0.004)
     slip = episode.slip("hammer")
@@ -75,7 +147,7 @@ def _give(scene: Scene, arm: Arm, hammer: Hammer, meeting: Meeting, episode: Epi
         yield from pick(
             arm,
             at_handle,
-            thinnest=THINNEST_HANDLE,
+            thinnest=THINNEST,
             beside=_MISSED,
             height=0.12,
             tolerance=_TOLERANCE,
@@ -125,7 +197,7 @@ def _remove_lid(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generat
 
 
 def _receive(
-    scene: Scene, arm: Arm, hammer: Hammer, meeting: Meeting, episode: Episode, rng: np.random.Generator
+    scene: Scene, arm: Arm, hammer: Hammer, meeting: Handover, episode: Episode, rng: np.random.Generator
 ) -> Plan:
     yield from _throw_trash_away(scene, arm, episode, rng)
     leant = rotation_about(_X, -_TAKING_LEAN) @ _across(_Y, arm.pose.rotation)

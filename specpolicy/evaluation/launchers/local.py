@@ -6,10 +6,33 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
-from ..comparison import Comparison
-from ..provenance import machine
-from ..units import Batch, Unit
+from specpolicy.evaluation.comparison import Comparison
+from specpolicy.rollout.episodes import Batch, Unit
+from specpolicy.utils.provenance import machine
+
+
+class LauncherError(RuntimeError):
+    """Workers cannot be had, or one of them cannot do its work."""
+
+
+class Launcher(Protocol):
+    """Runs units of work. Their episodes do not depend on where, in what order, or how often they are tried."""
+
+    def run(self, comparisons: Mapping[str, Comparison], units: Sequence[Unit]) -> Iterator[Batch]:
+        """Run every unit and hand out what has ended; closing the iterator ends all work.
+
+        Args:
+            comparisons: by task.
+            units: what to run.
+
+        Raises:
+            EvaluationAborted: nothing but crashes came. Batches handed out before remain valid.
+            LauncherError: see there.
+        """
+        ...
+
 
 _log = logging.getLogger(__name__)
 

@@ -15,13 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from specpolicy._extras import require
-
-from ..comparison import Comparison
-from ..rollout import EvaluationAborted
-from ..units import Batch, Unit
-from ..workplace import Workplace
-from .launcher import LauncherError
+from specpolicy.evaluation.comparison import Comparison, Workplace
+from specpolicy.evaluation.launchers.local import LauncherError
+from specpolicy.rollout.episodes import Batch, Unit
+from specpolicy.rollout.runner import EvaluationAborted
+from specpolicy.utils.extras import require
 
 _log = logging.getLogger(__name__)
 PATIENCE_S = 60.0

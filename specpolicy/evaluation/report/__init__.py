@@ -5,10 +5,10 @@ A results folder is read (``results``); what follows from it is computed (``verd
 the page is written by hand.
 """
 
-from .page import write_report as write_report
-from .results import ReportError as ReportError
-from .results import TaskResults as TaskResults
-from .results import read_folder as read_folder
-from .settings import ReportSettings as ReportSettings
-from .verdict import Verdict as Verdict
-from .verdict import reach_verdict as reach_verdict
+from specpolicy.evaluation.report.page import write_report as write_report
+from specpolicy.evaluation.report.recommendation import Recommendation as Recommendation
+from specpolicy.evaluation.report.recommendation import recommend as recommend
+from specpolicy.evaluation.report.results import ReportError as ReportError
+from specpolicy.evaluation.report.results import ReportSettings as ReportSettings
+from specpolicy.evaluation.report.results import TaskResults as TaskResults
+from specpolicy.evaluation.report.results import read_folder as read_folder

@@ -11,21 +11,25 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specpolicy import __version__
-from specpolicy.atomic import atomic_path
-from specpolicy.progress import progress_bar
-
-from ..summary import SummaryRow
-from . import words
-from .cautions import Caution, cautions_of
-from .figures import Picture, pictures_of
-from .origin import Origin, machine_of, origin_of
-from .pace import Pace, pace_of
-from .results import ReportError, TaskResults, read_folder
-from .settings import ReportSettings
-from .svg import property_of
-from .table import Column, Line, columns_of, lines_of
-from .verdict import Verdict, differs, reach_verdict
-from .videos import Clip, Videos, videos_of
+from specpolicy.evaluation.report import formatting as words
+from specpolicy.evaluation.report.figures import Picture, pictures_of, property_of
+from specpolicy.evaluation.report.recommendation import Recommendation, Warning_, differs, recommend, warnings_of
+from specpolicy.evaluation.report.results import (
+    Origin,
+    RealTimeBudget,
+    ReportError,
+    ReportSettings,
+    TaskResults,
+    budget_of,
+    machine_of,
+    origin_of,
+    read_folder,
+)
+from specpolicy.evaluation.report.tables import Column, Line, columns_of, lines_of
+from specpolicy.evaluation.report.videos import Clip, Videos, videos_of
+from specpolicy.evaluation.summary import SummaryRow
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
 
 PAGE = "report.html"
 _VIDEO_BYTES = 10_000_000  # on the whole page; four thirds of it in base64
@@ -37,9 +41,9 @@ class Section:
 
     anchor: str
     results: TaskResults
-    pace: Pace | None
-    verdict: Verdict
-    cautions: Sequence[Caution]
+    pace: RealTimeBudget | None
+    verdict: Recommendation
+    cautions: Sequence[Warning_]
     columns: Sequence[Column]
     lines: Sequence[Line]
     pictures: Sequence[Picture]
@@ -82,15 +86,15 @@ def write_report(folder: str | Path, out: str | Path | None = None, settings: Re
 
 
 def _section(results: TaskResults, anchor: str, settings: ReportSettings) -> Section:
-    pace = pace_of(results, settings.control_hz(results.task))
-    verdict = reach_verdict(results, pace)
+    pace = budget_of(results, settings.control_hz(results.task))
+    verdict = recommend(results, pace)
     exact = next((pick.row.sampler for pick in verdict.picks if pick.row.exact), results.reference)
     return Section(
         anchor=anchor,
         results=results,
         pace=pace,
         verdict=verdict,
-        cautions=cautions_of(results),
+        cautions=warnings_of(results),
         columns=columns_of(results),
         lines=lines_of(results),
         pictures=pictures_of(results, pace, f"{anchor}-"),

@@ -4,18 +4,107 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from specpolicy.progress import progress_bar
+import specpolicy
+from specpolicy import samplers
+from specpolicy.evaluation.report.formatting import counted, listed
+from specpolicy.evaluation.report.results import RealTimeBudget, ReportSettings, TaskResults, eager
+from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.rollout.env_worker import MakeEnv
+from specpolicy.rollout.episodes import EpisodeRecord
+from specpolicy.rollout.protocols import Policy, Sampler
+from specpolicy.utils.progress import progress_bar
 
-from ..episodes import EpisodeRecord
-from .pace import Pace
-from .results import TaskResults
-from .settings import ReportSettings
-from .stage import Stage, set_stage
-from .words import counted, listed
+
+class StageError(RuntimeError):
+    """A recorded episode cannot be played again here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Whom to ask, and where to play."""
+
+    policy: Policy
+    sampler: Sampler
+    make_env: MakeEnv
+
+
+def set_stage(results: TaskResults, sampler: str, checkpoint: str | None = None, device: str = "cpu") -> Stage:
+    """The policy, sampler and rendering environment that episodes of these results were played with.
+
+    Args:
+        results: whose manifest to follow.
+        sampler: which one.
+        checkpoint: where the policy is now; by default where it was.
+        device: where it is to compute.
+
+    Raises:
+        StageError: the checkpoint is missing or another one, or the recipe is none of this library.
+        CheckpointError: the checkpoint is damaged.
+    """
+    from specpolicy.policies.checkpoint import load_policy
+
+    path = Path(checkpoint or _recorded_checkpoint(results))
+    try:
+        digest = checkpoint_digest(path)
+    except FileNotFoundError as error:
+        raise StageError(f"{error}; say where it is with checkpoint=") from error
+    if digest != results.manifest.configuration.get("checkpoint"):
+        raise StageError(f"{path} is not the checkpoint of these results (SHA-256 {digest[:12]}…)")
+    environment = dict(results.manifest.configuration["environment"])
+    policy = load_policy(path, device)
+    recipe = eager(results.manifest.samplers.get(sampler, {}).get("recipe"))  # for a film or two nobody compiles
+    return Stage(
+        policy,
+        _sampler(recipe, sampler, policy),
+        MakeEnv(environment.pop("id"), {**environment, "render_mode": "rgb_array"}),
+    )
+
+
+def _recorded_checkpoint(results: TaskResults) -> str:
+    for entry in reversed(results.manifest.provenance):
+        path = (entry.get("checkpoint") or {}).get("path")
+        if path:
+            return str(path)
+    raise StageError("the manifest does not say where the checkpoint is; say so with checkpoint=")
+
+
+def _sampler(recipe: Any, name: str, policy: Policy) -> Sampler:
+    """Make a sampler from its recipe, which may come from anywhere: it must name nothing but parts of this library."""
+    from hydra.utils import instantiate
+
+    if not isinstance(recipe, Mapping):
+        raise StageError(f"the recipe of {name} is not kept in a form that it could be made from")
+    strange = [target for target in _targets(recipe) if not _is_a_part(target)]
+    if strange:
+        raise StageError(f"the recipe of {name} names {', '.join(strange)}, which is no part of specpolicy")
+    made: Sampler = instantiate(dict(recipe))(policy)
+    return made
+
+
+def _targets(tree: Any) -> Iterator[str]:
+    if isinstance(tree, Mapping):
+        if "_target_" in tree:
+            yield str(tree["_target_"])
+        for branch in tree.values():
+            yield from _targets(branch)
+    elif isinstance(tree, list):
+        for branch in tree:
+            yield from _targets(branch)
+
+
+def _is_a_part(target: str) -> bool:
+    """A recipe, drafter or verifier of this library by its public name."""
+    room, _, name = target.rpartition(".")
+    if room == "specpolicy.samplers":
+        return getattr(getattr(samplers, name, None), "__module__", None) == "specpolicy.samplers"
+    part = getattr(specpolicy, name, None) if room == "specpolicy" else None
+    return isinstance(part, type) and issubclass(part, specpolicy.Drafter | specpolicy.Verifier)
+
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 3
@@ -40,7 +129,9 @@ class Videos:
     notes: list[str] = field(default_factory=list)
 
 
-def videos_of(results: TaskResults, sampler: str | None, pace: Pace | None, settings: ReportSettings) -> Videos:
+def videos_of(
+    results: TaskResults, sampler: str | None, pace: RealTimeBudget | None, settings: ReportSettings
+) -> Videos:
     """Clips of one sampler, filmed into the results folder where it does not hold them yet; never raises.
 
     An episode played alone can end otherwise than when it was recorded beside others (the last bits of a network's
@@ -103,15 +194,15 @@ def _path(results: TaskResults, record: EpisodeRecord) -> Path:
 
 
 def _film(
-    results: TaskResults, candidates: Sequence[EpisodeRecord], stage: Stage, pace: Pace | None
+    results: TaskResults, candidates: Sequence[EpisodeRecord], stage: Stage, pace: RealTimeBudget | None
 ) -> EpisodeRecord | None:
     """Film the first candidate that ends as it did when it was recorded."""
-    from ..player import EpisodePlayer
-    from ..video import film_take, write_clip
+    from specpolicy.evaluation.video import film_take, write_clip
+    from specpolicy.rollout.env_worker import EpisodePlayer
 
     row = results.row(candidates[0].sampler)
     pause = row.latency.p50.value / 1e3 if row and row.latency and row.latency.p50 else None
-    player = EpisodePlayer(stage.make_env, stage.policy.config.observation_horizon, capture=True)
+    player = EpisodePlayer(stage.make_env, stage.policy.config.n_obs_steps, capture=True)
     try:
         with progress_bar("filming", total=len(candidates)) as bar:
             for record in candidates:

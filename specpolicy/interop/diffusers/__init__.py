@@ -9,8 +9,8 @@ The pipeline runs its own code, encoders, decoders and safety checks included; t
 from a :class:`~specpolicy.SpeculativeSampler`. The images have exactly the law of the stock pipeline's.
 """
 
-from .acceleration import Acceleration as Acceleration
-from .acceleration import accelerate as accelerate
-from .approximation import approximate as approximate
-from .families import FAMILIES as FAMILIES
-from .refusal import PipelineRefused as PipelineRefused
+from specpolicy.interop.diffusers.accelerate import Acceleration as Acceleration
+from specpolicy.interop.diffusers.accelerate import accelerate as accelerate
+from specpolicy.interop.diffusers.accelerate import approximate as approximate
+from specpolicy.interop.diffusers.families import FAMILIES as FAMILIES
+from specpolicy.interop.diffusers.families import UnsupportedPipeline as UnsupportedPipeline

@@ -1,15 +1,22 @@
-"""What has to be known of each kind of pipeline: which network it asks, and how it guides."""
+"""The Gaussian chain that a pipeline's scheduler runs, with what its network is shown at each step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from .refusal import PipelineRefused
+from specpolicy.speculative.denoiser import Cond
+from specpolicy.speculative.process import ReverseProcess, X0Thresholding, per_row
+
+
+class UnsupportedPipeline(ValueError):
+    """A pipeline, its scheduler or its network does not fit; the message says why and what to use instead."""
+
 
 Arguments = Mapping[str, Any]
 """The arguments of one call of a pipeline, by name, defaults included."""
@@ -91,7 +98,7 @@ class Family:
         of_state, of_output = network.config.in_channels, network.config.out_channels
         if of_output == of_state or (self.drops_variance and of_output == 2 * of_state):
             return int(of_state)
-        raise PipelineRefused(
+        raise UnsupportedPipeline(
             f"the network answers {of_state} channels with {of_output}. If the others are a learned variance: the "
             "noise of a step must not depend on the network, or drafts cannot be verified. Use a network that predicts "
             "the mean alone, with variance_type='fixed_small' or 'fixed_large'"
@@ -118,8 +125,224 @@ def family_of(pipeline: Any) -> Family:
     call = type(pipeline).__call__
     loop = getattr(call, "__qualname__", "").split(".")[0]
     if loop not in FAMILIES or not call.__module__.startswith("diffusers."):
-        raise PipelineRefused(
+        raise UnsupportedPipeline(
             f"{type(pipeline).__name__} runs a denoising loop that is not known here; these can be accelerated: "
             f"{', '.join(FAMILIES)}"
         )
     return FAMILIES[loop]
+
+
+Forward = Callable[..., Any]
+"""The network's own forward: states, timesteps, and conditions by name."""
+
+
+class Conditions:
+    """The keyword arguments with which a pipeline asks its network, told apart into rows and constants.
+
+    Args:
+        given: as the pipeline hands them over, for ``branches`` × ``batch`` rows, one branch after the other.
+    """
+
+    def __init__(self, given: Mapping[str, Any], branches: int, batch: int) -> None:
+        self.given, self.branches, self.batch = dict(given), branches, batch
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """Tensors that belong to chains, with leading dimensions ``(batch, branches)``; None in place of the others."""
+        return {name: _walk(value, self._split) for name, value in self.given.items() if name not in _CONSTANT}
+
+    def of(self, rows: Mapping[str, Any]) -> dict[str, Any]:
+        """What to ask the network with, when the rows are ``rows``, of leading dimensions ``(n, branches)``."""
+        return {name: _merge(value, rows[name]) if name in rows else value for name, value in self.given.items()}
+
+    def same(self, given: Mapping[str, Any]) -> bool:
+        """Whether these are the very same objects again."""
+        return self.given.keys() == given.keys() and all(_same(value, given[key]) for key, value in self.given.items())
+
+    def _split(self, value: Any) -> Tensor | None:
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != self.branches * self.batch:
+            return None
+        return value.view(self.branches, self.batch, *value.shape[1:]).transpose(0, 1)
+
+
+_CONSTANT = ("cross_attention_kwargs", "return_dict")  # settings and masks, the same for every row
+
+
+class GuidedPrediction:
+    """The denoiser that a pipeline's chain is sampled with.
+
+    Args:
+        forward: the network's own. channels: of a state; the network may answer with more, which are left out.
+        chain: of the pipeline's scheduler. guidance: how branches are combined. conditions: of the pipeline's batch.
+
+    Attributes:
+        answer, guided: of the first pass: what the network said, as it came, and the prediction made of it.
+    """
+
+    def __init__(
+        self, forward: Forward, channels: int, chain: PipelineChain, guidance: Guidance, conditions: Conditions
+    ) -> None:
+        self.forward, self.channels = forward, channels
+        self.chain, self.guidance, self.conditions = chain, guidance, conditions
+        self.answer: Any = None
+        self.guided: Tensor | None = None
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], timestep: Int[Tensor, " n"], cond: Cond
+    ) -> Float[Tensor, "n c h w"]:
+        """One network pass over ``branches`` × n rows; ``timestep`` is the position in the chain."""
+        at, branches = timestep.cpu(), self.guidance.branches
+        shown = x * per_row(self.chain.input_scale[at].to(x.device, x.dtype), x)
+        told = self.chain.timesteps[at].to(x.device).repeat(branches)
+        answer = self.forward(shown.repeat(branches, *[1] * (x.ndim - 1)), told, **self.conditions.of(cond))
+        output = answer[0][:, : self.channels].contiguous()
+        guided = self.guidance(output.view(branches, len(x), *output.shape[1:]))
+        if self.answer is None:
+            self.answer, self.guided = answer, guided
+        return guided
+
+
+def _walk(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _walk(part, change) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_walk(part, change) for part in value]
+    return change(value)
+
+
+def _merge(given: Any, rows: Any) -> Any:
+    """``given`` with each tensor for which there are rows replaced by them, one branch after the other."""
+    if isinstance(given, Mapping):
+        return {key: _merge(part, rows[key]) for key, part in given.items()}
+    if isinstance(given, tuple | list):
+        return type(given)(_merge(part, row) for part, row in zip(given, rows, strict=True))
+    return rows.transpose(0, 1).flatten(0, 1) if isinstance(rows, Tensor) else given
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(_same(part, second[key]) for key, part in first.items())
+    if isinstance(first, tuple | list) and isinstance(second, tuple | list):
+        return len(first) == len(second) and all(_same(a, b) for a, b in zip(first, second, strict=True))
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        return first is second
+    return bool(first == second)
+
+
+_DETERMINISTIC = (
+    "DDIMInverseScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "KDPM2DiscreteScheduler",
+)
+_ADVICE = (
+    "DDPMScheduler, DDIMScheduler with eta > 0 and EulerAncestralDiscreteScheduler fit: "
+    "pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)"
+)
+
+
+@dataclass(frozen=True)
+class PipelineChain:
+    """A scheduler's chain.
+
+    Attributes:
+        process: its ``timesteps`` are the positions 0 … K − 1, since a scheduler's own need be neither whole numbers
+            nor all different.
+        timesteps: what the network is told at each position, shape ``(K,)``.
+        input_scale: what the state is multiplied by before the network sees it, shape ``(K,)``.
+    """
+
+    process: ReverseProcess
+    timesteps: Num[Tensor, " k"]
+    input_scale: Float[Tensor, " k"]
+
+
+def check_scheduler(scheduler: Any, takes_eta: bool, scales_input: bool) -> str:
+    """The scheduler's kind, if its steps are of the form a·x + b·x̂0 + σ·z.
+
+    Args:
+        takes_eta: whether the pipeline's call has an ``eta``.
+        scales_input: whether the pipeline scales latents as the scheduler asks.
+
+    Raises:
+        PipelineRefused: they are not, or not in this pipeline.
+    """
+    name = type(scheduler).__name__
+    kind = getattr(type(scheduler).step, "__qualname__", "").split(".")[0]
+    if kind == "DDIMScheduler" and not takes_eta:
+        raise UnsupportedPipeline(
+            f"this pipeline's call takes no eta, so that its {name} is deterministic: there is no noise to verify "
+            f"drafts against. {_ADVICE}"
+        )
+    if kind == "EulerAncestralDiscreteScheduler" and not scales_input:
+        raise UnsupportedPipeline(
+            f"this pipeline does not scale its latents, which {name} needs: the stock pipeline does not work with it "
+            f"either. {_ADVICE}"
+        )
+    if kind in ("DDPMScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"):
+        return kind
+    if name in _DETERMINISTIC:
+        raise UnsupportedPipeline(f"{name} is deterministic: there is no noise to verify drafts against. {_ADVICE}")
+    raise UnsupportedPipeline(f"the steps of {name} are not known to be a·x + b·x0 + sigma·z. {_ADVICE}")
+
+
+def read_chain(scheduler: Any, kind: str, eta: float, clipped_epsilon: bool) -> PipelineChain:
+    """The chain of a scheduler whose timesteps have been set.
+
+    Args:
+        kind: of :func:`check_scheduler`.
+        eta: of the pipeline's call; DDIM only.
+        clipped_epsilon: DDIM only: whether ε is computed again from the limited x̂0 (``use_clipped_model_output``).
+
+    Raises:
+        PipelineRefused: η = 0, or a variance that the network is to predict.
+    """
+    if kind == "EulerAncestralDiscreteScheduler":
+        return _euler_ancestral(scheduler)
+    try:
+        process = ReverseProcess.from_scheduler(scheduler, eta=eta)
+    except ValueError as error:
+        raise UnsupportedPipeline(f"{error}") from error
+    if clipped_epsilon:
+        process = replace(process, unlimited=torch.zeros_like(process.unlimited))
+    return PipelineChain(
+        replace(process, timesteps=torch.arange(process.num_steps)),
+        process.timesteps,
+        torch.ones(process.num_steps, dtype=torch.float64),
+    )
+
+
+def _euler_ancestral(scheduler: Any) -> PipelineChain:
+    """Ancestral Euler steps (Karras et al. 2022 and k-diffusion), on states of variance 1 + σ²: it is linear in them.
+
+    x' = x + (σ_down − σ)(x − x̂0)/σ + σ_up z, hence a = σ_down/σ and b = 1 − a.
+    """
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise UnsupportedPipeline(
+            f"prediction_type={scheduler.config.prediction_type!r} with {type(scheduler).__name__}; the scheduler "
+            "itself takes 'epsilon' and 'v_prediction' only"
+        )
+    sigmas = scheduler.sigmas.cpu().double()
+    now, then = sigmas[:-1], sigmas[1:]
+    up = then * ((now**2 - then**2).clamp(min=0)).sqrt() / now
+    down = (then**2 - up**2).clamp(min=0).sqrt()
+    a, whole = down / now, 1 + now**2
+    epsilon = scheduler.config.prediction_type == "epsilon"
+    process = ReverseProcess(
+        timesteps=torch.arange(len(now)),
+        a=a,
+        b=1 - a,
+        sigma=up,
+        from_state=torch.ones_like(now) if epsilon else 1 / whole,
+        from_output=-now if epsilon else -now / whole.sqrt(),
+        limit=X0Thresholding(),
+        unlimited=torch.zeros_like(now),
+    )
+    return PipelineChain(process, scheduler.timesteps.cpu(), whole.rsqrt())

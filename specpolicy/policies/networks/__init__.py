@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from .mlp import ResidualMlp as ResidualMlp
-from .transformer import TransformerDenoiser as TransformerDenoiser
-from .unet1d import ConditionalUnet1d as ConditionalUnet1d
+from specpolicy.policies.networks.mlp import ResidualMlp as ResidualMlp
+from specpolicy.policies.networks.transformer import TransformerDenoiser as TransformerDenoiser
+from specpolicy.policies.networks.unet1d import ConditionalUnet1d as ConditionalUnet1d
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": ResidualMlp,
@@ -18,14 +18,14 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_network(config: dict[str, Any], action_dim: int, cond_dim: int, action_horizon: int) -> nn.Module:
+def build_network(config: dict[str, Any], action_dim: int, cond_dim: int, horizon: int) -> nn.Module:
     """Build the network that ``config`` names.
 
     Args:
         config: ``{"name": one of NETWORKS, **its arguments}``.
         action_dim: coordinates of one action.
         cond_dim: length of the flattened observation history.
-        action_horizon: actions in a chunk.
+        horizon: actions in a chunk.
 
     Raises:
         ValueError: the name is unknown (the message lists the known ones), or a chunk does not fit the network.
@@ -34,4 +34,4 @@ def build_network(config: dict[str, Any], action_dim: int, cond_dim: int, action
     name = arguments.pop("name", None)
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; known: {sorted(NETWORKS)}")
-    return NETWORKS[name](action_dim=action_dim, cond_dim=cond_dim, action_horizon=action_horizon, **arguments)
+    return NETWORKS[name](action_dim=action_dim, cond_dim=cond_dim, horizon=horizon, **arguments)

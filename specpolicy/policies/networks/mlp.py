@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from .octaves import Octaves
-from .timestep import TimestepEmbedding
+from specpolicy.policies.networks.embeddings import FourierFeatures, TimestepEmbedding
 
 
-class ModulatedBlock(nn.Module):
+class AdaLNBlock(nn.Module):
     """Layer norm, scale and shift from the condition, two linear layers, all around a residual path."""
 
     def __init__(self, width: int, expansion: int, embed: int) -> None:
@@ -38,21 +37,21 @@ class ResidualMlp(nn.Module):
     Args:
         action_dim: coordinates of one action.
         cond_dim: length of the observation vector (all observation steps concatenated).
-        action_horizon: actions in a chunk.
+        horizon: actions in a chunk.
         width: features of the residual path.
         blocks: residual blocks.
         expansion: hidden width of a block as a multiple of ``width``.
         embed: length of the vector that carries timestep and observation into every block.
         timestep_dim: size of the timestep embedding.
         octaves: sines and cosines of each observation coordinate that the condition is widened by; see
-            :class:`Octaves`.
+            :class:`FourierFeatures`.
     """
 
     def __init__(
         self,
         action_dim: int,
         cond_dim: int,
-        action_horizon: int,
+        horizon: int,
         width: int = 512,
         blocks: int = 3,
         expansion: int = 2,
@@ -61,15 +60,15 @@ class ResidualMlp(nn.Module):
         octaves: int = 0,
     ) -> None:
         super().__init__()
-        self.shape = (action_horizon, action_dim)
+        self.shape = (horizon, action_dim)
         self.timestep_embedding = TimestepEmbedding(timestep_dim)
-        self.octaves = Octaves(octaves)
+        self.octaves = FourierFeatures(octaves)
         self.embed = nn.Sequential(
             nn.Linear(timestep_dim + self.octaves.width(cond_dim), embed), nn.Mish(), nn.Linear(embed, embed), nn.Mish()
         )
-        self.enter = nn.Linear(action_horizon * action_dim + cond_dim, width)
-        self.blocks = nn.ModuleList(ModulatedBlock(width, expansion, embed) for _ in range(blocks))
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Mish(), nn.Linear(width, action_horizon * action_dim))
+        self.enter = nn.Linear(horizon * action_dim + cond_dim, width)
+        self.blocks = nn.ModuleList(AdaLNBlock(width, expansion, embed) for _ in range(blocks))
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Mish(), nn.Linear(width, horizon * action_dim))
 
     def forward(
         self,

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from .octaves import Octaves
-from .timestep import TimestepEmbedding
+from specpolicy.policies.networks.embeddings import FourierFeatures, TimestepEmbedding
 
 _SPREAD = 0.02  # of the initial weights, as in GPT-2 and Diffusion Policy
 
@@ -82,14 +81,14 @@ class TransformerDenoiser(nn.Module):
     Args:
         action_dim: coordinates of one action.
         cond_dim: length of the observation vector (all observation steps concatenated).
-        action_horizon: actions in a chunk: tokens.
+        horizon: actions in a chunk: tokens.
         observation_steps: observation steps that ``cond_dim`` consists of; a token each.
         width: features of a token. layers: blocks. heads: of each attention.
         expansion: hidden width of a block's linear layers as a multiple of ``width``.
         dropout: in training, within blocks and attention.
         causal: whether an action sees only those before it. Diffusion Policy does so for its transformer.
         octaves: sines and cosines of each observation coordinate that observations are widened by; see
-            :class:`Octaves`.
+            :class:`FourierFeatures`.
 
     Raises:
         ValueError: ``observation_steps`` does not divide ``cond_dim``, or ``heads`` not ``width``; no layers, or an odd
@@ -100,7 +99,7 @@ class TransformerDenoiser(nn.Module):
         self,
         action_dim: int,
         cond_dim: int,
-        action_horizon: int,
+        horizon: int,
         observation_steps: int = 2,
         width: int = 192,
         layers: int = 6,
@@ -114,18 +113,18 @@ class TransformerDenoiser(nn.Module):
         if observation_steps < 1 or cond_dim % observation_steps:
             raise ValueError(
                 f"a condition of length {cond_dim} does not divide into observation_steps={observation_steps}; give "
-                "the policy's observation_horizon"
+                "the policy's n_obs_steps"
             )
         if layers < 1 or width < 4 or width % 2 or width % heads:
             raise ValueError(f"layers={layers}, width={width}, heads={heads}: at least one layer, and an even width "
                              "of 4 or more that heads divide")  # fmt: skip
-        self.shape, self.observation_steps = (action_horizon, action_dim), observation_steps
+        self.shape, self.observation_steps = (horizon, action_dim), observation_steps
         self.timestep_embedding = TimestepEmbedding(width)
-        self.octaves = Octaves(octaves)
+        self.octaves = FourierFeatures(octaves)
         self.enter_observation = nn.Linear(self.octaves.width(cond_dim // observation_steps), width)
         self.enter_action = nn.Linear(action_dim, width)
         self.memory_position = nn.Parameter(torch.zeros(1, 1 + observation_steps, width))
-        self.action_position = nn.Parameter(torch.zeros(1, action_horizon, width))
+        self.action_position = nn.Parameter(torch.zeros(1, horizon, width))
         self.memory = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
         self.blocks = nn.ModuleList(DecoderBlock(width, heads, expansion, dropout, causal) for _ in range(layers))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, action_dim))

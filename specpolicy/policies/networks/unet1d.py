@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from .timestep import TimestepEmbedding
+from specpolicy.policies.networks.embeddings import TimestepEmbedding
 
 
 def conv_block(channels_in: int, channels_out: int, kernel: int, groups: int) -> nn.Sequential:
@@ -64,7 +64,7 @@ class ConditionalUnet1d(nn.Module):
         timestep_dim: size of the timestep embedding.
         kernel: width of the convolutions.
         groups: groups of the group norms; must divide every entry of ``channels``.
-        action_horizon: actions in a chunk; None if it is not known yet: chunks of any fitting length are taken.
+        horizon: actions in a chunk; None if it is not known yet: chunks of any fitting length are taken.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class ConditionalUnet1d(nn.Module):
         timestep_dim: int = 64,
         kernel: int = 5,
         groups: int = 8,
-        action_horizon: int | None = None,
+        horizon: int | None = None,
     ) -> None:
         super().__init__()
         wrong = [c for c in channels if c % groups]
         if wrong or not channels:
             raise ValueError(f"channels={tuple(channels)}: every level must be a positive multiple of groups={groups}")
         self.length_multiple = 2 ** (len(channels) - 1)
-        if action_horizon is not None:
-            self._check_length(action_horizon)
+        if horizon is not None:
+            self._check_length(horizon)
         self.timestep_embedding = TimestepEmbedding(timestep_dim)
         embed = timestep_dim + cond_dim
 

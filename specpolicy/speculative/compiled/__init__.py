@@ -5,8 +5,8 @@ chains of a batch take part in every round, finished ones idly, every window is 
 nothing in a round looks at a number: it can be compiled as one function and replayed as one launch.
 """
 
-from .chain import CompiledChain as CompiledChain
-from .filling import powers_up_to as powers_up_to
-from .make import compile_sampler as compile_sampler
-from .runners import Backend as Backend
-from .sampler import CompiledSampler as CompiledSampler
+from specpolicy.speculative.compiled.backends import Backend as Backend
+from specpolicy.speculative.compiled.backends import batch_buckets as batch_buckets
+from specpolicy.speculative.compiled.sampler import CompiledChain as CompiledChain
+from specpolicy.speculative.compiled.sampler import CompiledSampler as CompiledSampler
+from specpolicy.speculative.compiled.sampler import compile_sampler as compile_sampler

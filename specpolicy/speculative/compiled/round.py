@@ -3,24 +3,121 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from ..denoiser import Cond, Denoiser, gather_rows
-from ..drafters import Draft, Drafter, DraftStart
-from ..leftover import Leftover
-from ..linear_chain import LinearChain
-from ..opening import Opening
-from ..process import per_row
-from ..settle import settle
-from ..verifiers import Verifier
-from .state import Draws, RoundState
+from specpolicy.speculative.denoiser import Cond, Denoiser, gather_rows
+from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart, UnverifiedTail
+from specpolicy.speculative.initial_guess import X0Guess
+from specpolicy.speculative.linear_chain import MultiStepTransition
+from specpolicy.speculative.process import per_row
+from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.round import verify_window
+from specpolicy.speculative.verifiers import Verifier
+
+
+class RoundState(NamedTuple):
+    """B chains on their way.
+
+    Attributes:
+        k, x: position, K when finished, and state of each chain.
+        last_eval_k, last_eval_x, last_eval_x0: latest state at which an x̂0 is known.
+        passes, evaluations: account of network use, ``(B,)``.
+        rounds: rounds so far, ``(1,)``.
+        log: position, drafted and accepted steps of each chain in each round, ``(3, R, B)``; −1 where there is none.
+        finite: whether the network's output has always been finite, ``(1,)``.
+        trajectory, x0: visited states and the target's x̂0 there, ``(K + 2, B, *event)`` with a last row for what is
+            not to be kept; no rows at all if nothing is recorded.
+        leftover: of the last round, in windows of the longest one's width; None if the drafter does not recycle.
+    """
+
+    k: Int[Tensor, " b"]
+    x: Float[Tensor, "b ..."]
+    last_eval_k: Int[Tensor, " b"]
+    last_eval_x: Float[Tensor, "b ..."]
+    last_eval_x0: Float[Tensor, "b ..."]
+    passes: Int[Tensor, " b"]
+    evaluations: Int[Tensor, " b"]
+    rounds: Int[Tensor, " 1"]
+    log: Int[Tensor, "3 r b"]
+    finite: Bool[Tensor, " 1"]
+    trajectory: Float[Tensor, "k2 b ..."]
+    x0: Float[Tensor, "k2 b ..."]
+    leftover: UnverifiedTail | None = None
+
+    @staticmethod
+    def start(
+        x: Float[Tensor, "b ..."], steps: int, record: bool, recycled: int | None = None, chains: int | None = None
+    ) -> RoundState:
+        """Chains at pure noise ``x``, in the dtype of the states, before any pass.
+
+        Args:
+            x: one row a chain. steps: K. record: keep what was visited.
+            recycled: the longest window that a round may leave something of; None keeps no leftover.
+            chains: the rows after so many only fill the batch, and are finished from the start; None: there are none.
+        """
+        batch, rows = len(x), steps + 2 if record else 0
+        nobody = torch.zeros(batch, dtype=torch.long, device=x.device)
+        k = nobody.clone()
+        k[batch if chains is None else chains :] = steps
+        return RoundState(
+            k=k,
+            x=x.clone(),
+            last_eval_k=nobody,
+            last_eval_x=x.clone(),
+            last_eval_x0=torch.zeros_like(x),
+            passes=nobody.clone(),
+            evaluations=nobody.clone(),
+            rounds=torch.zeros(1, dtype=torch.long, device=x.device),
+            log=torch.full(
+                (3, steps, batch), -1, dtype=torch.long, device=x.device
+            ),  # every round makes at least one step
+            finite=torch.ones(1, dtype=torch.bool, device=x.device),
+            trajectory=x.new_zeros((rows, *x.shape)),
+            x0=x.new_zeros((rows, *x.shape)),
+            leftover=None if recycled is None else UnverifiedTail.none(x, recycled),
+        )
+
+    def result(self, dtype: torch.dtype, replayed: bool, chains: int) -> SampleResult:
+        """Samples and account of the first ``chains``, in tensors of their own; ``dtype`` is that of the noise."""
+        # A window that was replayed may have been followed by rounds that ran ahead: those did nothing.
+        log = self.log[:, :, :chains].cpu()
+        steps, log = log.shape[1], log[:, (log[0] >= 0).any(dim=1)]
+        recorded = len(self.trajectory) > 0
+        trajectory = torch.cat([self.trajectory[:-2, :chains], self.x[None, :chains]]) if recorded else None
+        return SampleResult.of_rounds(
+            steps,
+            self.k[:chains],
+            sample=self.x[:chains].to(dtype, copy=True),
+            passes=self.passes[:chains].cpu().clone(),
+            evaluations=self.evaluations[:chains].cpu().clone(),
+            start=log[0],
+            proposed=log[1],
+            accepted=log[2],
+            replayed=log[2, 0].clone() if replayed else None,
+            trajectory=trajectory,
+            x0=self.x0[:-2, :chains].clone() if recorded else None,
+        )
+
+
+class RoundNoise(NamedTuple):
+    """The random numbers of one round.
+
+    Attributes:
+        noise: to draft with, ``(B, w, *event)``. fresh: for the step after the accepted ones, ``(B, *event)``.
+        uniform: in [0, 1), ``(B, w + 1)``; one for each drafted step and one for the repair.
+    """
+
+    noise: Float[Tensor, "b w ..."]
+    uniform: Float64[Tensor, "b w1"]
+    fresh: Float[Tensor, "b ..."]
 
 
 @dataclass(frozen=True, eq=False)
-class StaticRounds:
+class FixedShapeRound:
     """What the rounds of one sampler and one network have in common.
 
     Attributes:
@@ -30,12 +127,12 @@ class StaticRounds:
         table: steps to draft from each position, shape ``(K,)``.
     """
 
-    chain: LinearChain
+    chain: MultiStepTransition
     denoiser: Denoiser
     dtype: torch.dtype
     drafter: Drafter
     verifier: Verifier
-    opening: Opening | None
+    opening: X0Guess | None
     table: Int[Tensor, " k"]
 
     def begin(self, state: RoundState, _: None, cond: Cond) -> RoundState:
@@ -43,17 +140,17 @@ class StaticRounds:
         if self.drafter.refreshes:
             return state  # every round begins with a pass of its own
         if self.opening is not None:
-            return state._replace(anchor_x0=self.opening.x0(state.x, cond).to(state.x.dtype))
+            return state._replace(last_eval_x0=self.opening.x0(state.x, cond).to(state.x.dtype))
         # Rows that only fill the batch stand behind the last step, where there is nothing to ask.
         x0, finite = self._x0(state.x, state.k.clamp(max=self.chain.process.num_steps - 1), cond)
         return state._replace(
-            anchor_x0=x0,
+            last_eval_x0=x0,
             passes=state.passes + 1,
             evaluations=state.evaluations + 1,
             finite=state.finite & finite.all(),
         )
 
-    def advance(self, state: RoundState, draws: Draws, cond: Cond) -> RoundState:
+    def advance(self, state: RoundState, draws: RoundNoise, cond: Cond) -> RoundState:
         """Draft as many steps as ``draws`` has noise for, verify them in one pass, and go on."""
         last, width = self.chain.process.num_steps - 1, draws.noise.shape[1]
         running, k = state.k <= last, state.k.clamp(max=last)  # finished chains stand at K, and take part idly
@@ -61,27 +158,27 @@ class StaticRounds:
         if self.drafter.refreshes:
             x0, finite = self._x0(state.x, k, cond)
             state = state._replace(
-                anchor_k=k,
-                anchor_x=state.x.clone(),
-                anchor_x0=x0,
+                last_eval_k=k,
+                last_eval_x=state.x.clone(),
+                last_eval_x0=x0,
                 passes=state.passes + running,
                 evaluations=state.evaluations + running,
                 finite=state.finite & (finite | ~running).all(),
             )
         if state.leftover is not None:
             draws = draws._replace(noise=state.leftover.noises(draws.noise))
-        anchor = (state.anchor_k, state.anchor_x, state.anchor_x0)
+        anchor = (state.last_eval_k, state.last_eval_x, state.last_eval_x0)
         draft = self.drafter.draft(DraftStart(self.chain, k, state.x, *anchor, draws.noise, cond, state.leftover))
-        return self._verify(state, draft, draws, length, cond, state.anchor_x0 if self.drafter.refreshes else None)
+        return self._verify(state, draft, draws, length, cond, state.last_eval_x0 if self.drafter.refreshes else None)
 
-    def replay(self, state: RoundState, predraft: tuple[Draft, Draws], cond: Cond) -> RoundState:
+    def replay(self, state: RoundState, predraft: tuple[Draft, RoundNoise], cond: Cond) -> RoundState:
         """Verify the first steps of a pre-drafted chain, as many as are handed in."""
         draft, draws = predraft
         length = torch.where(state.k < self.chain.process.num_steps, draws.noise.shape[1], 0)  # idle rows keep nothing
         return self._verify(state, draft, draws, length, cond, None)
 
     def _verify(
-        self, state: RoundState, draft: Draft, draws: Draws, length: Tensor, cond: Cond, start_x0: Tensor | None
+        self, state: RoundState, draft: Draft, draws: RoundNoise, length: Tensor, cond: Cond, start_x0: Tensor | None
     ) -> RoundState:
         """One pass over the drafted states, and over the start unless the target's x̂0 there is ``start_x0``."""
         process, x = self.chain.process, state.x
@@ -97,7 +194,9 @@ class StaticRounds:
         if start_x0 is not None:
             target = torch.cat([start_x0[:, None], target], dim=1)
         fine = finite.view(asked.shape[:2]) | (column[first:] > length[:, None]) | ~running[:, None]
-        settled = settle(process, k, draft, target, draws.noise, length, self.verifier, draws.uniform, draws.fresh)
+        settled = verify_window(
+            process, k, draft, target, draws.noise, length, self.verifier, draws.uniform, draws.fresh
+        )
 
         def kept(new: Tensor, old: Tensor) -> Tensor:
             return torch.where(per_row(running, old), new, old)
@@ -106,7 +205,7 @@ class StaticRounds:
         numbers = torch.stack([kept(each, torch.full_like(k, -1)) for each in (k, length, taken)])
         leftover = state.leftover
         if leftover is not None:
-            after = Leftover.after(draft.states, draft.x0, target, draws.noise, length, taken)
+            after = UnverifiedTail.after(draft.states, draft.x0, target, draws.noise, length, taken)
             leftover = after.width(leftover.noise.shape[1])
         trajectory, recorded = state.trajectory, state.x0
         if len(trajectory):
@@ -118,9 +217,9 @@ class StaticRounds:
         return RoundState(
             k=kept(k + taken + 1, state.k),
             x=kept(settled.x_next, x),
-            anchor_k=kept(k + taken, state.anchor_k),
-            anchor_x=kept(settled.x_end, state.anchor_x),
-            anchor_x0=kept(settled.x0_end, state.anchor_x0),
+            last_eval_k=kept(k + taken, state.last_eval_k),
+            last_eval_x=kept(settled.x_end, state.last_eval_x),
+            last_eval_x0=kept(settled.x0_end, state.last_eval_x0),
             passes=state.passes + running,
             evaluations=state.evaluations + running * asked.shape[1],
             rounds=state.rounds + 1,

@@ -1,25 +1,35 @@
-"""The speculative sampler with compiled or captured rounds."""
+"""From any sampler to its compiled twin."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..denoiser import Cond, Denoiser, DenoiserError, check_cond, state_dtype
-from ..drafters import Draft
-from ..linear_chain import LinearChain
-from ..predraft import PreDraft
-from ..randomness import RandomSource
-from ..result import SampleResult
-from ..sampler import Generators, SpeculativeSampler
-from ..window import AdaptiveWindow
-from .filling import check_sizes, filled, padded
-from .round import StaticRounds
-from .runners import Backend, Runner, make_runner
-from .state import Draws, RoundState
+from specpolicy.speculative.compiled.backends import (
+    Backend,
+    Function,
+    Runner,
+    check_sizes,
+    compiled_function,
+    make_runner,
+    pad_rows,
+    pad_to_bucket,
+)
+from specpolicy.speculative.compiled.round import FixedShapeRound, RoundNoise, RoundState
+from specpolicy.speculative.denoiser import Cond, Denoiser, DenoiserError, check_cond, state_dtype
+from specpolicy.speculative.drafters.base import Draft
+from specpolicy.speculative.linear_chain import MultiStepTransition
+from specpolicy.speculative.predraft import PreDraft
+from specpolicy.speculative.process import ReverseProcess
+from specpolicy.speculative.random_streams import ChainGenerators
+from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.sampler import Generators, SchedulerSampler, SequentialSampler, SpeculativeSampler
+from specpolicy.speculative.window import AdaptiveWindow
 
 
 class CompiledSampler:
@@ -67,7 +77,7 @@ class CompiledSampler:
         self.batches = check_sizes(batches)
         # Replays are as long as they are; what they leave is cut to the windows that may draft with it.
         self._recycled = self._longest if sampler.drafter.recycles else None
-        self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[StaticRounds, Runner[RoundState]]] = {}
+        self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[FixedShapeRound, Runner[RoundState]]] = {}
         if backend is not None:
             make_runner(backend)  # says now what is wrong with it
 
@@ -89,8 +99,8 @@ class CompiledSampler:
         if predraft is not None:
             predraft.check(noise, self.process)
         chains, dtype = len(noise), state_dtype(noise)
-        random = RandomSource(generator, chains, noise.device, dtype)
-        noise, cond = filled(noise, cond, self.batches)
+        random = ChainGenerators(generator, chains, noise.device, dtype)
+        noise, cond = pad_to_bucket(noise, cond, self.batches)
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         runner.start(self._begin(noise, record, chains), cond)
         replays = predraft is not None and self.sampler.replayed > 0
@@ -128,10 +138,10 @@ class CompiledSampler:
 
         With ``record`` for what :meth:`predraft` needs, and for calls with a pre-draft.
         """
-        noise, cond = filled(noise, cond, self.batches)
+        noise, cond = pad_to_bucket(noise, cond, self.batches)
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         dtype = state_dtype(noise)
-        random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
+        random = ChainGenerators(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
         with torch.no_grad():
             for width in widths:
                 runner.start(self._begin(noise, record), cond)
@@ -143,14 +153,14 @@ class CompiledSampler:
 
     def prepare(
         self, denoiser: Denoiser, noise: Tensor, cond: Cond = None
-    ) -> tuple[StaticRounds, Runner[RoundState], list[int]]:
+    ) -> tuple[FixedShapeRound, Runner[RoundState], list[int]]:
         """The static rounds for this network, what runs them, and the widths that they come in."""
         dtype = state_dtype(noise)
         cuda = noise.device.type == "cuda"
         key = (id(denoiser), noise.device, noise.dtype)
         if key not in self._prepared:
-            rounds = StaticRounds(
-                LinearChain(self.process.to(noise.device, dtype)),
+            rounds = FixedShapeRound(
+                MultiStepTransition(self.process.to(noise.device, dtype)),
                 denoiser,  # kept, so that its id stays its own
                 noise.dtype,
                 self.sampler.drafter,
@@ -161,7 +171,7 @@ class CompiledSampler:
             backend: Backend = self.backend or ("graph+inductor" if cuda else "inductor")
             self._prepared[key] = (rounds, make_runner(backend))
             # Drafters and openings bring their tables to the device when they are first asked: not in a compiled round.
-            random = RandomSource(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
+            random = ChainGenerators(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
             state = rounds.begin(self._begin(noise, False), None, cond)
             rounds.advance(state, full_draws(random, 1, noise), cond)
         return *self._prepared[key], self.widths or _usual_widths(self._longest, cuda)
@@ -175,39 +185,167 @@ def _usual_widths(longest: int, cuda: bool) -> list[int]:
     return [longest] if cuda else sorted({max(1, longest // 4), max(1, longest // 2), longest})
 
 
-def full_draws(random: RandomSource, width: int, noise: Tensor) -> Draws:
+def full_draws(random: ChainGenerators, width: int, noise: Tensor) -> RoundNoise:
     """The numbers of a round of ``width`` steps for all chains of ``random``, padded to the rows of ``noise``."""
     everyone, event, rows = range(random.batch), noise.shape[1:], len(noise)
-    return Draws(
-        noise=padded(random.window_noise([width] * random.batch, event, everyone), rows),
-        uniform=padded(random.window_uniform([width] * random.batch, everyone), rows),
-        fresh=padded(random.noise(event), rows),
+    return RoundNoise(
+        noise=pad_rows(random.window_noise([width] * random.batch, event, everyone), rows),
+        uniform=pad_rows(random.window_uniform([width] * random.batch, everyone), rows),
+        fresh=pad_rows(random.noise(event), rows),
     )
 
 
-def _exact_draws(random: RandomSource, width: int, noise: Tensor, active: list[int], lengths: list[int]) -> Draws:
+def _exact_draws(
+    random: ChainGenerators, width: int, noise: Tensor, active: list[int], lengths: list[int]
+) -> RoundNoise:
     """What the eager round draws, padded to ``width`` and to the rows of ``noise``."""
     event, batch = noise.shape[1:], len(noise)
     drawn = random.window_noise(lengths, event, active)
     uniform = random.window_uniform(lengths, active)
     fresh = random.noise(event, active)
-    padded = Draws(
+    pad_rows = RoundNoise(
         noise=drawn.new_zeros((batch, width, *event)),
         uniform=uniform.new_zeros((batch, width + 1)),
         fresh=fresh.new_zeros((batch, *event)),
     )
-    padded.noise[active, : drawn.shape[1]] = drawn
-    padded.uniform[active, : uniform.shape[1] - 1] = uniform[:, :-1]
-    padded.uniform[active, -1] = uniform[:, -1]
-    padded.fresh[active] = fresh
-    return padded
+    pad_rows.noise[active, : drawn.shape[1]] = drawn
+    pad_rows.uniform[active, : uniform.shape[1] - 1] = uniform[:, :-1]
+    pad_rows.uniform[active, -1] = uniform[:, -1]
+    pad_rows.fresh[active] = fresh
+    return pad_rows
 
 
-def _replayed(predraft: PreDraft, steps: int, random: RandomSource, rows: int) -> tuple[Draft, Draws]:
+def _replayed(predraft: PreDraft, steps: int, random: ChainGenerators, rows: int) -> tuple[Draft, RoundNoise]:
     def by_chain(values: Tensor) -> Tensor:
-        return padded(values.transpose(0, 1), rows)
+        return pad_rows(values.transpose(0, 1), rows)
 
-    uniform = padded(random.window_uniform([steps] * random.batch, range(random.batch)), rows)
-    fresh = padded(random.noise(predraft.start.shape[1:]), rows)
+    uniform = pad_rows(random.window_uniform([steps] * random.batch, range(random.batch)), rows)
+    fresh = pad_rows(random.noise(predraft.start.shape[1:]), rows)
     draft = Draft(by_chain(predraft.states[: steps + 1]), by_chain(predraft.x0[:steps]))
-    return draft, Draws(by_chain(predraft.noise[:steps]), uniform, fresh)
+    return draft, RoundNoise(by_chain(predraft.noise[:steps]), uniform, fresh)
+
+
+class _Walk(NamedTuple):
+    x: Float[Tensor, "b ..."]
+    k: Int[Tensor, " 1"]
+    finite: Bool[Tensor, " 1"]
+
+
+class CompiledChain:
+    """A chain sampled step by step, with compiled steps on a CPU and the whole chain as one CUDA graph.
+
+    Args:
+        process: the chain; without noise it is deterministic DDIM (:meth:`ReverseProcess.deterministic`).
+        exact: whether this is the law that the network was trained for; few-step DDIM is approximate.
+        backend: see :data:`Backend`. None: ``graph+inductor`` for noise on CUDA, ``inductor`` elsewhere.
+        batches: batch sizes to prepare, as for :class:`CompiledSampler`.
+
+    Raises:
+        ValueError: batches that do not rise, or an unknown backend.
+    """
+
+    def __init__(
+        self, process: ReverseProcess, exact: bool, backend: Backend | None = None, batches: Sequence[int] | None = None
+    ) -> None:
+        self.process, self.exact, self.backend = process, exact, backend
+        self.batches = check_sizes(batches)
+        self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[_Steps, Runner[_Walk]]] = {}
+        if backend is not None:
+            make_runner(backend)
+
+    def __repr__(self) -> str:
+        law = "exact" if self.exact else "approximate"
+        return f"CompiledChain(K={self.process.num_steps}, {law}, backend={self.backend!r})"
+
+    @torch.no_grad()
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None, record: bool = False
+    ) -> SampleResult:
+        """Sample one chain for each row of ``noise``; arguments and errors as in :class:`SequentialSampler`.
+
+        Raises:
+            ValueError: also for ``record``: compiled chains keep no trajectory.
+        """
+        if record:
+            raise ValueError("a compiled chain keeps no trajectory: record with SequentialSampler")
+        check_cond(cond, len(noise))
+        chains, dtype, event, count = len(noise), state_dtype(noise), noise.shape[1:], self.process.num_steps
+        random = ChainGenerators(generator, chains, noise.device, dtype)
+        noise, cond = pad_to_bucket(noise, cond, self.batches)
+        steps, runner = self._prepare(denoiser, noise)
+        noisy = (self.process.sigma > 0).tolist()
+        zero = torch.zeros(noise.shape, dtype=dtype, device=noise.device)
+        kicks = [pad_rows(random.noise(event), len(noise)) if each else zero for each in noisy]
+        start = torch.zeros(1, dtype=torch.long, device=noise.device)
+        runner.start(_Walk(noise.to(dtype, copy=True), start, torch.ones_like(start, dtype=torch.bool)), cond)
+        if noise.device.type == "cuda":
+            walk = runner.apply(steps.all, torch.stack(kicks))
+        else:
+            for kick in kicks:
+                walk = runner.apply(steps.one, kick)
+        if not bool(walk.finite):
+            raise DenoiserError("denoiser returned NaN or infinity; check its weights, inputs and dtype")
+        passes = torch.full((chains,), count, dtype=torch.long)
+        return SampleResult(walk.x[:chains].to(noise.dtype, copy=True), passes, passes.clone())
+
+    def warm_up(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None) -> None:
+        """Compile or capture for inputs like these."""
+        self(denoiser, noise, cond, torch.Generator().manual_seed(0))
+
+    def _prepare(self, denoiser: Denoiser, noise: Tensor) -> tuple[_Steps, Runner[_Walk]]:
+        key = (id(denoiser), noise.device, noise.dtype)
+        if key not in self._prepared:
+            dtype = state_dtype(noise)
+            cuda = noise.device.type == "cuda"
+            backend: Backend = self.backend or ("graph+inductor" if cuda else "inductor")
+            steps = _Steps(self.process.to(noise.device, dtype), denoiser, noise.dtype, backend.endswith("inductor"))
+            # Steps are compiled one by one: a compiler would take the whole chain for one long program.
+            self._prepared[key] = (steps, make_runner("graph" if backend.startswith("graph") else "plain"))
+        return self._prepared[key]
+
+
+class _Steps:
+    """One step, and all of them."""
+
+    def __init__(self, process: ReverseProcess, denoiser: Denoiser, dtype: torch.dtype, compiled: bool) -> None:
+        self.process, self.denoiser, self.dtype = process, denoiser, dtype
+        self.one: Function[_Walk] = compiled_function(self._one) if compiled else self._one
+
+    def _one(self, walk: _Walk, kick: Tensor, cond: Any) -> _Walk:
+        k = walk.k.expand(len(walk.x))
+        output = self.denoiser(walk.x.to(self.dtype), self.process.timesteps[k], cond)
+        x0 = self.process.x0(walk.x, output.to(walk.x.dtype), k)
+        return _Walk(self.process.step(walk.x, x0, k, kick), walk.k + 1, walk.finite & output.isfinite().all())
+
+    def all(self, walk: _Walk, kicks: Tensor, cond: Any) -> _Walk:
+        for kick in kicks.unbind():
+            walk = self.one(walk, kick, cond)
+        return walk
+
+
+def compile_sampler(
+    sampler: Any, backend: Backend | None = None, batches: Sequence[int] | None = None
+) -> CompiledSampler | CompiledChain:
+    """The same sampler with compiled or captured steps; what is exact stays exact.
+
+    Args:
+        sampler: a :class:`SpeculativeSampler` without an adaptive window, a :class:`SequentialSampler`, or a
+            :class:`SchedulerSampler` of ``DDIMScheduler`` with η = 0.
+        backend: see :data:`Backend`; None chooses by device.
+        batches: batch sizes to prepare, rising; a batch is filled up to the least that holds it. None: as they come.
+
+    Raises:
+        ValueError: there is no compiled form of it; the message says what has one.
+    """
+    if isinstance(sampler, (CompiledSampler, CompiledChain)):
+        return sampler
+    if isinstance(sampler, SpeculativeSampler):
+        return CompiledSampler(sampler, backend, batches=batches)
+    if isinstance(sampler, SequentialSampler):
+        return CompiledChain(sampler.process, sampler.exact, backend, batches)
+    if isinstance(sampler, SchedulerSampler) and not sampler.step_arguments.get("eta", 0.0):
+        return CompiledChain(ReverseProcess.deterministic(sampler.scheduler), False, backend, batches)
+    raise ValueError(
+        f"{sampler!r} has no compiled form; SpeculativeSampler, SequentialSampler and SchedulerSampler of a "
+        "DDIMScheduler with eta = 0 have one"
+    )

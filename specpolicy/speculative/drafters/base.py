@@ -4,13 +4,88 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..denoiser import Cond
-from ..leftover import Leftover
-from ..linear_chain import LinearChain
+from specpolicy.speculative.denoiser import Cond
+from specpolicy.speculative.linear_chain import MultiStepTransition
+
+
+class UnverifiedTail(NamedTuple):
+    """Steps drafted and evaluated but not reached, from the present position of n chains on.
+
+    Attributes:
+        states: old drafted states, shape ``(n, w + 1, *event)``; the first is the one in place of which the chain has
+            come to its present state.
+        drafted_x0: the x̂0 that made them, ``(n, w, *event)``. target_x0: the target's x̂0 at them, as ``states``.
+        noise: the noises that made them, ``(n, w, *event)``; nothing that decided anything has looked at them.
+        left: how many of the noises there are, shape ``(n,)``; ``left + 1`` states are known. −1: nothing is.
+    """
+
+    states: Float[Tensor, "n w1 ..."]
+    drafted_x0: Float[Tensor, "n w ..."]
+    target_x0: Float[Tensor, "n w1 ..."]
+    noise: Float[Tensor, "n w ..."]
+    left: Int[Tensor, " n"]
+
+    @staticmethod
+    def none(x: Float[Tensor, "n ..."], width: int) -> UnverifiedTail:
+        """Nothing known of chains at ``x``, in the shapes of windows of ``width`` steps."""
+        states, steps = (x.new_zeros((len(x), columns, *x.shape[1:])) for columns in (width + 1, width))
+        nothing = torch.full((len(x),), -1, dtype=torch.long, device=x.device)
+        return UnverifiedTail(states, steps, states.clone(), steps.clone(), nothing)
+
+    @staticmethod
+    def after(
+        states: Float[Tensor, "n w1 ..."],
+        drafted_x0: Float[Tensor, "n _ ..."],
+        target_x0: Float[Tensor, "n w1 ..."],
+        noise: Float[Tensor, "n w ..."],
+        length: Int[Tensor, " n"],
+        accepted: Int[Tensor, " n"],
+    ) -> UnverifiedTail:
+        """What a round leaves of which ``accepted`` of ``length`` drafted steps were kept, and one more was made."""
+        begin = accepted[:, None] + 1
+        step = begin + torch.arange(noise.shape[1], device=begin.device)
+        state = begin + torch.arange(noise.shape[1] + 1, device=begin.device)
+        return UnverifiedTail(
+            states=_columns(states, state),
+            drafted_x0=_columns(drafted_x0.expand_as(noise), step),
+            target_x0=_columns(target_x0, state),
+            noise=_columns(noise, step),
+            left=(length - accepted - 1).clamp(min=-1),
+        )
+
+    def width(self, width: int) -> UnverifiedTail:
+        """The same for windows of ``width`` steps: cut off, or filled up with what does not count."""
+        states, drafted, target, noise = (
+            _resized(part, columns)
+            for part, columns in zip(self[:4], (width + 1, width, width + 1, width), strict=True)
+        )
+        return UnverifiedTail(states, drafted, target, noise, self.left.clamp(max=width))
+
+    def rows(self, which: Int[Tensor, " m"]) -> UnverifiedTail:
+        """Of some of the chains."""
+        return UnverifiedTail(*(part[which] for part in self))
+
+    def noises(self, fresh: Float[Tensor, "n w ..."]) -> Float[Tensor, "n w ..."]:
+        """To draft with: the old noises as far as there are any, then ``fresh`` ones."""
+        old = torch.arange(fresh.shape[1], device=fresh.device) < self.left[:, None]
+        return torch.where(old.view(*old.shape, *[1] * (fresh.ndim - 2)), self.width(fresh.shape[1]).noise, fresh)
+
+
+def _columns(part: Tensor, which: Int[Tensor, "n w"]) -> Tensor:
+    row = torch.arange(len(part), device=part.device)[:, None]
+    return part[row, which.clamp(max=part.shape[1] - 1)]
+
+
+def _resized(part: Tensor, columns: int) -> Tensor:
+    if part.shape[1] >= columns:
+        return part[:, :columns]
+    return torch.cat([part, part.new_zeros((len(part), columns - part.shape[1], *part.shape[2:]))], dim=1)
 
 
 @dataclass(frozen=True)
@@ -21,22 +96,22 @@ class DraftStart:
         chain: the process and its linear algebra, on the states' device and dtype.
         k: position of each chain, shape ``(n,)``.
         x: its state, shape ``(n, *event)``.
-        anchor_k, anchor_x, anchor_x0: the latest state at which the target's x̂0 is known (position, state, x̂0).
+        last_eval_k, last_eval_x, last_eval_x0: position, state and x̂0 of the latest evaluation of the target.
         noise: the noises ξ to draft with, shape ``(n, w, *event)``.
         cond: the conditions of these chains, for drafters that run a network of their own.
         leftover: for drafters that recycle: what the last pass said of steps not reached. ``noise`` begins with its
             noises.
     """
 
-    chain: LinearChain
+    chain: MultiStepTransition
     k: Int[Tensor, " n"]
     x: Float[Tensor, "n ..."]
-    anchor_k: Int[Tensor, " n"]
-    anchor_x: Float[Tensor, "n ..."]
-    anchor_x0: Float[Tensor, "n ..."]
+    last_eval_k: Int[Tensor, " n"]
+    last_eval_x: Float[Tensor, "n ..."]
+    last_eval_x0: Float[Tensor, "n ..."]
     noise: Float[Tensor, "n w ..."]
     cond: Cond
-    leftover: Leftover | None = None
+    leftover: UnverifiedTail | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +136,7 @@ class Drafter(ABC):
     Attributes:
         refreshes: whether each round first spends a network pass on the target's x̂0 at its present state.
         recycles: whether it drafts with noises of the last round that its verifier has not looked at; see
-            :class:`~specpolicy.speculative.leftover.Leftover`.
+            :class:`~specpolicy.speculative.drafters.base.UnverifiedTail`.
     """
 
     refreshes: bool = False

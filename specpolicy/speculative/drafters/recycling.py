@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..gains import Gains, GainsOn
-from ..leftover import Leftover
-from ..recurrence import recur
-from .base import Draft, Drafter, DraftStart
+from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart, UnverifiedTail
+from specpolicy.speculative.drafters.linear import JacobianCache, X0Jacobian
+from specpolicy.speculative.linear_chain import affine_scan
 
 
 class RecyclingDrafter(Drafter):
@@ -19,7 +18,7 @@ class RecyclingDrafter(Drafter):
     no noise in it, only what the repair moved and what the old drafts were wrong about; so even without gains (J = 0)
     the old x̂0 is nearer than the latest one. Where the old path ends or is left, and in a first round, drafts go on as
     those of :class:`~specpolicy.LinearDrafter`: from the last x̂0, with gains for the innovation. See
-    :class:`~specpolicy.speculative.leftover.Leftover` for why the law stays exact, and with which verifiers.
+    :class:`~specpolicy.speculative.drafters.base.UnverifiedTail` for why the law stays exact, and with which verifiers.
 
     Args:
         gains: of the process that is to be sampled and the network that samples it; None for J = 0. Wrong ones cost
@@ -33,11 +32,11 @@ class RecyclingDrafter(Drafter):
 
     recycles = True
 
-    def __init__(self, gains: Gains | None = None, trust: float = 0.5) -> None:
+    def __init__(self, gains: X0Jacobian | None = None, trust: float = 0.5) -> None:
         if not trust > 0:
             raise ValueError(f"trust={trust}; give a share above 0, or infinity to follow the old path to its end")
         self.gains, self.trust = gains, trust
-        self._on = None if gains is None else GainsOn(gains)
+        self._on = None if gains is None else JacobianCache(gains)
 
     def __repr__(self) -> str:
         inside = "no gains" if self.gains is None else f"K={self.gains.num_steps}, rank={self.gains.values.shape[1]}"
@@ -60,24 +59,24 @@ class RecyclingDrafter(Drafter):
         along = self._follow(start, old)
         return self._follow(start, old._replace(left=torch.minimum(old.left, self._trusted(start, old, along))))
 
-    def _trusted(self, start: DraftStart, old: Leftover, draft: Draft) -> Int[Tensor, " n"]:
+    def _trusted(self, start: DraftStart, old: UnverifiedTail, draft: Draft) -> Int[Tensor, " n"]:
         """The last step, one after another, at which the old path is near enough; −1 if none is."""
         states, chain = draft.states[:, :-1].flatten(2), start.chain
         position = start.k[:, None] + torch.arange(states.shape[1], device=states.device)
         position = position.clamp(max=chain.process.num_steps)  # what is beyond is padding
-        reached = chain.mean_along(start.anchor_k, position, start.anchor_x, start.anchor_x0).flatten(2)
+        reached = chain.mean_along(start.last_eval_k, position, start.last_eval_x, start.last_eval_x0).flatten(2)
         from_old = torch.linalg.vector_norm(states - old.states[:, :-1].flatten(2), dim=2)
         from_mean = torch.linalg.vector_norm(states - reached, dim=2)
         return (from_old <= self.trust * from_mean).cumprod(dim=1).sum(dim=1) - 1
 
-    def _follow(self, start: DraftStart, old: Leftover) -> Draft:
+    def _follow(self, start: DraftStart, old: UnverifiedTail) -> Draft:
         """Draft along the first ``old.left + 1`` old states, and from the last x̂0 on after them."""
         turn = old.left[:, None]
         column = torch.arange(start.noise.shape[1], device=turn.device)
         # Where x̂0 is measured from: up to the turn those of the old states; after it, from the very start if there is
         # no old path, the last one.
         known = old.target_x0[:, :-1].flatten(2)
-        last = torch.where(turn < 0, start.anchor_x0.flatten(1), _at(old.target_x0.flatten(2), old.left))
+        last = torch.where(turn < 0, start.last_eval_x0.flatten(1), _at(old.target_x0.flatten(2), old.left))
         base = torch.where((column <= turn)[..., None], known, last[:, None])
         if self._on is not None:
             gains = self._on.at(start.chain.process, start.x)
@@ -90,7 +89,7 @@ class RecyclingDrafter(Drafter):
         return Draft(start.chain.draft_along(start.k, start.x, x0, start.noise), x0)
 
 
-def _answer(start: DraftStart, old: Leftover, gains: Gains) -> Float[Tensor, "n w r"]:
+def _answer(start: DraftStart, old: UnverifiedTail, gains: X0Jacobian) -> Float[Tensor, "n w r"]:
     """J (x − where x̂0 is measured from) at each step, in the gains' basis.
 
     Along the old path the difference from it grows by what the old drafts missed; at the turn it begins anew, as the
@@ -100,12 +99,12 @@ def _answer(start: DraftStart, old: Leftover, gains: Gains) -> Float[Tensor, "n 
     column = torch.arange(start.noise.shape[1], device=turn.device)
     k = (start.k[:, None] + column).clamp(max=process.num_steps - 1)
     a, b, sigma = (coefficient[k][..., None] for coefficient in (process.a, process.b, process.sigma))
-    mean = start.chain.mean(start.anchor_k, start.k, start.anchor_x, start.anchor_x0).flatten(1)
+    mean = start.chain.mean(start.last_eval_k, start.k, start.last_eval_x, start.last_eval_x0).flatten(1)
     away = start.x.flatten(1) - torch.where(turn < 0, mean, old.states[:, 0].flatten(1))
     missed = b * gains.project((old.target_x0[:, :-1] - old.drafted_x0).flatten(2))
     kick = torch.where((column < turn)[..., None], missed, sigma * gains.project(start.noise.flatten(2)))
     decay = torch.where((column == turn)[..., None], 0.0, a + b * gains.values[k])
-    return gains.values[k] * recur(decay, kick, gains.project(away))[:, :-1]
+    return gains.values[k] * affine_scan(decay, kick, gains.project(away))[:, :-1]
 
 
 def _at(columns: Float[Tensor, "n w d"], which: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from specpolicy_envs.experts.arm import Arm
-from specpolicy_envs.experts.poses import Pose, down_facing, rotation_about
+from specpolicy_envs.experts.base import Arm
+from specpolicy_envs.experts.geometry import Pose, down_facing, rotation_about
 
 NOWHERE = np.array([9.0, 9.0, 9.0])
 

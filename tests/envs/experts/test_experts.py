@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from specpolicy_envs.experts import load_expert
-from specpolicy_envs.experts.performance import Performance, perform
-from specpolicy_envs.experts.variety import Slip, Variety
-from specpolicy_envs.square import SquareEnv
-from specpolicy_envs.tool_hang import ToolHangEnv
+from specpolicy_envs.experts.base import GraspFault, Randomization
+from specpolicy_envs.experts.rollout import Performance, perform
+from specpolicy_envs.robosuite_tasks import SquareEnv, ToolHangEnv
 
 
 def closings(performance: Performance) -> int:
@@ -22,26 +21,26 @@ def emptiest(performance: Performance) -> float:
 
 
 def test_square_succeeds_at_the_first_grasp(square: SquareEnv) -> None:
-    played = perform(square, load_expert("square"), 1000, Variety(slip=0))
+    played = perform(square, load_expert("square"), 1000, Randomization(slip=0))
     assert played.success and len(played) < 200
     assert closings(played) == 1 and emptiest(played) > 0.008
 
 
-@pytest.mark.parametrize(("seed", "slip"), [(1002, Slip.BESIDE), (1003, Slip.DROPPED)])
-def test_square_repairs_a_slip(square: SquareEnv, monkeypatch: pytest.MonkeyPatch, seed: int, slip: Slip) -> None:
-    monkeypatch.setattr("specpolicy_envs.experts.variety.Episode.slip", lambda self, grasp: slip)
+@pytest.mark.parametrize(("seed", "slip"), [(1002, GraspFault.BESIDE), (1003, GraspFault.DROPPED)])
+def test_square_repairs_a_slip(square: SquareEnv, monkeypatch: pytest.MonkeyPatch, seed: int, slip: GraspFault) -> None:
+    monkeypatch.setattr("specpolicy_envs.experts.base.Episode.slip", lambda self, grasp: slip)
     played = perform(square, load_expert("square"), seed)
     nut = played.observations["object"][:, 2]
     assert played.success and closings(played) == 2
     first_release = int(np.argmin(np.diff(played.actions[:, 6])))
-    if slip is Slip.BESIDE:
+    if slip is GraspFault.BESIDE:
         assert emptiest(played) < 0.004 and nut[:first_release].max() < nut[0] + 0.01
     else:
         assert emptiest(played) > 0.008 and nut[:first_release].max() > nut[10] + 0.01
 
 
 def test_tool_hang_succeeds_with_slips_at_both_grasps(tool_hang: ToolHangEnv) -> None:
-    played = perform(tool_hang, load_expert("tool_hang"), 1032, Variety(slip=1))
+    played = perform(tool_hang, load_expert("tool_hang"), 1032, Randomization(slip=1))
     assert played.success and played.failure is None and len(played) < 550
     assert closings(played) == 4
     assembled, hung = played.observations["object"][:, -2:].T

@@ -3,12 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from point_hand import PointHand, play
-from specpolicy_envs.experts.arm import Arm
-from specpolicy_envs.experts.expert import PlanFailed
-from specpolicy_envs.experts.grasping import funnel, pick
-from specpolicy_envs.experts.motions import follow, grip, reach, wait
-from specpolicy_envs.experts.poses import Pose, rotation_about, rotation_z
-from specpolicy_envs.experts.variety import Slip
+from specpolicy_envs.experts.base import Arm, GraspFault, PlanFailed
+from specpolicy_envs.experts.geometry import Pose, rotation_about, rotation_z
+from specpolicy_envs.experts.primitives import follow, funnel, grip, pick, reach, wait
 
 
 @pytest.fixture
@@ -112,8 +109,8 @@ def test_a_funnel_leads_down_only_as_the_way_becomes_free(hand: PointHand) -> No
 THING = np.array([0.1, -0.05, 0.0])
 
 
-@pytest.mark.parametrize(("slip", "closings"), [(None, 1), (Slip.BESIDE, 2), (Slip.DROPPED, 2)])
-def test_a_slip_is_repaired(slip: Slip | None, closings: int) -> None:
+@pytest.mark.parametrize(("slip", "closings"), [(None, 1), (GraspFault.BESIDE, 2), (GraspFault.DROPPED, 2)])
+def test_a_slip_is_repaired(slip: GraspFault | None, closings: int) -> None:
     hand = PointHand(thing=THING)
     arm = Arm(hand, 0)
     at = Pose(THING, rotation_z(0.6) @ hand.pose.rotation)
@@ -126,7 +123,7 @@ def test_a_slip_is_repaired(slip: Slip | None, closings: int) -> None:
 def test_a_fault_is_marked_but_not_its_repair() -> None:
     """Closing above a thing, and letting go of one that is held; not what leads there and not what comes after."""
     steps = {}
-    for slip in (None, Slip.BESIDE, Slip.DROPPED):
+    for slip in (None, GraspFault.BESIDE, GraspFault.DROPPED):
         hand = PointHand(thing=THING)
         arm = Arm(hand, 0)
         at = Pose(THING, rotation_z(0.6) @ hand.pose.rotation)
@@ -136,7 +133,7 @@ def test_a_fault_is_marked_but_not_its_repair() -> None:
             hand.step(arm.intended())
         steps[slip] = rows
     assert not any(errs for errs, *_ in steps[None])
-    beside, dropped = ([row for row in steps[slip] if row[0]] for slip in (Slip.BESIDE, Slip.DROPPED))
+    beside, dropped = ([row for row in steps[slip] if row[0]] for slip in (GraspFault.BESIDE, GraspFault.DROPPED))
     assert all(distance > 0.03 for _, closed, distance in beside if closed) and any(closed for _, closed, _ in beside)
     assert dropped and not any(closed for _, closed, _ in dropped)
     for rows in steps.values():

@@ -9,12 +9,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from specpolicy_envs.experts import EXPERTS, load_expert
-from specpolicy_envs.experts.arm import Arm
-from specpolicy_envs.experts.expert import Plan, PlanFailed
-from specpolicy_envs.experts.performance import HOLD, Performance, perform
-from specpolicy_envs.experts.scene import Scene
-from specpolicy_envs.experts.variety import Episode, Variety
-from specpolicy_envs.square import SquareEnv
+from specpolicy_envs.experts.base import Arm, Episode, Plan, PlanFailed, Randomization
+from specpolicy_envs.experts.geometry import Scene
+from specpolicy_envs.experts.rollout import HOLD, Performance, perform
+from specpolicy_envs.robosuite_tasks import SquareEnv
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,7 @@ def test_the_same_seed_gives_the_same_bytes(square: SquareEnv, performance: Perf
 
 def test_executed_actions_lead_through_the_recorded_states(square: SquareEnv, performance: Performance) -> None:
     observation, _ = square.reset(seed=performance.seed)
-    for t, action in enumerate(performance.executed_actions):
+    for t, action in enumerate(performance.n_action_steps):
         assert np.array_equal(square.state(), performance.states[t]), t
         for name, values in performance.observations.items():
             assert np.array_equal(observation[name], values[t]), (t, name)
@@ -65,8 +63,8 @@ def test_executed_actions_lead_through_the_recorded_states(square: SquareEnv, pe
 
 
 def test_actions_are_what_was_meant_and_differ_from_what_was_done(performance: Performance) -> None:
-    difference = performance.executed_actions - performance.actions
-    assert np.abs(performance.actions).max() <= 1 and np.abs(performance.executed_actions).max() <= 1
+    difference = performance.n_action_steps - performance.actions
+    assert np.abs(performance.actions).max() <= 1 and np.abs(performance.n_action_steps).max() <= 1
     assert (difference[:, :6] != 0).mean() > 0.9
     assert 0.01 < difference[:, :6].std() < 0.1
     assert not difference[:, 6].any()
@@ -74,7 +72,7 @@ def test_actions_are_what_was_meant_and_differ_from_what_was_done(performance: P
 
 
 def test_faults_on_purpose_are_marked(square: SquareEnv, performance: Performance) -> None:
-    slipped = perform(square, load_expert("square"), seed=1001, variety=Variety(slip=1.0))
+    slipped = perform(square, load_expert("square"), seed=1001, variety=Randomization(slip=1.0))
     assert slipped.success
     assert 5 <= (~slipped.taught).sum() < 0.7 * len(slipped)
     assert slipped.taught[-HOLD:].all()
@@ -104,9 +102,9 @@ def test_a_plan_that_gives_up_is_a_failed_performance(square: SquareEnv, steps: 
 
 
 def test_a_finished_plan_gets_some_time_and_no_more(square: SquareEnv) -> None:
-    idle = perform(square, Riser(2, gives_up=False), seed=5, variety=Variety(sigma=0))
+    idle = perform(square, Riser(2, gives_up=False), seed=5, variety=Randomization(sigma=0))
     assert not idle.success and 10 < len(idle) < Riser.horizon
-    lasting = perform(square, Riser(100, gives_up=False), seed=5, variety=Variety(sigma=0))
+    lasting = perform(square, Riser(100, gives_up=False), seed=5, variety=Randomization(sigma=0))
     assert len(lasting) == Riser.horizon
     assert lasting.observations["robot0_eef_pos"][-1, 2] > idle.observations["robot0_eef_pos"][-1, 2] + 0.05
 

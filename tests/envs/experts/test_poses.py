@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from specpolicy_envs.experts.poses import (
+from specpolicy_envs.experts.geometry import (
     UP,
     Pose,
     down_facing,

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from specpolicy_envs.experts import load_expert
-from specpolicy_envs.experts.performance import HOLD, Performance, perform
+from specpolicy_envs.experts.base import Randomization
+from specpolicy_envs.experts.rollout import HOLD, Performance, perform
 from specpolicy_envs.experts.transport import TransportExpert
-from specpolicy_envs.experts.variety import Variety
-from specpolicy_envs.transport import TransportEnv
+from specpolicy_envs.robosuite_tasks import TransportEnv
 
 SEED = 1007
 HAMMER, TRASH, KNOB = slice(0, 3), slice(7, 10), slice(14, 17)
@@ -39,7 +39,7 @@ def test_it_succeeds_with_disturbances_and_quickly(performance: Performance) -> 
     assert performance.success, performance.failure
     assert performance.rewards[-HOLD:].all()
     assert len(performance) < 330
-    assert not np.array_equal(performance.actions, performance.executed_actions)
+    assert not np.array_equal(performance.actions, performance.n_action_steps)
     assert np.abs(performance.actions).max() <= 1
 
 
@@ -73,14 +73,14 @@ def test_both_arms_work_at_once(performance: Performance) -> None:
 def test_the_same_seed_gives_the_same_bytes(transport: TransportEnv, performance: Performance) -> None:
     again = perform(transport, Beginning(), SEED)
     assert len(again) == Beginning.horizon
-    for name in ("states", "actions", "executed_actions"):
+    for name in ("states", "actions", "n_action_steps"):
         assert getattr(again, name).tobytes() == getattr(performance, name)[: len(again)].tobytes()
 
 
 def test_a_slip_is_a_grasp_that_is_tried_again(transport: TransportEnv) -> None:
     grasps = []
     for slip in (0.0, 1.0):
-        variety = Variety(sigma=0.0, slowest=1.0, jitter=0.0, slip=slip)
+        variety = Randomization(sigma=0.0, slowest=1.0, jitter=0.0, slip=slip)
         closed = perform(transport, Beginning(), SEED, variety).actions[:, 6] > 0
         grasps.append(int(np.count_nonzero(np.diff(closed.astype(int)) == 1)))
     assert grasps == [1, 2]

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from specpolicy.evaluation.fidelity import energy_distance, permutation_test
-from specpolicy.evaluation.statistics.estimate import StatisticsError
+from specpolicy.evaluation.statistics import StatisticsError
 
 
 def normal(n: int, d: int = 6, seed: int = 0, scale: float = 1.0) -> np.ndarray:

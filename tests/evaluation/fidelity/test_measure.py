@@ -24,9 +24,9 @@ class Gaussian:
 class TwoWayPolicy:
     """Chunks around +goal, or −goal with the sampler's probability; their last coordinate is in another unit."""
 
-    config = SimpleNamespace(observation_horizon=1)
+    config = SimpleNamespace(n_obs_steps=1)
 
-    def act(self, observation: Any, sampler: Gaussian, generator: torch.Generator) -> Any:
+    def predict_action(self, observation: Any, sampler: Gaussian, generator: torch.Generator) -> Any:
         goal = torch.from_numpy(observation["goal"])[:, -1]
         sign = 1 - 2 * (torch.rand(len(goal), 1, generator=generator) < sampler.rarer).double()
         noise = torch.randn(len(goal), 4, 2, generator=generator, dtype=torch.float64)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from specpolicy.evaluation.fidelity.shape import find_modes, roughness, spread
-from specpolicy.evaluation.statistics.estimate import StatisticsError
+from specpolicy.evaluation.fidelity import find_modes, roughness, spread
+from specpolicy.evaluation.statistics import StatisticsError
 
 
 def chunks(n: int = 100, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from specpolicy.evaluation.report import ReportSettings, write_report
+from specpolicy.evaluation.report.page import write_report
+from specpolicy.evaluation.report.results import ReportSettings
 
 SQUARE = Path(__file__).parents[3] / "benchmarks" / "results" / "square"
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from evaluation_fakes import record
 
-from specpolicy.evaluation import CallLog, LatencyRun, Manifest
-from specpolicy.evaluation.episodes import EpisodeRecord
-from specpolicy.evaluation.shards import write_shard
+from specpolicy.evaluation.latency import CallLog, LatencyRun
+from specpolicy.evaluation.results import Manifest, write_shard
+from specpolicy.rollout.episodes import EpisodeRecord
 
-CHAIN = {"_target_": "specpolicy.recipes.sequential", "_partial_": True, "num_inference_steps": 100}
-DRAFTED = CHAIN | {"_target_": "specpolicy.recipes.speculative"}
+CHAIN = {"_target_": "specpolicy.samplers.sequential", "_partial_": True, "num_inference_steps": 100}
+DRAFTED = CHAIN | {"_target_": "specpolicy.samplers.speculative"}
 SAMPLERS: dict[str, dict[str, Any]] = {
     "ddpm": {"exact": True, "recipe": CHAIN},
     "free": {"exact": True, "recipe": DRAFTED},
     "short": {"exact": True, "recipe": DRAFTED | {"num_inference_steps": 20}},
-    "ddim": {"exact": False, "recipe": {"_target_": "specpolicy.recipes.ddim", "num_inference_steps": 10}},
+    "ddim": {"exact": False, "recipe": {"_target_": "specpolicy.samplers.ddim", "num_inference_steps": 10}},
 }
 SPEED = {"ddpm": 500, "free": 100, "short": 50, "ddim": 25}
 

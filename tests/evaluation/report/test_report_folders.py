@@ -8,17 +8,17 @@ import pytest
 from report_fakes import SAMPLERS, episodes, timed, write_folder
 
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.evaluation import ManifestError
-from specpolicy.evaluation.report import ReportError, ReportSettings, read_folder, write_report
-from specpolicy.evaluation.report.cautions import cautions_of
-from specpolicy.evaluation.report.results import TaskResults, read_task
+from specpolicy.evaluation.report.page import write_report
+from specpolicy.evaluation.report.recommendation import warnings_of
+from specpolicy.evaluation.report.results import ReportError, ReportSettings, TaskResults, read_folder, read_task
+from specpolicy.evaluation.results import ManifestError
 
 QUIET = ReportSettings(videos=False)
 WON = {name: [True, False] * 30 for name in SAMPLERS}
 
 
 def cautions(results: TaskResults) -> str:
-    return "\n".join(caution.text for caution in cautions_of(results))
+    return "\n".join(caution.text for caution in warnings_of(results))
 
 
 def test_a_folder_of_tasks_becomes_one_page_with_an_overview(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_damaged_parts_cost_no_more_than_themselves(tmp_path: Path) -> None:
     assert len(results.records) == 240 and results.latency is None
     assert "latency.json is not a latency measurement" in cautions(results)
     assert "episodes-99.parquet cannot be read" in cautions(results)
-    assert [caution.grave for caution in cautions_of(results)][:2] == [True, True]
+    assert [caution.grave for caution in warnings_of(results)][:2] == [True, True]
 
 
 def test_crashes_are_counted_and_listed(tmp_path: Path) -> None:

@@ -8,25 +8,27 @@ import numpy as np
 import pytest
 from report_fakes import SAMPLERS, episodes, timed, write_folder
 
-from specpolicy.composition import compose, plain
-from specpolicy.evaluation import CallLog
-from specpolicy.evaluation.report import Verdict, reach_verdict
-from specpolicy.evaluation.report.acceptance import acceptance_of
-from specpolicy.evaluation.report.cautions import cautions_of
-from specpolicy.evaluation.report.law import Law, law_of
-from specpolicy.evaluation.report.pace import Pace
-from specpolicy.evaluation.report.results import read_task
-from specpolicy.evaluation.report.words import listed, milliseconds, p_value, points, ranges, times
+from specpolicy.config import compose, to_container
+from specpolicy.evaluation.latency import CallLog
+from specpolicy.evaluation.report.formatting import listed, milliseconds, p_value, points, ranges, times
+from specpolicy.evaluation.report.recommendation import Recommendation, recommend, warnings_of
+from specpolicy.evaluation.report.results import (
+    RealTimeBudget,
+    TargetDistribution,
+    acceptance_of,
+    read_task,
+    target_distribution_of,
+)
 
 EVEN = [True, False] * 30
 
 
-def verdict(folder: Path, outcomes: dict[str, list[bool]], pace: Pace | None = None) -> Verdict:
-    return reach_verdict(read_task(write_folder(folder, episodes(outcomes), timed(list(outcomes)))), pace)
+def verdict(folder: Path, outcomes: dict[str, list[bool]], pace: RealTimeBudget | None = None) -> Recommendation:
+    return recommend(read_task(write_folder(folder, episodes(outcomes), timed(list(outcomes)))), pace)
 
 
 def test_a_sampler_of_the_same_law_is_advised_and_others_are_offered(tmp_path: Path) -> None:
-    found = verdict(tmp_path / "reach", dict.fromkeys(SAMPLERS, EVEN), Pace(20, 3))
+    found = verdict(tmp_path / "reach", dict.fromkeys(SAMPLERS, EVEN), RealTimeBudget(20, 3))
     assert found.advice == (
         "Use free: it samples the law of ddpm at 5.00× its speed. "
         "Faster, but of another law: short at 10.0× and ddim (approximate) at 20.0×."
@@ -52,7 +54,7 @@ def test_a_loss_is_said_where_the_sampler_is_offered(tmp_path: Path) -> None:
 
 def test_the_same_law_with_another_success_is_suspicious(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "reach", episodes({"ddpm": [True] * 60, "free": EVEN}), timed(["ddpm", "free"]))
-    (grave,) = [caution.text for caution in cautions_of(read_task(folder)) if caution.grave]
+    (grave,) = [caution.text for caution in warnings_of(read_task(folder)) if caution.grave]
     assert grave.startswith("free succeeds less often than ddpm: \u221250.0 points") and "is not exact" in grave
 
 
@@ -65,24 +67,32 @@ def test_no_sampler_is_praised_that_is_no_faster(tmp_path: Path) -> None:
 
 
 def test_without_latency_or_reference_less_is_said(tmp_path: Path) -> None:
-    untimed = reach_verdict(read_task(write_folder(tmp_path / "a", episodes({"ddpm": EVEN}, "a"))))
+    untimed = recommend(read_task(write_folder(tmp_path / "a", episodes({"ddpm": EVEN}, "a"))))
     assert "nothing can be said about which sampler is fastest" in untimed.advice and not untimed.picks
     alone = verdict(tmp_path / "b" / "reach", {"ddim": EVEN})
     assert alone.advice == "Fastest: ddim (approximate), 26.2 ms a chunk. There is no sampler to compare it with."
 
 
 def test_a_law_is_known_from_recipes_of_this_library_alone() -> None:
-    assert law_of(SAMPLERS["free"]["recipe"]) == law_of(SAMPLERS["ddpm"]["recipe"]) == Law(100)
-    assert law_of(SAMPLERS["short"]["recipe"]) == Law(20)
-    matched = {"_target_": "specpolicy.recipes.sequential", "num_inference_steps": 20, "matched": True}
-    assert law_of(matched) == Law(20, matched=True) != Law(20)
-    assert (str(Law(20)), str(Law(20, matched=True))) == ("20 steps", "20 matched steps")
+    assert (
+        target_distribution_of(SAMPLERS["free"]["recipe"])
+        == target_distribution_of(SAMPLERS["ddpm"]["recipe"])
+        == TargetDistribution(100)
+    )
+    assert target_distribution_of(SAMPLERS["short"]["recipe"]) == TargetDistribution(20)
+    matched = {"_target_": "specpolicy.samplers.sequential", "num_inference_steps": 20, "analytic": True}
+    assert target_distribution_of(matched) == TargetDistribution(20, matched=True) != TargetDistribution(20)
+    assert (str(TargetDistribution(20)), str(TargetDistribution(20, matched=True))) == ("20 steps", "20 matched steps")
     for name in ("recycled", "linear_block20", "auto"):
-        recipe = plain(compose("rollout", [f"sampler={name}"]).sampler)
-        compiled = {"_target_": "specpolicy.recipes.compiled", "sampler": recipe}
-        assert law_of(recipe) == law_of(compiled) == Law(20 if name.endswith("20") else 100)
+        recipe = to_container(compose("rollout", [f"sampler={name}"]).sampler)
+        compiled = {"_target_": "specpolicy.samplers.compiled", "sampler": recipe}
+        assert (
+            target_distribution_of(recipe)
+            == target_distribution_of(compiled)
+            == TargetDistribution(20 if name.endswith("20") else 100)
+        )
     for strange in (None, "SequentialSampler(K=100)", {"_target_": "mine.sampler", "num_inference_steps": 100}):
-        assert law_of(strange) is None
+        assert target_distribution_of(strange) is None
 
 
 def test_acceptance_counts_accepted_steps_and_the_first_rejection() -> None:

@@ -10,11 +10,16 @@ import evaluation_fakes as fakes
 import pytest
 from report_fakes import DRAFTED, SAMPLERS, episodes, timed, write_folder
 
-from specpolicy.evaluation import EnvPool, MakeEnv, checkpoint_digest, episode_keys, rollout
-from specpolicy.evaluation.report import ReportSettings, TaskResults, videos, write_report
-from specpolicy.evaluation.report.results import read_task
-from specpolicy.evaluation.report.stage import Stage, StageError, set_stage
-from specpolicy.policies import DiffusionPolicy, PolicyConfig
+from specpolicy.evaluation.report import videos
+from specpolicy.evaluation.report.page import write_report
+from specpolicy.evaluation.report.results import ReportSettings, TaskResults, read_task
+from specpolicy.evaluation.report.videos import Stage, StageError, set_stage
+from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.policies.config import PolicyConfig
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.rollout.env_worker import EnvPool, MakeEnv
+from specpolicy.rollout.episodes import episode_keys
+from specpolicy.rollout.runner import rollout
 
 SETTINGS = ReportSettings()
 SAMPLER = fakes.FakeSampler(noise=3.0)
@@ -98,7 +103,7 @@ def checkpoint(tmp_path: Path) -> Path:
         network={"name": "unet1d", "channels": [8, 8], "timestep_dim": 8},
         scheduler={"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"},
     )
-    DiffusionPolicy(config).save(tmp_path / "checkpoint")
+    DiffusionPolicy(config).save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
 
@@ -126,8 +131,8 @@ def test_the_stage_is_that_of_the_manifest(tmp_path: Path, checkpoint: Path) -> 
     [
         {"_target_": "os.system", "command": "false"},
         {"_target_": "specpolicy.cli.sys.exit"},
-        {"_target_": "specpolicy.recipes.speculative", "drafter": {"_target_": "subprocess.run"}},
-        {"_target_": "specpolicy.recipes.DDIMScheduler"},
+        {"_target_": "specpolicy.samplers.speculative", "drafter": {"_target_": "subprocess.run"}},
+        {"_target_": "specpolicy.samplers.DDIMScheduler"},
         "SequentialSampler(K=100)",
     ],
 )

@@ -19,12 +19,10 @@ from idx_files import write_dataset
 from torch import Tensor
 
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.images import PixelDiTPipeline, load_pipeline
-from specpolicy.images.pipelines import network_of
-from specpolicy.images.training import read_images
-from specpolicy.images.training.lesson import image_lesson
-from specpolicy.training import TrainingSettings
-from specpolicy.training.loop import TrainingLoop
+from specpolicy.images.measuring import load_pipeline, network_of
+from specpolicy.images.pixels import PixelDiTPipeline
+from specpolicy.images.training import image_lesson, read_images
+from specpolicy.training.loop import TrainingLoop, TrainingSettings
 
 UNET = [
     "network.sample_size=8",
@@ -214,13 +212,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_shipped_settings_make_networks_for_fashion_mnist() -> None:
     from hydra.utils import instantiate
 
-    from specpolicy.composition import compose, plain
+    from specpolicy.config import compose, to_container
 
     for name, most in (("unet", 1e6), ("unet_draft", 1.5e5), ("dit", 1.25e6)):
         cfg = compose("train_images", ["data=x", f"network={name}"])
         network = instantiate(cfg.network, _convert_="all")
         assert sum(each.numel() for each in network.parameters()) < most
-        TrainingSettings(**plain(cfg.training))
+        TrainingSettings(**to_container(cfg.training))
         labels = {"class_labels": torch.tensor([0, 9])} if name == "dit" else {}
         with torch.no_grad():
             out = network(torch.zeros(2, 1, 28, 28), torch.tensor([0, 999]), **labels, return_dict=False)[0]

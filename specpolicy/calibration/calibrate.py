@@ -1,0 +1,254 @@
+"""Recording, fitting and storing, in one go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from specpolicy.calibration.fit import RecordedChains, fit_calibration
+from specpolicy.calibration.store import Calibration, CalibrationError, save_calibration
+from specpolicy.calibration.x0_variance import load_x0_variance, measure_x0_variance, save_x0_variance, x0_variance_path
+from specpolicy.policies.checkpoint import checkpoint_digest, file_digest
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.process import ReverseProcess
+from specpolicy.speculative.sampler import SequentialSampler
+from specpolicy.utils.files import atomic_path
+from specpolicy.utils.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class ObservationSet:
+    """Observation histories that a policy has met or may meet.
+
+    Attributes:
+        observations: raw units, joined as the policy joins them, shape ``(n, n_obs_steps, dim)``.
+        group: which episode each is of, shape ``(n,)``; each its own where that is not known.
+        origin: where they come from, as plain JSON types; the same origin has the same histories.
+    """
+
+    observations: Float[NDArray[Any], "n steps dim"]
+    group: Int[NDArray[Any], " n"]
+    origin: dict[str, Any]
+
+    def conditions(self, policy: DiffusionPolicy, which: Int[Tensor, " m"]) -> Float[Tensor, "m c"]:
+        """Some of them as the network's conditions."""
+        return policy.condition(torch.from_numpy(self.observations[which.numpy()]).float().to(policy.device))
+
+    def named(self, policy: DiffusionPolicy, which: Int[NDArray[Any], " m"]) -> dict[str, NDArray[Any]]:
+        """Some of them under the names that :meth:`DiffusionPolicy.act` knows them by."""
+        keys = policy.config.observations
+        parts = np.split(self.observations[which], np.cumsum(list(keys.values()))[:-1], axis=-1)
+        return dict(zip(keys, parts, strict=True))
+
+
+def observations_of_demonstrations(policy: DiffusionPolicy, path: str | Path) -> ObservationSet:
+    """One history for each step of each episode of a robomimic file; before an episode its first step is repeated.
+
+    Raises:
+        DemonstrationError: the file is missing, damaged or lacks what the policy looks at.
+        ImportError: h5py is missing; the message names the extra.
+    """
+    from specpolicy.datasets.robomimic import read_demonstrations
+
+    path = Path(path)
+    episodes = read_demonstrations(path, policy.config.observations, validation_demos=0).train
+    back = np.arange(1 - policy.config.n_obs_steps, 1)
+    histories = [
+        episode.observations[(np.arange(len(episode.observations))[:, None] + back).clip(min=0)] for episode in episodes
+    ]
+    group = np.repeat(np.arange(len(histories)), [len(each) for each in histories])
+    return ObservationSet(np.concatenate(histories), group, _origin("demonstrations", path))
+
+
+def observations_of_results(policy: DiffusionPolicy, path: str | Path) -> ObservationSet:
+    """The histories that an evaluation left in ``observations.npz``.
+
+    Raises:
+        CalibrationError: the file is missing or no such archive.
+        ObservationError: it lacks what the policy looks at.
+    """
+    path = Path(path)
+    try:
+        with np.load(path) as arrays:
+            observations = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise CalibrationError(
+            f"{path} cannot be read ({error}); expected an observations.npz as `specpolicy evaluate` leaves it"
+        ) from error
+    joined = policy.observations.join(observations)
+    return ObservationSet(joined, np.arange(len(joined)), _origin("observations", path))
+
+
+def _origin(kind: str, path: Path) -> dict[str, Any]:
+    return {"kind": kind, "file": path.name, "sha256": file_digest(path)}
+
+
+PART = 50
+"""Chains that share a pass, a stream of random numbers and a file."""
+
+RECORDING = "recording.json"
+
+
+def record_chains(
+    policy: DiffusionPolicy,
+    process: ReverseProcess,
+    histories: ObservationSet,
+    folder: Path,
+    *,
+    chains: int,
+    seed: int = 0,
+    identity: dict[str, Any] | None = None,
+) -> RecordedChains:
+    """Sequential chains at histories drawn by lot, written into ``folder`` as they are made.
+
+    What an earlier, interrupted call has written is not made again. More chains than an earlier call go on from its
+    own.
+
+    Args:
+        policy: whose chains. process: of which steps.
+        histories: to condition on. Without as many as chains, each is taken several times.
+        folder: for the parts.
+        chains: how many; rounded up to whole parts of 50.
+        seed: of the lot and of the chains' noise.
+        identity: what tells the policy from another one; kept to refuse parts of another one.
+
+    Raises:
+        CalibrationError: the folder holds parts of another policy, histories, seed or chain.
+    """
+    _claim(folder, {"steps": process.num_steps, "seed": seed, "origin": histories.origin, **(identity or {})})
+    parts = -(-chains // PART)
+    order = _order(len(histories.observations), parts * PART, seed)
+    files = [folder / f"chains-{part:05d}.safetensors" for part in range(parts)]
+    done = [file.exists() for file in files]
+    with progress_bar("recording chains", parts * PART, completed=sum(done) * PART) as bar:
+        for part, file in enumerate(files):
+            if done[part]:
+                continue
+            which = order[part * PART : (part + 1) * PART]
+            recorded = _record(policy, process, histories, which, torch.Generator().manual_seed(seed * 100_003 + part))
+            with atomic_path(file) as temporary:
+                temporary.write_bytes(save(recorded))
+            bar.advance(PART)
+    return _joined([_read(file) for file in files])
+
+
+def _record(
+    policy: DiffusionPolicy,
+    process: ReverseProcess,
+    histories: ObservationSet,
+    which: Int[Tensor, " n"],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    cond = histories.conditions(policy, which)
+    noise = torch.randn(len(which), *policy.event_shape, generator=generator).to(policy.device)
+    result = SequentialSampler(process)(policy, noise, cond=cond, generator=generator, record=True)
+    if result.trajectory is None or result.x0 is None:  # record=True gives both; for the type checker
+        raise CalibrationError("the sampler recorded nothing")
+    return {
+        "states": result.trajectory.flatten(2).cpu(),
+        "x0": result.x0.flatten(2).cpu(),
+        "cond": cond.cpu(),
+        "group": torch.from_numpy(histories.group)[which].long(),
+    }
+
+
+def _order(available: int, wanted: int, seed: int) -> Int[Tensor, " m"]:
+    """Which history each chain gets: all in random order, again and again. A longer list begins as a shorter one."""
+    rounds = -(-wanted // available)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.randperm(available, generator=generator) for _ in range(rounds)])[:wanted]
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path, said = folder / RECORDING, json.dumps(identity, indent=2, sort_keys=True) + "\n"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            temporary.write_text(said, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != said:
+        raise CalibrationError(
+            f"{folder} holds chains of another policy, other observations, another seed or number of steps "
+            f"({RECORDING} says which); choose another out=, or remove it"
+        )
+
+
+def _read(file: Path) -> RecordedChains:
+    try:
+        return RecordedChains(**load_file(file))
+    except (SafetensorError, TypeError) as error:
+        raise CalibrationError(f"{file} is damaged ({error}); remove it and run the same command again") from error
+
+
+def _joined(parts: list[RecordedChains]) -> RecordedChains:
+    return RecordedChains(
+        torch.cat([part.states for part in parts], dim=1),
+        torch.cat([part.x0 for part in parts], dim=1),
+        torch.cat([part.cond for part in parts]),
+        torch.cat([part.group for part in parts]),
+    )
+
+
+def calibrate(
+    policy: DiffusionPolicy,
+    histories: ObservationSet,
+    num_inference_steps: int,
+    folder: Path,
+    *,
+    analytic: bool = False,
+    chains: int = 800,
+    seed: int = 0,
+    most_centres: int | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> tuple[Calibration, Path]:
+    """Calibrate a policy's drafter and keep the outcome beside its checkpoint.
+
+    Args:
+        policy: loaded from a checkpoint.
+        histories: observations to record chains at; none that the policy is to be judged on.
+        num_inference_steps: K.
+        folder: for the recorded chains, so that an interrupted call can be gone on with.
+        analytic: of the chain with analytic noise, see :class:`Uncertainty`. Where the checkpoint does not know its
+            x0_variance yet, as many of its longest chains are recorded first, and it is measured on them.
+        chains: to record. seed: of the recording.
+        most_centres: observations that the file may hold, see :func:`fit_calibration`; 0 where they must not go with
+            the checkpoint.
+        provenance: kept in the file.
+
+    Returns:
+        The calibration, and where it was written.
+
+    Raises:
+        CalibrationError: the policy was not loaded from a folder, or ``folder`` holds other chains.
+        ValueError: the number of steps or chains cannot be used.
+    """
+    if policy.folder is None:
+        raise CalibrationError("the policy was not loaded from a checkpoint: save it first, and load it from there")
+    if chains < 1:
+        raise ValueError(f"chains={chains}; record at least 1, better several hundred")
+    about = {"observations": histories.origin, "seed": seed, "provenance": dict(provenance or {})}
+    identity: dict[str, Any] = {"checkpoint": checkpoint_digest(policy.folder)}
+    record = partial(record_chains, policy, histories=histories, chains=chains, seed=seed)
+    if not analytic:
+        process = ReverseProcess.from_scheduler(policy.scheduler, num_inference_steps)
+    else:
+        if not x0_variance_path(policy.folder).is_file():
+            full = ReverseProcess.from_scheduler(policy.scheduler, policy.scheduler.config.num_train_timesteps)
+            longest = record(process=full, folder=folder / "full", identity=identity)
+            save_x0_variance(measure_x0_variance(full, longest, about), policy.folder)
+        process = load_x0_variance(policy.folder).chain(policy.scheduler, num_inference_steps)
+        identity |= {"timesteps": process.timesteps.tolist(), "sigma": process.sigma.tolist()}
+    recorded = record(process=process, folder=folder, identity=identity)
+    calibration = fit_calibration(process, recorded, about, most_centres)
+    return calibration, save_calibration(calibration, policy.folder, analytic)

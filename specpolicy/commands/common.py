@@ -1,0 +1,104 @@
+"""Where commands that look at a policy's observations take them from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from specpolicy.config import ConfigError, available, compose, parse_repeats, to_container
+
+if TYPE_CHECKING:
+    from specpolicy.evaluation.comparison import Comparison
+
+
+def tasks_with_checkpoint(command: str, overrides: Sequence[str]) -> list[str]:
+    """The tasks that a command can be run on: those whose checkpoint is there."""
+    tasks = {task: compose(command, [*overrides, f"task={task}"]).checkpoint for task in available("task")}
+    there = [task for task, checkpoint in tasks.items() if (Path(checkpoint) / "config.json").is_file()]
+    absent = [f"{task} ({checkpoint})" for task, checkpoint in tasks.items() if task not in there]
+    if not there:
+        raise ConfigError(f"no task has a checkpoint: {', '.join(absent)}; run `specpolicy train` first")
+    if absent:
+        logging.getLogger(__name__).info("left out for want of a checkpoint: %s", ", ".join(absent))
+    return there
+
+
+def composed(
+    command: str, overrides: Sequence[str], samplers: Sequence[str] | None
+) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration of a command, and the recipe of each sampler."""
+    configs = {name: compose(command, [*overrides, f"sampler={name}"]) for name in samplers or ["free_block"]}
+    return next(iter(configs.values())), {name: recipe_of(cfg) for name, cfg in configs.items()}
+
+
+def recipe_of(cfg: DictConfig, predrafts: bool = False) -> DictConfig:
+    """The chosen sampler's configuration; inside that of its compiled twin, if ``compile`` names a backend."""
+    if "compile" not in cfg or cfg.compile is None:  # not all commands have the switch
+        return cfg.sampler
+    return OmegaConf.create(
+        {
+            "_target_": "specpolicy.samplers.compiled",
+            "_partial_": True,
+            "sampler": to_container(cfg.sampler),
+            "backend": cfg.compile,
+            # Episodes come together or, when most have ended, in a batch that is filled up; latency is measured alone.
+            "batches": sorted({1, cfg.num_envs}),
+            "predrafts": predrafts,
+        }
+    )
+
+
+def comparison_of(cfg: DictConfig, recipes: Mapping[str, Any], seeds: Sequence[int]) -> Comparison:
+    """What a command's configuration asks to compare."""
+    from specpolicy.evaluation.comparison import CheckpointLoader, Comparison
+    from specpolicy.rollout.env_worker import MakeEnv
+
+    task, checkpoint = cfg.task.name, str(cfg.checkpoint)
+    makers = {name: instantiate(recipe) for name, recipe in recipes.items()}
+    return Comparison(
+        task=task,
+        contestants=CheckpointLoader(checkpoint, task, makers, cfg.device).pinned(),
+        make_env=MakeEnv(cfg.task.env),
+        seeds=seeds,
+        repeats=parse_repeats(to_container(cfg.repeats), list(recipes)),
+        checkpoint=checkpoint,
+        recipes={name: to_container(recipe) for name, recipe in recipes.items()},
+        num_envs=cfg.num_envs,
+        threads=cfg.threads or None,
+        block_size=cfg.block_size,
+        retry_crashed=cfg.retry_crashed,
+        latency_calls=cfg.latency_calls,
+        latency_threads=cfg.latency_threads or None,
+        control_hz=cfg.task.control_hz,
+        video=tuple(to_container(cfg.video)),
+    )
+
+
+if TYPE_CHECKING:
+    from specpolicy.calibration.calibrate import ObservationSet
+    from specpolicy.policies.diffusion_policy import DiffusionPolicy
+
+
+def histories_for(policy: DiffusionPolicy, dataset: str | None, observations: str | None) -> ObservationSet:
+    """Those of a dataset or of an archive; of the demonstrations of the policy's task if neither is given.
+
+    Raises:
+        ConfigError: both are given, or neither and the task is none of this library's.
+        CalibrationError, DemonstrationError, ObservationError: the file is missing or does not fit.
+    """
+    from specpolicy.calibration.calibrate import observations_of_demonstrations, observations_of_results
+
+    if dataset and observations:
+        raise ConfigError("dataset= and observations= both say where observations are; give one of them")
+    if observations:
+        return observations_of_results(policy, observations)
+    if not dataset and policy.config.task not in available("task"):
+        raise ConfigError(
+            f"nothing says where observations of task {policy.config.task!r} are; give dataset= or observations="
+        )
+    return observations_of_demonstrations(policy, dataset or compose("train", [f"task={policy.config.task}"]).dataset)

@@ -1,0 +1,156 @@
+"""The cells of an experiment: executor × sampler × charged latency."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from specpolicy.control.executors import Executor
+from specpolicy.control.latency import Constant, Empirical, Latency, LogNormal, Measured
+from specpolicy.evaluation.latency import LatencyRun
+
+FORMS = "milliseconds such as 200, measured, recorded, recorded:SAMPLER, or lognormal:MEDIAN_MS:SIGMA"
+
+
+class LatencyError(ValueError):
+    """A latency that was asked for cannot be had."""
+
+
+@dataclass(frozen=True)
+class InjectedLatency:
+    """A latency with its name. It is charged whatever sampler computes: the two are chosen apart.
+
+    Attributes:
+        label: in tables and figures, e.g. ``"200 ms"``.
+        latency: the law.
+        description: for the record; a results folder refuses a charge of the same label that is described otherwise.
+    """
+
+    label: str
+    latency: Latency
+    description: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_latency(text: str | float, sampler: str, recording: str | Path) -> InjectedLatency:
+    """The charge that ``text`` asks for.
+
+    Args:
+        text: one of :data:`FORMS`.
+        sampler: whose recorded calls ``recorded`` takes.
+        recording: ``latency.json`` of a rollout or an evaluation.
+
+    Raises:
+        LatencyError: another form, or no such recording.
+    """
+    kind, *rest = str(text).strip().split(":")
+    if kind == "measured" and not rest:
+        return InjectedLatency("measured", Measured(), {"law": "measured"})
+    if kind == "recorded" and len(rest) <= 1:
+        return _recorded(rest[0] if rest else sampler, Path(recording), bool(rest))
+    try:
+        numbers = [float(part) for part in (rest if kind == "lognormal" else [kind, *rest])]
+    except ValueError:
+        numbers = []
+    try:
+        if kind == "lognormal" and len(numbers) == 2:
+            median, sigma = numbers
+            law: Latency = LogNormal(median / 1e3, sigma)
+            return InjectedLatency(f"~{median:g} ms", law, {"law": "lognormal", "median_ms": median, "sigma": sigma})
+        if kind != "lognormal" and len(numbers) == 1:
+            return InjectedLatency(
+                f"{numbers[0]:g} ms", Constant(numbers[0] / 1e3), {"law": "constant", "ms": numbers[0]}
+            )
+    except ValueError as error:
+        raise LatencyError(f"latency={text!r}: {error}") from error
+    raise LatencyError(f"latency={text!r}; write {FORMS}")
+
+
+def _recorded(sampler: str, path: Path, named: bool) -> InjectedLatency:
+    if not path.is_file():
+        raise LatencyError(
+            f"there is no latency recording at {path}; run `specpolicy rollout` with this sampler and name its "
+            "latency.json with recording=..."
+        )
+    run = LatencyRun.read(path)
+    if sampler not in run.samplers:
+        raise LatencyError(f"{path} holds no calls of {sampler!r}; it has {', '.join(run.samplers)}")
+    nanoseconds = run.samplers[sampler].nanoseconds
+    law = Empirical(tuple(each / 1e9 for each in nanoseconds))
+    return InjectedLatency(
+        f"recorded {sampler}" if named else "recorded",
+        law,
+        {
+            "law": "recorded",
+            "sampler": sampler,
+            "calls": len(nanoseconds),
+            "median_ms": round(1e3 * law.typical_s, 3),
+            "sha256": hashlib.sha256(json.dumps(nanoseconds).encode()).hexdigest(),
+            "device": run.device,
+            "threads": run.threads,
+            "cpu": run.provenance.get("machine", {}).get("cpu"),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """One controller: a sampler, an executor, and what an inference is said to cost.
+
+    Attributes:
+        executor_name, executor: how it lives with the latency.
+        sampler: name of what computes the chunks.
+        charge: the latency, whatever the sampler takes.
+        settings: of the executor, for the record.
+    """
+
+    executor_name: str
+    executor: Executor
+    sampler: str
+    charge: InjectedLatency
+    settings: Any = None
+
+    @property
+    def name(self) -> str:
+        """Identifies the cell in a results folder."""
+        return f"{self.executor_name}, {self.sampler}, {self.charge.label}"
+
+    @property
+    def slug(self) -> str:
+        """The name as a file name."""
+        return re.sub(r"[^\w.+-]+", "-", self.name.replace("~", "about-"))
+
+    def recipe(self, exact: bool, sampler_recipe: Any) -> dict[str, Any]:
+        """What a results folder remembers of the cell."""
+        return {
+            "exact": exact,
+            "recipe": sampler_recipe,
+            "sampler": self.sampler,
+            "executor": {"name": self.executor_name, "settings": self.settings or repr(self.executor)},
+            "charged": self.charge.description,
+        }
+
+
+def grid(
+    executors: Mapping[str, tuple[Executor, Any]],
+    charges: Mapping[str, Sequence[InjectedLatency]],
+    any_latency: bool = True,
+) -> list[ControllerConfig]:
+    """All combinations, executor by executor within a sampler.
+
+    Args:
+        executors: by name, with their settings for the record.
+        charges: for each sampler what is charged.
+        any_latency: where the world waits, the latency changes nothing but the account's times: run such executors at
+            the first charge only.
+    """
+    return [
+        ControllerConfig(name, executor, sampler, charge, settings)
+        for sampler, offered in charges.items()
+        for name, (executor, settings) in executors.items()
+        for charge in (offered[:1] if any_latency and executor.rules.world_waits else offered)
+    ]

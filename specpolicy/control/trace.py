@@ -1,0 +1,175 @@
+"""Accounts as parquet: a file for each episode, a row for each tick."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from specpolicy.control.inference import InferenceKind
+from specpolicy.utils.extras import require
+from specpolicy.utils.files import atomic_path
+
+
+@dataclass
+class InferenceRecord:
+    """A computation, filled in as it goes on. Times are seconds since the episode's begin, on the loop's clock.
+
+    Attributes:
+        number: counted from 0 in each episode.
+        kind: what was computed.
+        tick: tick of the observation that it was begun at.
+        observed_s: when that observation was taken.
+        begun_s: when the computation began.
+        ended_s: when it ended; None if it had not.
+        passes, evaluations, acceptance, error: as in :class:`specpolicy.control.InferenceResult`.
+        handover: tick from which on its chunk was played; None if it never was.
+    """
+
+    number: int
+    kind: InferenceKind
+    tick: int
+    observed_s: float
+    begun_s: float
+    ended_s: float | None = None
+    passes: int | None = None
+    evaluations: int | None = None
+    acceptance: float | None = None
+    error: str | None = None
+    handover: int | None = None
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One tick: what was sent, from which chunk, and what the guards said. Times as in :class:`InferenceRecord`.
+
+    Attributes:
+        tick: number of the tick on the clock's grid; a number that is missing was skipped, being too late.
+        due_s: when the action was due.
+        sent_s: when it was sent.
+        source: ``"planned"``, ``"rest"`` of a chunk, ``"start"`` (no chunk yet), ``"pause"`` (the executor holds), or
+            ``"guard"``.
+        job: number of the computation that the action's newest chunk came from; None if no chunk had a part in it.
+        observed_s, begun_s, ended_s, passes: of that computation.
+        age_s: ``sent_s − observed_s``.
+        queue: actions that were left to play, this one included.
+        computing: kind of the computation under way after this tick's decisions; None if there was none.
+        fault, response: what a guard objected to, and what it did; None if nothing was wrong.
+        action: what was sent, environment units.
+        reward, success: what came of it.
+    """
+
+    tick: int
+    due_s: float
+    sent_s: float
+    source: str
+    job: int | None
+    observed_s: float | None
+    begun_s: float | None
+    ended_s: float | None
+    passes: int | None
+    age_s: float | None
+    queue: int
+    computing: str | None
+    fault: str | None
+    response: str | None
+    action: tuple[float, ...]
+    reward: float
+    success: bool
+
+
+@dataclass
+class EpisodeTrace:
+    """Everything about one episode.
+
+    Attributes:
+        seed, repeat: which episode.
+        rate_hz: ticks a second.
+        play: actions of each chunk that the executor plays.
+        ticks, jobs: in order.
+        stopped: the fault for which a guard ended the episode; None if none did.
+        faults: how often each fault occurred, those of whole chunks included.
+    """
+
+    seed: int
+    repeat: int
+    rate_hz: float
+    play: int
+    ticks: list[StepRecord] = field(default_factory=list)
+    jobs: list[InferenceRecord] = field(default_factory=list)
+    stopped: str | None = None
+    faults: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def success(self) -> bool:
+        """Whether ``info["success"]`` was true at some tick."""
+        return any(row.success for row in self.ticks)
+
+    @property
+    def return_(self) -> float:
+        """Sum of rewards."""
+        return float(sum(row.reward for row in self.ticks))
+
+    @property
+    def skipped(self) -> int:
+        """Ticks of the clock at which nothing was sent, because the one before took too long."""
+        return self.ticks[-1].tick + 1 - len(self.ticks) if self.ticks else 0
+
+
+FORMAT = 1
+_KEY = b"specpolicy.control"
+
+
+class TraceError(ValueError):
+    """A file is not a readable account of an episode."""
+
+
+def write_trace(account: EpisodeTrace, path: Path, labels: Mapping[str, str] | None = None) -> None:
+    """Write an account, at once or not at all.
+
+    The rows are :class:`StepRecord` with ``seed``, ``repeat`` and the ``labels`` in front. Computations, whose chunks
+    need not have been played, and the rest are JSON in the file's metadata under ``specpolicy.control``.
+
+    Raises:
+        ImportError: pyarrow is missing; the message names the extra.
+    """
+    pa, pq = require("pyarrow", "eval"), require("pyarrow.parquet", "eval")
+    rest = {name: getattr(account, name) for name in ("seed", "repeat", "rate_hz", "play", "stopped", "faults")}
+    rest |= {"format": FORMAT, "jobs": [asdict(job) for job in account.jobs]}
+    front = {**(labels or {}), "seed": account.seed, "repeat": account.repeat}
+    rows = [front | asdict(row) for row in account.ticks]
+    schema = pa.schema(
+        [(name, pa.dictionary(pa.int32(), pa.string())) for name in labels or {}]
+        + [("seed", pa.int64()), ("repeat", pa.int64()), *_columns(pa)]
+    )
+    table = pa.Table.from_pylist(rows, schema=schema.with_metadata({_KEY: json.dumps(rest).encode()}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)
+
+
+def read_trace(path: Path) -> EpisodeTrace:
+    """Read what :func:`write_trace` wrote. Raises :class:`TraceError` if it is something else, or damaged."""
+    pa, pq = require("pyarrow", "eval"), require("pyarrow.parquet", "eval")
+    try:
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+        rest = json.loads(table.schema.metadata[_KEY])
+        if rest.pop("format") != FORMAT:
+            raise KeyError("another format")
+        jobs = [InferenceRecord(**{**job, "kind": InferenceKind(job["kind"])}) for job in rest.pop("jobs")]
+        rows = table.select([field.name for field in fields(StepRecord)]).to_pylist()
+        ticks = [StepRecord(**{**row, "action": tuple(row["action"])}) for row in rows]
+        return EpisodeTrace(**{**rest, "faults": Counter(rest["faults"])}, ticks=ticks, jobs=jobs)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise TraceError(f"{path} is not a readable account of an episode ({error}): run the episode again") from error
+
+
+def _columns(pa: Any) -> list[tuple[str, Any]]:
+    kinds = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
+    return [
+        (field.name, pa.list_(pa.float64()) if field.name == "action" else kinds[str(field.type).split(" | ")[0]])
+        for field in fields(StepRecord)
+    ]

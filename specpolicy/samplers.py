@@ -1,0 +1,200 @@
+"""From a policy to a sampler: the recipes that ``configs/sampler`` names.
+
+Each takes the policy, so that one configuration serves every checkpoint. Most need no more of it than the
+``DDPMScheduler`` that it was trained with, and take that as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from specpolicy.calibration.store import calibration_path, load_calibration
+from specpolicy.calibration.x0_variance import load_x0_variance
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.compiled.sampler import CompiledChain, CompiledSampler, compile_sampler
+from specpolicy.speculative.drafters.base import Drafter
+from specpolicy.speculative.drafters.linear import LinearDrafter, X0Jacobian
+from specpolicy.speculative.drafters.recycling import RecyclingDrafter
+from specpolicy.speculative.initial_guess import X0Guess, ZeroGuess
+from specpolicy.speculative.process import ReverseProcess
+from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler, SpeculativeSampler
+from specpolicy.speculative.verifiers import ReflectionVerifier, Verifier
+from specpolicy.speculative.window import Window
+from specpolicy.tuning.store import load_windows, sampler_key
+from specpolicy.utils.progress import progress_bar
+
+Trained: TypeAlias = DiffusionPolicy | DDPMScheduler
+"""A policy, or the scheduler that it was trained with."""
+
+Recipe = Callable[[DiffusionPolicy], Any]
+"""Makes a sampler for a policy."""
+
+
+def make_process(policy: Trained, num_inference_steps: int, analytic: bool = False) -> ReverseProcess:
+    """The DDPM chain of a policy in ``num_inference_steps`` steps.
+
+    Args:
+        policy: loaded from a checkpoint if noise is to be analytic.
+        num_inference_steps: K.
+        analytic: timesteps closer to each other towards the sample, and noise that makes up for long steps, see
+            :class:`~specpolicy.calibration.X0Variance`: much closer to the law of the longest chain. False takes the
+            scheduler's timesteps and noise.
+
+    Raises:
+        CalibrationError: the checkpoint does not know its x0_variance.
+        ValueError: the policy is of no checkpoint.
+    """
+    if not analytic:
+        return ReverseProcess.from_scheduler(_scheduler(policy), num_inference_steps)
+    return load_x0_variance(_loaded(policy)[0]).chain(_scheduler(policy), num_inference_steps)
+
+
+def sequential(policy: Trained, num_inference_steps: int, analytic: bool = False) -> SequentialSampler:
+    """A chain, see :func:`make_process`, with one network pass a step."""
+    return SequentialSampler(make_process(policy, num_inference_steps, analytic))
+
+
+def speculative(
+    policy: Trained,
+    num_inference_steps: int,
+    drafter: Drafter,
+    verifier: Verifier,
+    window: Window | str,
+    analytic: bool = False,
+) -> SpeculativeSampler:
+    """The same chain in rounds; exactly its law if the verifier is exact.
+
+    Args:
+        policy: loaded from a checkpoint if its windows are asked for, or analytic noise.
+        num_inference_steps: K.
+        drafter, verifier: of the :class:`SpeculativeSampler`.
+        window: likewise; or ``"auto"``, those that ``specpolicy tune`` chose for this checkpoint and device.
+        analytic: see :func:`make_process`.
+
+    Raises:
+        WindowsError: none were chosen for this sampler.
+        ValueError: ``"auto"`` for a policy that is of no checkpoint, or no window.
+    """
+    process = make_process(policy, num_inference_steps, analytic)
+    return _with_window(policy, partial(SpeculativeSampler, process, drafter, verifier), window)
+
+
+def calibrated(
+    policy: Trained,
+    num_inference_steps: int,
+    verifier: Verifier,
+    window: Window | str,
+    opening: str | None = "fitted",
+    drafter: Callable[[X0Jacobian], Drafter] = LinearDrafter,
+    analytic: bool = False,
+) -> SpeculativeSampler:
+    """The same chain with the gains that ``specpolicy calibrate`` fitted to the policy's checkpoint.
+
+    Args:
+        policy: loaded from a checkpoint; a scheduler will not do.
+        num_inference_steps: K, of chain and calibration.
+        verifier: of the :class:`SpeculativeSampler`.
+        window: likewise; or ``"auto"``, as for :func:`speculative`.
+        opening: what stands in for x̂0 before the first pass: ``"fitted"``, ``"zero"``, or None for a pass at pure
+            noise.
+        drafter: made with the gains; :class:`~specpolicy.RecyclingDrafter` wants a causal verifier.
+        analytic: see :func:`make_process`.
+
+    Raises:
+        CalibrationError: the checkpoint has no calibration of its own for so many steps.
+        WindowsError: ``"auto"``, and no windows were chosen for this sampler.
+        ValueError: the policy is of no checkpoint, or ``opening`` is none of these.
+    """
+    process = make_process(policy, num_inference_steps, analytic)
+    calibration = load_calibration(_loaded(policy)[0], num_inference_steps, analytic)
+    openings: dict[str | None, X0Guess | None] = {"fitted": calibration.opening, "zero": ZeroGuess(), None: None}
+    if opening not in openings:
+        raise ValueError(f"opening={opening!r}; expected fitted, zero or null")
+    drafts = drafter(calibration.gains)
+    return _with_window(
+        policy, partial(SpeculativeSampler, process, drafts, verifier, opening=openings[opening]), window
+    )
+
+
+def default(policy: DiffusionPolicy, num_inference_steps: int = 100, window: int | None = None) -> SpeculativeSampler:
+    """What this library takes if nothing is asked for: recycled drafts, with what a calibration knows if there is one.
+
+    Args:
+        policy: with or without a checkpoint. num_inference_steps: K.
+        window: steps to draft a round; None for 24, and on CUDA, where rows cost little, for the whole chain.
+
+    Raises:
+        CalibrationError: the checkpoint's calibration is damaged or of other weights.
+    """
+    window = window or (num_inference_steps if policy.device.type == "cuda" else 24)
+    verifier = ReflectionVerifier()
+    if policy.folder is not None and calibration_path(policy.folder, num_inference_steps).is_file():
+        return calibrated(policy, num_inference_steps, verifier, window, drafter=RecyclingDrafter)
+    return speculative(policy, num_inference_steps, RecyclingDrafter(), verifier, window)
+
+
+def ddim(policy: Trained, num_inference_steps: int, eta: float = 0.0) -> SchedulerSampler:
+    """Few-step DDIM (Song et al. 2021). Approximate: not the law of the training chain."""
+    few = DDIMScheduler.from_config(_scheduler(policy).config)
+    return SchedulerSampler(few, num_inference_steps, {"eta": eta})
+
+
+def compiled(
+    policy: DiffusionPolicy,
+    sampler: Recipe,
+    backend: str | None = None,
+    batches: Sequence[int] = (1,),
+    predrafts: bool = False,
+) -> CompiledSampler | CompiledChain:
+    """Any of these samplers with compiled or captured steps, ready for the batch sizes that will come.
+
+    Args:
+        policy: its network is compiled with the steps.
+        sampler: the recipe of the sampler.
+        backend: see :data:`specpolicy.speculative.compiled.Backend`; ``"auto"`` or None chooses by device.
+        batches: numbers of observations to prepare for now, rising; others are filled up to the least that holds them.
+        predrafts: prepare for pre-drafts, too, where the sampler can make them.
+
+    Raises:
+        ValueError: the sampler has no compiled form, the backend is not to be had here, or the sizes do not rise.
+    """
+    made = compile_sampler(sampler(policy), None if backend == "auto" else backend, batches)  # type: ignore[arg-type]
+    cond_dim = policy.observations.dim * policy.observations.horizon
+    with torch.inference_mode(), progress_bar("compiling", len(batches)) as bar:
+        for size in batches:
+            noise = torch.zeros(size, *policy.event_shape, device=policy.device)
+            cond = torch.zeros(size, cond_dim, device=policy.device)
+            made.warm_up(policy, noise, cond)
+            if predrafts and isinstance(made, CompiledSampler):
+                made.warm_up(policy, noise, cond, record=True)
+            bar.advance()
+    return made
+
+
+def _with_window(policy: Trained, make: Callable[..., SpeculativeSampler], window: Window | str) -> SpeculativeSampler:
+    if not isinstance(window, str):
+        return make(window=window)
+    if window != "auto":
+        raise ValueError(f"window={window!r}; give a number of steps, one for each step, or auto")
+    sampler, (checkpoint, device) = make(window=1), _loaded(policy)
+    return make(window=load_windows(sampler_key(sampler), sampler.process.num_steps, checkpoint, device))
+
+
+def _scheduler(policy: Trained) -> DDPMScheduler:
+    return policy.scheduler if isinstance(policy, DiffusionPolicy) else policy
+
+
+def _loaded(policy: Trained) -> tuple[Path, torch.device]:
+    """The folder that a policy was loaded from, and where it computes."""
+    if not isinstance(policy, DiffusionPolicy) or policy.folder is None:
+        raise ValueError(
+            "this sampler reads what was found out about a checkpoint: make it for a policy that was loaded from one "
+            "(DiffusionPolicy.load), not for a scheduler or a policy made in memory"
+        )
+    return policy.folder, policy.device

@@ -1,0 +1,92 @@
+"""Recipes that wrap others."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from specpolicy import BlockVerifier, FreeDrafter, RecyclingDrafter, ReflectionVerifier, samplers
+from specpolicy.commands.common import recipe_of
+from specpolicy.commands.serve import serve
+from specpolicy.config import ConfigError, compose
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.serving.batching import Answer, BatchedPolicy, Job
+from specpolicy.speculative.compiled.sampler import CompiledChain, CompiledSampler
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def policy() -> DiffusionPolicy:
+    return DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "square")
+
+
+def test_compiled_samplers_act_as_the_samplers_do(policy: DiffusionPolicy) -> None:
+    observation = {
+        name: np.zeros((1, policy.observations.horizon, dim), np.float32)
+        for name, dim in policy.observations.keys.items()
+    }
+    eager = partial(
+        samplers.speculative, num_inference_steps=20, drafter=FreeDrafter(), verifier=BlockVerifier(), window=12
+    )
+    for recipe, kind in ((eager, CompiledSampler), (partial(samplers.ddim, num_inference_steps=5), CompiledChain)):
+        made = samplers.compiled(policy, recipe, "plain")
+        assert isinstance(made, kind)
+        assert made.exact is recipe(policy).exact
+        wanted = policy.predict_action(observation, recipe(policy), [torch.Generator().manual_seed(3)])
+        got = policy.predict_action(observation, made, [torch.Generator().manual_seed(3)])
+        np.testing.assert_allclose(got.actions, wanted.actions, atol=1e-5)
+        assert torch.equal(got.result.passes, wanted.result.passes)
+
+
+def test_auto_takes_what_there_is(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    known = samplers.default(policy)
+    assert isinstance(known.drafter, RecyclingDrafter) and known.drafter.gains is not None and known.opening is not None
+    assert (known.window, known.exact) == (24, True)
+    policy.save_pretrained(tmp_path / "bare")
+    bare = samplers.default(DiffusionPolicy.from_pretrained(tmp_path / "bare"), 20, window=7)
+    assert isinstance(bare.drafter, RecyclingDrafter) and bare.drafter.gains is None and bare.opening is None
+    assert (bare.window, bare.process.num_steps) == (7, 20)
+
+
+def test_compiled_policies_are_served_in_batches_that_are_prepared(policy: DiffusionPolicy) -> None:
+    eager = partial(
+        samplers.calibrated, num_inference_steps=20, verifier=ReflectionVerifier(), window=8, drafter=RecyclingDrafter
+    )
+    made = samplers.compiled(policy, eager, "plain", [1, 2, 4])
+    histories = [
+        {name: np.full((2, dim), value, np.float32) for name, dim in policy.observations.keys.items()}
+        for value in (0.0, 0.1, 0.2)
+    ]
+    wanted, got = (
+        engine.run([Job(history, engine.stream(seed)) for seed, history in enumerate(histories)])
+        for engine in (BatchedPolicy(policy, eager(policy)), BatchedPolicy(policy, made))
+    )
+    for one, other in zip(wanted, got, strict=True):
+        assert isinstance(one, Answer) and isinstance(other, Answer)
+        np.testing.assert_allclose(other.actions, one.actions, atol=1e-5)
+        assert (other.passes, other.acceptance) == (one.passes, one.acceptance)
+
+
+@pytest.mark.parametrize("sizes", ["[]", "[1,4]"])
+def test_robots_do_not_wait_for_a_compiler(sizes: str) -> None:
+    with pytest.raises(ConfigError, match="end the list with max_batch"):
+        serve(["compile=plain", "max_batch=8", f"batches={sizes}"])
+
+
+@pytest.mark.parametrize(("command", "predrafts"), [("rollout", False), ("evaluate", False), ("control", True)])
+def test_one_switch_compiles_all_samplers_alike(policy: DiffusionPolicy, command: str, predrafts: bool) -> None:
+    for name, kind in (("free_block20", CompiledSampler), ("ddim5", CompiledChain)):
+        plain = recipe_of(compose(command, [f"sampler={name}"]), predrafts)
+        assert plain == compose(command, [f"sampler={name}"]).sampler
+        recipe = recipe_of(compose(command, [f"sampler={name}", "compile=plain", "num_envs=3"]), predrafts)
+        made = instantiate(recipe)(policy)
+        assert isinstance(made, kind) and made.batches == [1, 3] and made.backend == "plain"
+    recipe = recipe_of(compose(command, ["sampler=free_adaptive", "compile=plain"]), predrafts)
+    with pytest.raises(ValueError, match="fixed shapes"):
+        instantiate(recipe)(policy)
