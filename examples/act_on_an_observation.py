@@ -9,13 +9,12 @@ import numpy as np
 import specpolicy_envs  # noqa: F401  (registers the environment)
 import torch
 
-from specpolicy import BlockVerifier, FreeDrafter
+from specpolicy import BlockVerifier, FreeDrafter, load_policy
 from specpolicy import samplers as factories
-from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
 
 def main() -> None:
-    policy = DiffusionPolicy.from_pretrained("checkpoints/square")
+    policy = load_policy("checkpoints/square")
     env = gymnasium.make("specpolicy/Square-v0")
     observation, _ = env.reset(seed=0)
     history = {name: np.stack([value, value])[None] for name, value in observation.items()}  # two steps, batch of one

@@ -1,4 +1,11 @@
-"""specpolicy: exact speculative sampling of diffusion policies."""
+"""Sample diffusion policies exactly and faster, by speculation.
+
+The names below are the public interface. Those that need diffusers are imported when they are first asked for, since
+sampling itself needs torch alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from specpolicy.speculative.compiled.sampler import compile_sampler as compile_sampler
 from specpolicy.speculative.denoiser import DenoiserError as DenoiserError
@@ -25,4 +32,32 @@ from specpolicy.speculative.verifiers import ResidualVerifier as ResidualVerifie
 from specpolicy.speculative.verifiers import Verifier as Verifier
 from specpolicy.speculative.window import AdaptiveWindow as AdaptiveWindow
 
+if TYPE_CHECKING:
+    from specpolicy.policies.checkpoint import CheckpointError as CheckpointError
+    from specpolicy.policies.checkpoint import load_policy as load_policy
+    from specpolicy.policies.config import PolicyConfig as PolicyConfig
+    from specpolicy.policies.diffusion_policy import ActionChunk as ActionChunk
+    from specpolicy.policies.diffusion_policy import DiffusionPolicy as DiffusionPolicy
+    from specpolicy.policies.observations import ObservationError as ObservationError
+
 __version__ = "0.1.0"
+
+_LATE = {
+    "ActionChunk": "specpolicy.policies.diffusion_policy",
+    "CheckpointError": "specpolicy.policies.checkpoint",
+    "DiffusionPolicy": "specpolicy.policies.diffusion_policy",
+    "ObservationError": "specpolicy.policies.observations",
+    "PolicyConfig": "specpolicy.policies.config",
+    "load_policy": "specpolicy.policies.checkpoint",
+}
+"""Where the names lie that are imported when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

@@ -121,11 +121,11 @@ def read_config(folder: Path) -> PolicyConfig:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
 
 
-def load_policy(folder: Path, device: str | torch.device = "cpu", task: str | None = None) -> DiffusionPolicy:
+def load_policy(path: str | Path, device: str | torch.device = "cpu", task: str | None = None) -> DiffusionPolicy:
     """Read a policy.
 
     Args:
-        folder: holds ``config.json`` and ``policy.safetensors``.
+        path: folder that holds ``config.json`` and ``policy.safetensors``.
         device: where to put the weights.
         task: refuse a checkpoint that was trained on another task.
 
@@ -135,6 +135,7 @@ def load_policy(folder: Path, device: str | torch.device = "cpu", task: str | No
     """
     from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
+    folder = Path(path)
     config = read_config(folder)
     if task is not None and config.task != task:
         raise CheckpointError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import specpolicy
 from specpolicy import FreeDrafter, ReverseProcess, SequentialSampler, SpeculativeSampler
 from specpolicy.policies.checkpoint import CheckpointError, load_policy
 from specpolicy.policies.config import PolicyConfig
@@ -161,6 +164,17 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     for name, tensor in policy.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["config.json", "policy.safetensors"]
+
+
+def test_names_at_package_level(tmp_path: Path) -> None:
+    assert specpolicy.DiffusionPolicy is DiffusionPolicy and specpolicy.CheckpointError is CheckpointError
+    small_policy().save_pretrained(tmp_path)
+    assert specpolicy.load_policy(str(tmp_path)).config == DiffusionPolicy.from_pretrained(tmp_path).config
+    assert {"DiffusionPolicy", "load_policy", "SpeculativeSampler"} <= set(dir(specpolicy))
+    with pytest.raises(AttributeError, match="no attribute 'load_polcy'"):
+        specpolicy.load_polcy  # noqa: B018
+    script = "import sys, specpolicy; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_checkpoint_missing(tmp_path: Path) -> None:
