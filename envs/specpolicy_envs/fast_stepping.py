@@ -197,7 +197,7 @@ def advance(env: Any, action: NDArray[np.float64]) -> None:
 
     robosuite runs the forward dynamics three times a physics step: before the controller, inside it, and in
     ``mj_step``; only the last reads the torques. Splitting ``mj_step`` where the controller belongs runs them once. The
-    controller is :func:`specpolicy_envs.fast_stepping.controlling`'s where that knows the arms. robosuite's observables and
+    controller is :func:`controlling`'s where that knows the arms. robosuite's observables and
     reward are left out, and MuJoCo's sensors until the end. Afterwards everything derived from positions and velocities
     is current, contacts and sensors included.
 

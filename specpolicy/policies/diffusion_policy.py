@@ -168,8 +168,8 @@ class DiffusionPolicy(nn.Module):
     ) -> PreDraft:
         """Draft chunks for a predicted (or simply the latest) observation, while the robot is still busy.
 
-        Hand them to :meth:`predict_action` once the true observation is there. Use a pre-draft once, and neither play it nor
-        choose among several by what is in them: see :class:`PreDraft`.
+        Hand them to :meth:`predict_action` once the true observation is there. Use a pre-draft once, and neither play
+        it nor choose among several by what is in them: see :class:`PreDraft`.
 
         Args:
             observation: as in :meth:`predict_action`.

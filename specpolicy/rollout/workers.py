@@ -160,7 +160,7 @@ class SubprocessWorker:
             self._pipe.send(request)
 
     def receive(self) -> Any:
-        """Wait for the answer; a process that died or takes too long is a :class:`WorkerError`; the next starts afresh."""
+        """Wait for the answer; a process that died or is too slow is a :class:`WorkerError`, the next starts anew."""
         assert self._pipe is not None and self._process is not None
         try:
             if self._pipe.poll(max(0.0, self.deadline - time.monotonic())):

@@ -1,7 +1,7 @@
 """A policy behind a websocket: the server beside the GPU, a thin client on the robot.
 
 What is imported here is the client's side, which needs numpy, msgpack and websockets; the server is
-:mod:`specpolicy.serving.server`. The protocol (:mod:`~specpolicy.serving.protocol`, :mod:`~specpolicy.serving.protocol`)
+:mod:`specpolicy.serving.server`. The protocol (:mod:`~specpolicy.serving.protocol`)
 is msgpack, because it is quick, is spoken by every language and cannot carry code; it is that of openpi, so that its
 client works with this server.
 """

@@ -80,8 +80,8 @@ class ChainBatch:
     Attributes:
         k: position of each chain, shape ``(B,)``; K when finished.
         x: state, shape ``(B, *event)``, float32 or better.
-        last_eval_k, last_eval_x, last_eval_x0: latest state at which the target was evaluated; ``last_eval_k`` is −1 before the
-            first pass.
+        last_eval_k, last_eval_x, last_eval_x0: latest state at which the target was evaluated; ``last_eval_k`` is
+            −1 before the first evaluation.
         passes, evaluations: the account of network use, shape ``(B,)``.
         missed, missed_from: how far the latest draft was off: the distance from the drafter's x̂0 to the target's at
             ``last_eval_k``, and the position of the x̂0 that it drafted from; shape ``(B,)``, infinite before the first
