@@ -1,4 +1,4 @@
-"""Rules that keep the code readable: one home for each name, modules of one topic, the words of the field, a short README."""
+"""Rules that keep the code readable: one home for a name, one topic a module, the words of the field, short README."""
 
 from __future__ import annotations
 
