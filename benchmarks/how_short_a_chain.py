@@ -31,7 +31,7 @@ from specpolicy.evaluation.results import OBSERVATIONS, read_observations
 from specpolicy.evaluation.statistics import mean_interval
 from specpolicy.policies.checkpoint import checkpoint_digest, file_digest
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
-from specpolicy.rollout.protocols import Observation
+from specpolicy.policies.protocols import Observation
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.provenance import collect_provenance
 

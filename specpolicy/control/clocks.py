@@ -15,7 +15,7 @@ import numpy as np
 from specpolicy.control.inference import InferenceKind, InferenceResult
 from specpolicy.control.latency import Constant, Latency
 from specpolicy.control.trace import InferenceRecord
-from specpolicy.rollout.workers import format_exception
+from specpolicy.utils.errors import format_exception
 
 
 @dataclass

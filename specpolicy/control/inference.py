@@ -1,39 +1,97 @@
-"""A diffusion policy and a sampler, for one control loop or for many at once."""
+"""The one way to ask a policy for action chunks: :class:`InferenceRequest` → :func:`infer_batch` → results.
+
+Used by the episode runner, the control loop and the server. The convention from ``(seed, repeat)`` to an episode's
+random stream, :func:`episode_generator`, lives here, too: one seed means one episode everywhere.
+"""
 
 from __future__ import annotations
 
+import logging
+import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from specpolicy.policies.observations import HistoryWindow
-from specpolicy.rollout.workers import format_exception
+from specpolicy.policies.protocols import ChunkPolicy, PredictedChunk, SampleCost
 from specpolicy.speculative.predraft import PreDraft
+from specpolicy.utils.errors import format_exception
+
+_log = logging.getLogger(__name__)
+_DOMAIN = 0x5EED_9011C7  # separates these streams from others that are made from the same seeds
+
+
+def episode_generator(seed: SupportsIndex, repeat: SupportsIndex = 0) -> torch.Generator:
+    """Make the policy's random stream for one episode.
+
+    The generator lives on the CPU wherever the policy is, so that the numbers are the same on any device. All samplers
+    draw from the same stream at the same ``(seed, repeat)``, so comparisons are paired in the noise as far as their
+    draws correspond. torch's CPU generator keeps 32 bits of a seed: among ``n`` episodes two share a stream with
+    probability about ``n² / 2³³`` (1 in 8000 for a thousand).
+
+    Args:
+        seed: seed of the initial state, a non-negative integer (numpy's included).
+        repeat: number of the repeat from this initial state, a non-negative integer.
+
+    Returns:
+        A generator at the beginning of the episode's stream.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: negative.
+    """
+    entropy = [_DOMAIN, checked_seed(seed), checked_seed(repeat, "repeat")]
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def checked_seed(seed: SupportsIndex, name: str = "seed") -> int:
+    """Turn a seed into a Python integer.
+
+    Args:
+        seed: an integer of any kind; bool is refused.
+        name: what the message calls it.
+
+    Returns:
+        The same number.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: negative.
+    """
+    try:
+        if isinstance(seed, bool | np.bool_):
+            raise TypeError
+        number = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"{name}={seed!r:.80} is {type(seed).__name__}; expected a non-negative integer") from None
+    if number < 0:
+        raise ValueError(f"{name}={number}; expected a non-negative integer")
+    return number
 
 
 class InferenceKind(StrEnum):
-    """Kinds of computation."""
+    """Kinds of inference."""
 
     WHOLE = "whole"
-    """A chunk for the present observation, from nothing."""
+    """A chunk for the present observation, from scratch."""
 
     DRAFT = "draft"
-    """A chain ahead of time, under a predicted observation; the policy keeps it for the next :attr:`FINISH`."""
+    """A chain ahead of time, under a predicted observation; the episode keeps it for the next :attr:`FINISH`."""
 
     FINISH = "finish"
-    """A chunk for the present observation, with the chain drafted before."""
+    """A chunk for the present observation, from the chain drafted before."""
 
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """One computation that a control loop wants.
+    """One inference that somebody wants.
 
     Attributes:
         kind: what to compute.
@@ -46,16 +104,16 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class InferenceResult:
-    """What came of a :class:`InferenceRequest`.
+    """The outcome of an :class:`InferenceRequest`.
 
     Attributes:
-        actions: shape ``(n, action_dim)``, environment units; the first is for the tick of the observation. None
-            after a draft, or if the computation failed.
-        passes: sequential network passes; None where they are not told.
-        evaluations: rows that the network computed; None likewise.
+        actions: shape ``(n, action_dim)``, environment units, the first for the step of the observation; all that the
+            policy predicted from there on, ``n_action_steps`` or more. None after a draft and after a failure.
+        passes: sequential network evaluations; None where unknown.
+        evaluations: rows that the network computed; None where unknown.
         acceptance: share of drafted steps that were accepted; None without drafts.
-        seconds: wall time of the computation; None if it shared its passes with other loops.
-        error: why the computation failed; None if it did not.
+        seconds: wall time of the inference; None if it shared a batch.
+        error: why it failed; None if it did not.
     """
 
     actions: NDArray[np.float64] | None = None
@@ -66,8 +124,26 @@ class InferenceResult:
     error: str | None = None
 
 
+@dataclass
+class EpisodeState:
+    """What an episode keeps between inferences.
+
+    Attributes:
+        generator: its random stream; inference advances it.
+        draft: the chain that waits for its observation.
+    """
+
+    generator: torch.Generator
+    draft: PreDraft | None = None
+
+    @classmethod
+    def start(cls, seed: SupportsIndex, repeat: SupportsIndex = 0) -> EpisodeState:
+        """Begin the episode ``(seed, repeat)``; see :func:`episode_generator`."""
+        return cls(episode_generator(seed, repeat))
+
+
 class LoopPolicy(Protocol):
-    """A policy as a control loop sees it; :class:`SampledPolicy` makes one of a diffusion policy and a sampler."""
+    """A policy as a control loop sees it; :class:`PolicyRunner` makes one of a diffusion policy and a sampler."""
 
     @property
     def n_obs_steps(self) -> int:
@@ -79,201 +155,26 @@ class LoopPolicy(Protocol):
         """Whether it can answer :attr:`InferenceKind.DRAFT` and :attr:`InferenceKind.FINISH`."""
         ...
 
-    def begin(self, seed: int, repeat: int) -> None:
-        """A new episode: random numbers from its own stream, no draft left over."""
+    def reset(self, seed: int, repeat: int) -> None:
+        """Begin an episode: its own random stream, no draft from the one before."""
         ...
 
-    def answer(self, question: InferenceRequest) -> InferenceResult:
-        """Compute; failures are answers too."""
+    def infer(self, request: InferenceRequest) -> InferenceResult:
+        """Compute; a failure is a result with an ``error``."""
         ...
-
-
-def split_predraft(draft: PreDraft) -> list[PreDraft]:
-    """A pre-draft of one chain for each chain."""
-    return [
-        PreDraft(draft.states[:, row : row + 1], draft.x0[:, row : row + 1], draft.noise[:, row : row + 1])
-        for row in range(draft.states.shape[1])
-    ]
-
-
-def join_predrafts(drafts: Sequence[PreDraft]) -> PreDraft:
-    """One pre-draft of all chains, in order; they must be of one sampler."""
-    return PreDraft(
-        torch.cat([each.states for each in drafts], 1),
-        torch.cat([each.x0 for each in drafts], 1),
-        torch.cat([each.noise for each in drafts], 1),
-    )
-
-
-Generator = torch.Generator
-Streams = Callable[[int, int], Generator]
-"""``(seed, repeat)`` → the random stream of an episode."""
-
-
-class SampledChunk(Protocol):
-    """What a policy's ``act`` gives."""
-
-    @property
-    def prediction(self) -> NDArray[np.float32]:
-        """The whole chunk, shape ``(batch, horizon, action_dim)``, environment units."""
-        ...
-
-    @property
-    def result(self) -> Any:
-        """The sampler's account: ``passes`` and ``evaluations`` of shape ``(batch,)``; rounds where it has them."""
-        ...
-
-
-class ChunkPolicy(Protocol):
-    """As much of :class:`specpolicy.policies.DiffusionPolicy` as a control loop needs.
-
-    For pre-drafting it also has ``predraft(observation, sampler, generator)``, which returns a
-    :class:`specpolicy.speculative.predraft.PreDraft`, and ``act`` takes one as ``predraft=``.
-    """
-
-    @property
-    def config(self) -> Any:
-        """With ``n_obs_steps``."""
-        ...
-
-    def predict_action(
-        self, observation: Mapping[str, NDArray[Any]], sampler: Any, generator: Sequence[Generator]
-    ) -> SampledChunk:
-        """One chunk for each observation: arrays ``(batch, n_obs_steps, …)``, one generator an entry."""
-        ...
-
-
-@dataclass
-class EpisodeState:
-    """What belongs to one episode: its random stream, and the draft that waits for its observation."""
-
-    generator: Generator
-    draft: PreDraft | None = None
-
-
-def can_predraft(policy: object, sampler: object) -> bool:
-    """Whether a policy and a sampler can compute ahead of an observation."""
-    return hasattr(policy, "predraft") and hasattr(sampler, "predraft")
-
-
-def infer_batch(
-    policy: ChunkPolicy, sampler: Any, asked: Sequence[tuple[EpisodeState, InferenceRequest]], timed: bool = False
-) -> list[InferenceResult]:
-    """Answers in the order of asking, those of one kind from one computation.
-
-    Each session draws from its own generator, so its answer does not depend on its neighbours. If a computation
-    fails, each of its entries is tried alone with its random stream wound back, so that only the culprit fails.
-
-    Args:
-        policy: whom to ask. sampler: handed to it.
-        asked: questions with the sessions that they belong to, each session at most once.
-        timed: one by one, each with its own wall time.
-    """
-    answers: list[InferenceResult | None] = [None] * len(asked)
-    for kind in InferenceKind:
-        places = [place for place, (_, question) in enumerate(asked) if question.kind is kind]
-        groups = [[place] for place in places] if timed else [places]
-        for group in groups:
-            for place, answer in zip(group, _attempt(policy, sampler, [asked[at] for at in group]), strict=True):
-                answers[place] = answer
-    return [answer for answer in answers if answer is not None]
-
-
-def _attempt(
-    policy: ChunkPolicy, sampler: Any, asked: list[tuple[EpisodeState, InferenceRequest]]
-) -> list[InferenceResult]:
-    if not asked:
-        return []
-    states = [session.generator.get_state() for session, _ in asked]
-    begun = time.perf_counter()
-    try:
-        answers = _compute(policy, sampler, asked)
-    except Exception as error:
-        if len(asked) == 1:
-            return [InferenceResult(error=format_exception(error), seconds=time.perf_counter() - begun)]
-        for (session, _), state in zip(asked, states, strict=True):
-            session.generator.set_state(state)
-        return [answer for each in asked for answer in _attempt(policy, sampler, [each])]
-    if len(asked) > 1:
-        return answers
-    (answer,) = answers
-    return [_timed(answer, time.perf_counter() - begun)]
-
-
-def _timed(answer: InferenceResult, seconds: float) -> InferenceResult:
-    return InferenceResult(answer.actions, answer.passes, answer.evaluations, answer.acceptance, seconds, answer.error)
-
-
-def _compute(
-    policy: ChunkPolicy, sampler: Any, asked: list[tuple[EpisodeState, InferenceRequest]]
-) -> list[InferenceResult]:
-    sessions, questions = [session for session, _ in asked], [question for _, question in asked]
-    observation = {name: np.stack([each.window[name] for each in questions]) for name in questions[0].window}
-    generators = [session.generator for session in sessions]
-    ready: Any = policy  # for drafts, too: a loop asks only where can_predraft() says so
-    kind = questions[0].kind
-    if kind is InferenceKind.DRAFT:
-        for session, draft in zip(
-            sessions, split_predraft(ready.predraft(observation, sampler, generators)), strict=True
-        ):
-            session.draft = draft
-        return [InferenceResult()] * len(asked)
-    if kind is InferenceKind.FINISH:
-        drafts = [session.draft for session in sessions if session.draft is not None]
-        if len(drafts) < len(sessions):
-            raise RuntimeError("a draft was to be finished that was never made")
-        answers = _answers(
-            policy, ready.predict_action(observation, sampler, generators, predraft=join_predrafts(drafts)), len(asked)
-        )
-        for session in sessions:
-            session.draft = None  # a draft is used once
-        return answers
-    return _answers(policy, policy.predict_action(observation, sampler, generators), len(asked))
-
-
-def _answers(policy: ChunkPolicy, chunk: SampledChunk, batch: int) -> list[InferenceResult]:
-    first = policy.config.n_obs_steps - 1  # the action that belongs to the present observation
-    actions = np.asarray(chunk.prediction, dtype=np.float64)[:, first:]
-    if actions.ndim != 3 or len(actions) != batch or actions.shape[1] < 1:
-        raise ValueError(
-            f"the policy's prediction has shape {chunk.prediction.shape}; expected (batch={batch}, more than "
-            f"{first} actions, action_dim)"
-        )
-    account = chunk.result
-    return [
-        InferenceResult(
-            actions[row], int(account.passes[row]), int(account.evaluations[row]), _acceptance(account, row)
-        )
-        for row in range(batch)
-    ]
-
-
-def _acceptance(account: Any, row: int) -> float | None:
-    accepted: Tensor | None = getattr(account, "accepted", None)
-    proposed: Tensor | None = getattr(account, "proposed", None)
-    if accepted is None or proposed is None:
-        return None
-    drafted = int(proposed[:, row].clamp(min=0).sum())
-    return int(accepted[:, row].clamp(min=0).sum()) / drafted if drafted else None
-
-
-def plain_stream(seed: int, repeat: int) -> Generator:
-    """A stream for an episode, where nobody asks for another."""
-    return Generator().manual_seed((seed * 1_000_003 + repeat) % 2**31)
 
 
 class PolicyRunner:
     """A policy and a sampler, ready for a :class:`specpolicy.control.ControlLoop`.
 
     Args:
-        policy: e.g. :class:`specpolicy.policies.DiffusionPolicy`.
+        policy: e.g. :class:`specpolicy.DiffusionPolicy`.
         sampler: handed to it.
-        streams: makes the random stream of an episode from its seed and repeat.
     """
 
-    def __init__(self, policy: ChunkPolicy, sampler: Any, streams: Streams = plain_stream) -> None:
-        self._policy, self._sampler, self._streams = policy, sampler, streams
-        self._session = EpisodeState(streams(0, 0))
+    def __init__(self, policy: ChunkPolicy, sampler: Any) -> None:
+        self._policy, self._sampler = policy, sampler
+        self._state = EpisodeState.start(0)
 
     @property
     def n_obs_steps(self) -> int:
@@ -285,10 +186,175 @@ class PolicyRunner:
         """Whether both policy and sampler have ``predraft``."""
         return can_predraft(self._policy, self._sampler)
 
-    def begin(self, seed: int, repeat: int) -> None:
-        """A new episode with its own random stream."""
-        self._session = EpisodeState(self._streams(seed, repeat))
+    def reset(self, seed: int, repeat: int = 0) -> None:
+        """Begin an episode with its own random stream."""
+        self._state = EpisodeState.start(seed, repeat)
 
-    def answer(self, question: InferenceRequest) -> InferenceResult:
+    def infer(self, request: InferenceRequest) -> InferenceResult:
         """Compute, and say how long it took."""
-        return infer_batch(self._policy, self._sampler, [(self._session, question)], timed=True)[0]
+        return infer_batch(self._policy, self._sampler, [(self._state, request)], timed=True)[0]
+
+
+def can_predraft(policy: object, sampler: object) -> bool:
+    """Say whether a policy and a sampler can compute ahead of an observation.
+
+    Args:
+        policy: has ``predraft`` if it can.
+        sampler: likewise.
+
+    Returns:
+        Whether both can.
+    """
+    return hasattr(policy, "predraft") and hasattr(sampler, "predraft")
+
+
+def infer_batch(
+    policy: ChunkPolicy,
+    sampler: Any,
+    requests: Sequence[tuple[EpisodeState, InferenceRequest]],
+    timed: bool = False,
+    describe_error: Callable[[Exception], str] = format_exception,
+) -> list[InferenceResult]:
+    """Answer requests of several episodes, those of one kind from one batch.
+
+    Each episode draws from its own generator, so its result does not depend on who shares the batch (up to the rounding
+    of batched arithmetic). If a batch fails, all random streams are rewound and each request is tried alone, so that
+    only the culprit fails.
+
+    Args:
+        policy: predicts chunks.
+        sampler: handed to the policy.
+        requests: each with its episode's state, which is advanced; an episode at most once.
+        timed: run them one by one, each with its own wall time.
+        describe_error: writes what :attr:`InferenceResult.error` says of an exception.
+
+    Returns:
+        Results in the order of ``requests``.
+    """
+    results: dict[int, InferenceResult] = {}
+    for kind in InferenceKind:
+        places = [place for place, (_, request) in enumerate(requests) if request.kind is kind]
+        for group in [[place] for place in places] if timed else [places] if places else []:
+            answers = _infer_or_retry(policy, sampler, [requests[place] for place in group], describe_error)
+            results.update(zip(group, answers, strict=True))
+    return [results[place] for place in range(len(requests))]
+
+
+def _infer_or_retry(
+    policy: ChunkPolicy,
+    sampler: Any,
+    requests: Sequence[tuple[EpisodeState, InferenceRequest]],
+    describe_error: Callable[[Exception], str],
+) -> list[InferenceResult]:
+    streams = [state.generator.get_state() for state, _ in requests]
+    begun = time.perf_counter()
+    try:
+        results = _infer(policy, sampler, requests)
+    except Exception as error:
+        for (state, _), stream in zip(requests, streams, strict=True):
+            state.generator.set_state(stream)
+        if len(requests) == 1:
+            return [InferenceResult(error=describe_error(error), seconds=time.perf_counter() - begun)]
+        _log.warning(
+            "a batch of %d failed (%s); trying its requests one by one", len(requests), format_exception(error)
+        )
+        return [_infer_or_retry(policy, sampler, [each], describe_error)[0] for each in requests]
+    return results if len(results) > 1 else [replace(results[0], seconds=time.perf_counter() - begun)]
+
+
+def _infer(
+    policy: ChunkPolicy, sampler: Any, requests: Sequence[tuple[EpisodeState, InferenceRequest]]
+) -> list[InferenceResult]:
+    """Results of requests of one kind."""
+    states, kind = [state for state, _ in requests], requests[0][1].kind
+    observation = _stack([request.window for _, request in requests])
+    generators = [state.generator for state in states]
+    predrafting: Any = policy  # drafts are requested only where can_predraft() says so
+    if kind is InferenceKind.DRAFT:
+        for state, draft in zip(
+            states, split_predraft(predrafting.predraft(observation, sampler, generators)), strict=True
+        ):
+            state.draft = draft
+        return [InferenceResult()] * len(requests)
+    if kind is InferenceKind.WHOLE:
+        return _results(policy, policy.predict_action(observation, sampler, generators), len(requests))
+    drafts = [state.draft for state in states if state.draft is not None]
+    if len(drafts) < len(states):
+        raise RuntimeError("a draft was to be finished that was never made")
+    chunk = predrafting.predict_action(observation, sampler, generators, predraft=join_predrafts(drafts))
+    results = _results(policy, chunk, len(requests))
+    for state in states:
+        state.draft = None  # a draft is used once
+    return results
+
+
+def _stack(windows: Sequence[HistoryWindow]) -> dict[str, NDArray[Any]]:
+    """The windows of a batch; ``{name: (batch, n_obs_steps, …)}``."""
+    for window in windows[1:]:
+        if set(window) != set(windows[0]):
+            raise ValueError(f"observations of one batch have different keys: {sorted(window)}, {sorted(windows[0])}")
+    return {name: np.stack([window[name] for window in windows]) for name in windows[0]}
+
+
+def _results(policy: ChunkPolicy, chunk: PredictedChunk, batch: int) -> list[InferenceResult]:
+    config = policy.config
+    first = int(getattr(config, "first_executed", config.n_obs_steps - 1))  # the action of the observation's step
+    actions = np.asarray(chunk.prediction, dtype=np.float64)[:, first:]
+    if actions.ndim != 3 or len(actions) != batch or actions.shape[1] < 1:
+        raise ValueError(
+            f"the policy's prediction has shape {np.shape(chunk.prediction)}; expected (batch={batch}, more than "
+            f"{first} actions, action_dim)"
+        )
+    cost = chunk.result
+    return [
+        InferenceResult(actions[row], int(cost.passes[row]), int(cost.evaluations[row]), acceptance_of(cost, row))
+        for row in range(batch)
+    ]
+
+
+def acceptance_of(cost: SampleCost, row: int) -> float | None:
+    """Compute the share of drafted steps that were accepted in one chain.
+
+    Args:
+        cost: of a batch of chains.
+        row: which chain.
+
+    Returns:
+        Between 0 and 1; None if nothing was drafted.
+    """
+    accepted, proposed = getattr(cost, "accepted", None), getattr(cost, "proposed", None)
+    if accepted is None or proposed is None:
+        return None
+    drafted = int(proposed[:, row].clamp(min=0).sum())
+    return int(accepted[:, row].clamp(min=0).sum()) / drafted if drafted else None
+
+
+def split_predraft(draft: PreDraft) -> list[PreDraft]:
+    """Split a pre-draft of several chains.
+
+    Args:
+        draft: of ``n`` chains.
+
+    Returns:
+        ``n`` pre-drafts of one chain each.
+    """
+    return [
+        PreDraft(draft.states[:, row : row + 1], draft.x0[:, row : row + 1], draft.noise[:, row : row + 1])
+        for row in range(draft.states.shape[1])
+    ]
+
+
+def join_predrafts(drafts: Sequence[PreDraft]) -> PreDraft:
+    """Join pre-drafts of one sampler.
+
+    Args:
+        drafts: at least one.
+
+    Returns:
+        One pre-draft of all their chains, in order.
+    """
+    return PreDraft(
+        torch.cat([each.states for each in drafts], 1),
+        torch.cat([each.x0 for each in drafts], 1),
+        torch.cat([each.noise for each in drafts], 1),
+    )

@@ -98,12 +98,12 @@ class ControlLoop:
             seed: of the environment's reset.
             repeat: tells apart episodes from one initial state; seed and repeat fix all random streams.
         """
-        self.policy.begin(seed, repeat)
+        self.policy.reset(seed, repeat)
         conversation = control_steps(self.robot, seed, repeat)
         try:
             question = next(conversation)
             while True:
-                question = conversation.send(self.robot.clock.launch(partial(self.policy.answer, question)))
+                question = conversation.send(self.robot.clock.launch(partial(self.policy.infer, question)))
         except StopIteration as end:
             account: EpisodeTrace = end.value
             return account

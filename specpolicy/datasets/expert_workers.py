@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpolicy.datasets.robomimic import GYM_ENVIRONMENT, ROBOSUITE_ENVIRONMENT, Attribute, Episode
-from specpolicy.rollout.workers import SubprocessWorker, WorkerError, format_exception
+from specpolicy.rollout.workers import SubprocessWorker, WorkerError
+from specpolicy.utils.errors import format_exception
 
 
 def environment_arguments(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Success is counted over seeds (:func:`run_study` into a :class:`ResultStore`), l
 ``specpolicy.evaluation.video``: the processes that run environments start faster without matplotlib.
 """
 
+from specpolicy.control.inference import episode_generator as episode_generator
 from specpolicy.evaluation import requirements as _requirements  # noqa: F401
 from specpolicy.evaluation.latency import CallLog as CallLog
 from specpolicy.evaluation.latency import LatencyRun as LatencyRun
@@ -29,8 +30,7 @@ from specpolicy.rollout.env_worker import EnvPool as EnvPool
 from specpolicy.rollout.env_worker import EpisodePlayer as EpisodePlayer
 from specpolicy.rollout.env_worker import MakeEnv as MakeEnv
 from specpolicy.rollout.episodes import EpisodeKey as EpisodeKey
-from specpolicy.rollout.episodes import EpisodeRecord as EpisodeRecord
-from specpolicy.rollout.episodes import episode_generator as episode_generator
+from specpolicy.rollout.episodes import EpisodeResult as EpisodeResult
 from specpolicy.rollout.episodes import episode_keys as episode_keys
 from specpolicy.rollout.runner import EvaluationAborted as EvaluationAborted
 from specpolicy.rollout.runner import ObservationRecorder as ObservationRecorder

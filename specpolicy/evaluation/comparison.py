@@ -18,9 +18,9 @@ from specpolicy.evaluation.results import read_observations, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
 from specpolicy.policies.checkpoint import CheckpointError, checkpoint_digest, load_policy
+from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler
 from specpolicy.rollout.env_worker import EnvPool, MakeEnv
-from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeRecord, Unit, episode_keys
-from specpolicy.rollout.protocols import Policy, Sampler
+from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeResult, Unit, episode_keys
 from specpolicy.rollout.runner import ObservationRecorder, rollout
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.provenance import collect_provenance
@@ -41,8 +41,8 @@ class Workplace:
 
     def __init__(
         self,
-        policy: Policy,
-        samplers: Mapping[str, Sampler],
+        policy: ChunkPolicy,
+        samplers: Mapping[str, ChunkSampler],
         pool: EnvPool,
         crash_limit: int | None = 20,
         threads: int | None = None,
@@ -83,8 +83,8 @@ class Workplace:
 class PolicyAndSamplers(NamedTuple):
     """A policy, and the samplers that are compared on it, by name."""
 
-    policy: Policy
-    samplers: Mapping[str, Sampler]
+    policy: ChunkPolicy
+    samplers: Mapping[str, ChunkSampler]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class CheckpointLoader:
 
     checkpoint: str
     task: str
-    recipes: Mapping[str, Callable[[Any], Sampler]]
+    recipes: Mapping[str, Callable[[Any], ChunkSampler]]
     device: str = "cpu"
     digest: str | None = None
 
@@ -186,7 +186,7 @@ LATENCY = "latency.json"
 class Conclusion:
     """What came of a comparison: its episodes, and a row for each sampler."""
 
-    records: list[EpisodeRecord]
+    records: list[EpisodeResult]
     rows: list[SummaryRow]
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from specpolicy.control.inference import episode_generator
 from specpolicy.evaluation.comparison import PolicyAndSamplers
 from specpolicy.evaluation.results import OBSERVATIONS, read_observations
 from specpolicy.evaluation.statistics import StatisticsError
-from specpolicy.rollout.episodes import episode_generator
-from specpolicy.rollout.protocols import Observation, Policy, Sampler
+from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, Observation
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
@@ -209,8 +209,8 @@ class Fidelity:
 
 
 def measure_fidelity(
-    policy: Policy,
-    samplers: Mapping[str, Sampler],
+    policy: ChunkPolicy,
+    samplers: Mapping[str, ChunkSampler],
     observations: Sequence[Observation],
     *,
     chunks: int = 200,
@@ -273,7 +273,7 @@ def measure_fidelity(
 
 
 def _draw(
-    policy: Policy, sampler: Sampler, observation: Observation, chunks: int, generator: torch.Generator
+    policy: ChunkPolicy, sampler: ChunkSampler, observation: Observation, chunks: int, generator: torch.Generator
 ) -> NDArray[np.float64]:
     repeated = {name: np.repeat(part, chunks, axis=0) for name, part in observation.items()}
     return np.asarray(policy.predict_action(repeated, sampler, generator).actions, dtype=np.float64)

@@ -22,19 +22,23 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from specpolicy.rollout.episodes import episode_generator
-from specpolicy.rollout.protocols import Account, ActionChunk, Observation, Policy, Sampler
+from specpolicy.control.inference import episode_generator
+from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, Observation, PredictedChunk, SampleCost
 from specpolicy.utils.files import atomic_path
 
 
-def device_of(policy: Policy, device: torch.device | str | None = None) -> torch.device:
+def device_of(policy: ChunkPolicy, device: torch.device | str | None = None) -> torch.device:
     """``device`` if given, else what ``policy.device`` says, else the CPU."""
     return torch.device(device if device is not None else getattr(policy, "device", "cpu"))
 
 
 def timed_act(
-    policy: Policy, sampler: Sampler, observation: Observation, generator: torch.Generator, device: torch.device
-) -> tuple[int, ActionChunk]:
+    policy: ChunkPolicy,
+    sampler: ChunkSampler,
+    observation: Observation,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[int, PredictedChunk]:
     """Nanoseconds that ``policy.predict_action`` takes for one observation, device included, and what it gives."""
     _synchronize(device)
     begin = time.perf_counter_ns()
@@ -115,8 +119,8 @@ class LatencyRun:
 
 
 def measure_latency(
-    policy: Policy,
-    samplers: Mapping[str, Sampler],
+    policy: ChunkPolicy,
+    samplers: Mapping[str, ChunkSampler],
     observations: Sequence[Observation],
     *,
     calls: int = 200,
@@ -172,7 +176,7 @@ def measure_latency(
     return LatencyRun(logs, str(used), used_threads, warmup, len(observations), dict(provenance or {}))
 
 
-def _noted(log: CallLog, nanoseconds: int, account: Account) -> CallLog:
+def _noted(log: CallLog, nanoseconds: int, account: SampleCost) -> CallLog:
     """The log with one more call; the lists are extended in place."""
     log.nanoseconds.append(nanoseconds)
     log.passes.append(int(account.passes[0]))

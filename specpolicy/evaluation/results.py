@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from specpolicy.rollout.episodes import EpisodeKey, EpisodeRecord
-from specpolicy.rollout.protocols import Observation
+from specpolicy.policies.protocols import Observation
+from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult
 from specpolicy.utils.files import FolderLock, atomic_path, differences
 
 FORMAT = 1
@@ -144,7 +144,7 @@ class CorruptShardWarning(UserWarning):
     """A shard could not be read; it was set aside and its episodes count as not yet run."""
 
 
-def write_shard(folder: Path, records: Iterable[EpisodeRecord]) -> Path:
+def write_shard(folder: Path, records: Iterable[EpisodeResult]) -> Path:
     """Write records to a new shard; names sort by time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -162,7 +162,7 @@ def shard_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("episodes-*.parquet"))
 
 
-def read_shards(folder: Path, set_aside: bool = False) -> list[EpisodeRecord]:
+def read_shards(folder: Path, set_aside: bool = False) -> list[EpisodeResult]:
     """Every record of every readable shard, oldest first, duplicates included.
 
     A shard that cannot be read is left out with a :class:`CorruptShardWarning` that names it.
@@ -172,7 +172,7 @@ def read_shards(folder: Path, set_aside: bool = False) -> list[EpisodeRecord]:
         set_aside: rename such shards to ``….corrupt``; for the writer of the folder, who runs their episodes again.
     """
     for _ in range(10):
-        records: list[EpisodeRecord] = []
+        records: list[EpisodeResult] = []
         try:
             for path in shard_paths(folder):
                 records += _read_or_warn(path, set_aside)
@@ -182,7 +182,7 @@ def read_shards(folder: Path, set_aside: bool = False) -> list[EpisodeRecord]:
     raise RuntimeError(f"the shards in {folder} keep vanishing while they are read; try again when its writer is done")
 
 
-def _read_or_warn(path: Path, set_aside: bool) -> list[EpisodeRecord]:
+def _read_or_warn(path: Path, set_aside: bool) -> list[EpisodeResult]:
     import pyarrow as pa
 
     try:
@@ -199,14 +199,14 @@ def _read_or_warn(path: Path, set_aside: bool) -> list[EpisodeRecord]:
         return []
 
 
-def _read(path: Path) -> list[EpisodeRecord]:
+def _read(path: Path) -> list[EpisodeResult]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
     if not table.schema.equals(_schema()):
         raise TypeError("its columns are not those of an episode record")
     rows = table.drop_columns(list(_DERIVED)).to_pylist()
-    return [EpisodeRecord(**{**row, "passes": tuple(row["passes"])}) for row in rows]
+    return [EpisodeResult(**{**row, "passes": tuple(row["passes"])}) for row in rows]
 
 
 OBSERVATIONS = "observations.npz"
@@ -286,18 +286,18 @@ class ResultStore:
         except BaseException:
             self._lock.release()
             raise
-        self._buffer: list[EpisodeRecord] = []
+        self._buffer: list[EpisodeResult] = []
         self._flush_every_s, self._flushed_at = flush_every_s, float("-inf")
 
     def done(self, count_crashed: bool = True) -> set[EpisodeKey]:
         """Keys of the finished episodes; with ``count_crashed=False`` crashed ones are to be run again."""
         return {key for key, record in self._records.items() if count_crashed or not record.crashed}
 
-    def records(self) -> list[EpisodeRecord]:
+    def records(self) -> list[EpisodeResult]:
         """Every finished episode once, sorted by sampler, seed and repeat."""
         return [self._records[key] for key in sorted(self._records)]
 
-    def append(self, record: EpisodeRecord) -> None:
+    def append(self, record: EpisodeResult) -> None:
         """Add a finished episode; see ``flush_every_s`` for when it is on disk."""
         self._buffer.append(record)
         merge(self._records, [record])
@@ -336,7 +336,7 @@ class ResultStore:
         self.close()
 
 
-def read_results(folder: str | Path) -> tuple[list[EpisodeRecord], Manifest]:
+def read_results(folder: str | Path) -> tuple[list[EpisodeResult], Manifest]:
     """Every finished episode of a folder once, sorted, and its manifest; works while another process writes.
 
     Raises:
@@ -347,7 +347,7 @@ def read_results(folder: str | Path) -> tuple[list[EpisodeRecord], Manifest]:
     return [records[key] for key in sorted(records)], manifest
 
 
-def merge(kept: dict[EpisodeKey, EpisodeRecord], records: Iterable[EpisodeRecord]) -> dict[EpisodeKey, EpisodeRecord]:
+def merge(kept: dict[EpisodeKey, EpisodeResult], records: Iterable[EpisodeResult]) -> dict[EpisodeKey, EpisodeResult]:
     """Add records to ``kept`` and return it. The first of an episode stays, but a crash gives way to a non-crash."""
     for record in records:
         before = kept.get(record.key)

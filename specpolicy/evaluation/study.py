@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from specpolicy.evaluation.comparison import Workplace
 from specpolicy.evaluation.results import ResultStore
+from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler
 from specpolicy.rollout.env_worker import EnvPool
-from specpolicy.rollout.episodes import Batch, EpisodeRecord, Unit, episode_keys, plan_units
-from specpolicy.rollout.protocols import Policy, Sampler
+from specpolicy.rollout.episodes import Batch, EpisodeResult, Unit, episode_keys, plan_units
 from specpolicy.utils.progress import progress_bar
 
 _log = logging.getLogger(__name__)
 
 
 def run_study(
-    policy: Policy,
-    samplers: Mapping[str, Sampler],
+    policy: ChunkPolicy,
+    samplers: Mapping[str, ChunkSampler],
     pool: EnvPool,
     store: ResultStore,
     *,
@@ -28,7 +28,7 @@ def run_study(
     block_size: int = 100,
     retry_crashed: bool = False,
     crash_limit: int | None = 20,
-) -> list[EpisodeRecord]:
+) -> list[EpisodeResult]:
     """Run every episode that ``store`` does not have yet.
 
     Seeds are taken in blocks, each with every sampler before the next, so that a study cut short still compares

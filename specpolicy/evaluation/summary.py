@@ -20,7 +20,7 @@ from specpolicy.evaluation.statistics import (
     ratio_of_sums,
     sign_flip_test,
 )
-from specpolicy.rollout.episodes import EpisodeRecord
+from specpolicy.rollout.episodes import EpisodeResult
 
 NS_PER_MS = 1e6
 
@@ -76,7 +76,7 @@ class SummaryRow:
 
 
 def summarize(
-    records: Sequence[EpisodeRecord] = (),
+    records: Sequence[EpisodeResult] = (),
     latency: LatencyRun | None = None,
     exact: Mapping[str, bool] | None = None,
     reference: str = "ddpm",
@@ -98,7 +98,7 @@ def summarize(
     if len({record.key for record in records}) < len(records):
         raise ValueError("an episode is given twice; read the folder with read_results(), which counts each once")
     logs = latency.samplers if latency else {}
-    by_sampler: dict[str, list[EpisodeRecord]] = defaultdict(list)
+    by_sampler: dict[str, list[EpisodeResult]] = defaultdict(list)
     for record in records:
         by_sampler[record.sampler].append(record)
     known = {**{name: log.exact for name, log in logs.items()}, **(exact or {})}
@@ -114,8 +114,8 @@ def summarize(
 def _row(
     name: str,
     exact: bool | None,
-    mine: list[EpisodeRecord],
-    theirs: list[EpisodeRecord],
+    mine: list[EpisodeResult],
+    theirs: list[EpisodeResult],
     logs: Mapping[str, CallLog],
     reference: str,
 ) -> SummaryRow:
@@ -140,7 +140,7 @@ def _row(
     )
 
 
-def _score(records: list[EpisodeRecord]) -> Estimate | None:
+def _score(records: list[EpisodeResult]) -> Estimate | None:
     if all(record.crashed or record.return_ == float(record.success) for record in records):
         return None
     return _mean_over_seeds((record.seed, 0.0 if record.crashed else record.return_) for record in records)
@@ -153,7 +153,7 @@ def _mean_over_seeds(values: Iterable[tuple[int, float]]) -> Estimate | None:
     return mean_interval([float(np.mean(group)) for group in seeds.values()]) if len(seeds) > 1 else None
 
 
-def _success(records: list[EpisodeRecord]) -> Estimate | None:
+def _success(records: list[EpisodeResult]) -> Estimate | None:
     seeds: dict[int, list[bool]] = defaultdict(list)
     for record in records:
         seeds[record.seed].append(record.success)
@@ -162,8 +162,8 @@ def _success(records: list[EpisodeRecord]) -> Estimate | None:
     return clustered_wilson([sum(trials) for trials in seeds.values()], [len(trials) for trials in seeds.values()])
 
 
-def _passes(records: list[EpisodeRecord], log: CallLog | None) -> tuple[float | None, float | None]:
-    seeds: dict[int, list[EpisodeRecord]] = defaultdict(list)
+def _passes(records: list[EpisodeResult], log: CallLog | None) -> tuple[float | None, float | None]:
+    seeds: dict[int, list[EpisodeResult]] = defaultdict(list)
     for record in records:
         if record.chunks:
             seeds[record.seed].append(record)
@@ -176,7 +176,7 @@ def _passes(records: list[EpisodeRecord], log: CallLog | None) -> tuple[float | 
     return mean, None if math.isnan(error) else error
 
 
-def paired_differences(mine: Iterable[EpisodeRecord], theirs: Iterable[EpisodeRecord]) -> dict[int, list[int]]:
+def paired_differences(mine: Iterable[EpisodeResult], theirs: Iterable[EpisodeResult]) -> dict[int, list[int]]:
     """Success of one sampler minus success of another, −1, 0 or 1, for each seed's repeats that both have run."""
     baseline = {(record.seed, record.repeat): record.success for record in theirs}
     seeds: dict[int, list[int]] = defaultdict(list)
@@ -186,7 +186,7 @@ def paired_differences(mine: Iterable[EpisodeRecord], theirs: Iterable[EpisodeRe
     return seeds
 
 
-def _compare(mine: list[EpisodeRecord], theirs: list[EpisodeRecord]) -> tuple[int, Estimate | None, float | None]:
+def _compare(mine: list[EpisodeResult], theirs: list[EpisodeResult]) -> tuple[int, Estimate | None, float | None]:
     seeds = paired_differences(mine, theirs)
     if not seeds:
         return 0, None, None

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from specpolicy.control.inference import episode_generator
 from specpolicy.evaluation.latency import device_of, timed_act
+from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, SampleCost
 from specpolicy.rollout.env_worker import EnvFactory, EpisodePlayer
-from specpolicy.rollout.episodes import episode_generator
-from specpolicy.rollout.protocols import Account, Policy, Sampler
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
@@ -172,12 +172,12 @@ def _edges(take: EpisodeRecording, control_hz: float) -> Sequence[tuple[float, N
 
 _log = logging.getLogger(__name__)
 
-Pause = float | Callable[[Account], float] | None
+Pause = float | Callable[[SampleCost], float] | None
 
 
 def film(
-    policy: Policy,
-    samplers: Mapping[str, Sampler],
+    policy: ChunkPolicy,
+    samplers: Mapping[str, ChunkSampler],
     make_env: EnvFactory,
     path: str | Path,
     *,
@@ -223,8 +223,8 @@ def film(
 
 
 def film_take(
-    policy: Policy,
-    sampler: Sampler,
+    policy: ChunkPolicy,
+    sampler: ChunkSampler,
     player: EpisodePlayer,
     name: str,
     seed: int,

@@ -16,14 +16,15 @@ import gymnasium
 
 from specpolicy.control.clocks import Clock
 from specpolicy.control.controller import ControllerConfig
-from specpolicy.control.inference import ChunkPolicy, EpisodeState, InferenceRequest, PolicyRunner, infer_batch
+from specpolicy.control.inference import EpisodeState, InferenceRequest, PolicyRunner, infer_batch
 from specpolicy.control.latency import Latency
 from specpolicy.control.loop import ControlLoop
 from specpolicy.control.trace import EpisodeTrace
 from specpolicy.control.viewers import View
+from specpolicy.policies.protocols import ChunkPolicy
 from specpolicy.rollout.control_workers import ControlWorker, ResetRequest, WorkerConfig
-from specpolicy.rollout.episodes import episode_generator
-from specpolicy.rollout.workers import WorkerError, format_exception
+from specpolicy.rollout.workers import WorkerError
+from specpolicy.utils.errors import format_exception
 
 MakeClock = Callable[[float, Latency], Clock]
 """``(rate_hz, latency)`` → a clock; one that is real has no use for the latency."""
@@ -49,7 +50,7 @@ def run_control_episode(
                 env = env if env is not None else stage.make_env()
                 loop = ControlLoop(
                     env,
-                    PolicyRunner(policy, samplers[cell.sampler], episode_generator),
+                    PolicyRunner(policy, samplers[cell.sampler]),
                     cell.executor,
                     make_clock(stage.rate_hz, cell.charge.latency),
                     stage.guards,
@@ -147,4 +148,4 @@ def run_control_batched(
 def _begin(assignment: Assignment, seat: ControlWorker) -> _RunningEpisode:
     cell, seed, repeat = assignment.cell, assignment.seed, assignment.repeat
     seat.send(ResetRequest(cell.executor, cell.charge.latency, seed, repeat))
-    return _RunningEpisode(assignment, seat, EpisodeState(episode_generator(seed, repeat)), time.perf_counter())
+    return _RunningEpisode(assignment, seat, EpisodeState.start(seed, repeat), time.perf_counter())

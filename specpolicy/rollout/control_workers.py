@@ -18,7 +18,8 @@ from specpolicy.control.loop import ControlCoroutine, ControlSetup, control_step
 from specpolicy.control.safety import Guards
 from specpolicy.control.trace import EpisodeTrace
 from specpolicy.rollout.env_worker import MakeEnv
-from specpolicy.rollout.workers import SubprocessWorker, WorkerError, format_exception
+from specpolicy.rollout.workers import SubprocessWorker, WorkerError
+from specpolicy.utils.errors import format_exception
 
 
 @dataclass(frozen=True)

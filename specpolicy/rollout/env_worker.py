@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpolicy.policies.observations import HistoryWindow, ObservationHistory
-from specpolicy.rollout.workers import SubprocessWorker, WorkerError, format_exception
+from specpolicy.rollout.workers import SubprocessWorker, WorkerError
+from specpolicy.utils.errors import format_exception
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
 

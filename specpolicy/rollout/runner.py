@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from specpolicy.control.inference import episode_generator
+from specpolicy.policies.protocols import ChunkPolicy, ChunkPolicyConfig, ChunkSampler, Observation, PredictedChunk
 from specpolicy.rollout.env_worker import EnvPool, EnvWorker, PlayChunk, Start
-from specpolicy.rollout.episodes import EpisodeKey, EpisodeRecord, episode_generator
-from specpolicy.rollout.protocols import ActionChunk, Observation, Policy, PolicyConfig, Sampler
-from specpolicy.rollout.workers import WorkerError, format_exception
+from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult
+from specpolicy.rollout.workers import WorkerError
+from specpolicy.utils.errors import format_exception
 
 
 class ObservationRecorder:
@@ -35,19 +37,19 @@ class ObservationRecorder:
         observations: arrays of shape ``(1, n_obs_steps, dim)``, in the order of asking.
     """
 
-    def __init__(self, policy: Policy, limit: int | None = None) -> None:
+    def __init__(self, policy: ChunkPolicy, limit: int | None = None) -> None:
         self._policy, self._limit = policy, limit
         self._seen, self._distance = 0, 1
         self.observations: list[dict[str, NDArray[Any]]] = []
 
     @property
-    def config(self) -> PolicyConfig:
+    def config(self) -> ChunkPolicyConfig:
         """The wrapped policy's."""
         return self._policy.config
 
     def predict_action(
         self, observation: Observation, sampler: Any, generator: torch.Generator | Sequence[torch.Generator] | None
-    ) -> ActionChunk:
+    ) -> PredictedChunk:
         """Keep the observation, then ask the wrapped policy."""
         batch = len(next(iter(observation.values())))
         for row in range(batch):
@@ -81,14 +83,14 @@ class _Running:
 
 
 def rollout(
-    policy: Policy,
-    sampler: Sampler,
+    policy: ChunkPolicy,
+    sampler: ChunkSampler,
     pool: EnvPool,
     episodes: Iterable[EpisodeKey],
     *,
     task: str,
     crash_limit: int | None = 20,
-) -> Iterator[EpisodeRecord]:
+) -> Iterator[EpisodeResult]:
     """Run episodes and hand out each record as soon as its episode has ended.
 
     Every episode yields exactly one record. An exception of its environment or of the policy is recorded as a crash
@@ -143,10 +145,10 @@ class _CrashGuard:
     """Hands out ended episodes and stops when nothing but crashes comes."""
 
     def __init__(self, limit: int | None) -> None:
-        self.ended: list[EpisodeRecord] = []
+        self.ended: list[EpisodeResult] = []
         self._limit, self._in_a_row = limit, 0
 
-    def hand_out(self) -> Iterator[EpisodeRecord]:
+    def hand_out(self) -> Iterator[EpisodeResult]:
         while self.ended:
             record = self.ended.pop(0)
             self._in_a_row = self._in_a_row + 1 if record.crashed else 0
@@ -164,7 +166,7 @@ def _start(key: EpisodeKey, slot: EnvWorker) -> _Running:
     return episode
 
 
-def _receive(episode: _Running, task: str) -> EpisodeRecord | None:
+def _receive(episode: _Running, task: str) -> EpisodeResult | None:
     """Take in what the slot answers; the record if the episode is over."""
     segment = episode.slot.receive()
     if isinstance(segment, WorkerError):
@@ -176,8 +178,8 @@ def _receive(episode: _Running, task: str) -> EpisodeRecord | None:
     return _record(episode, task, None) if segment.ended else None
 
 
-def _record(episode: _Running, task: str, error: str | None) -> EpisodeRecord:
-    return EpisodeRecord(
+def _record(episode: _Running, task: str, error: str | None) -> EpisodeResult:
+    return EpisodeResult(
         task=task,
         sampler=episode.key.sampler,
         seed=episode.key.seed,
@@ -193,7 +195,7 @@ def _record(episode: _Running, task: str, error: str | None) -> EpisodeRecord:
 
 
 def _ask(
-    policy: Policy, sampler: Sampler, episodes: list[_Running]
+    policy: ChunkPolicy, sampler: ChunkSampler, episodes: list[_Running]
 ) -> list[tuple[_Running, NDArray[np.floating] | WorkerError]]:
     """A chunk ``(steps, action_dim)`` for each episode, or why there is none."""
     if not episodes:
@@ -209,7 +211,7 @@ def _ask(
     return [answer for episode in episodes for answer in _ask(policy, sampler, [episode])]
 
 
-def _act(policy: Policy, sampler: Sampler, episodes: list[_Running]) -> list[NDArray[np.floating]]:
+def _act(policy: ChunkPolicy, sampler: ChunkSampler, episodes: list[_Running]) -> list[NDArray[np.floating]]:
     observation = {name: np.stack([episode.window[name] for episode in episodes]) for name in episodes[0].window}
     chunk = policy.predict_action(observation, sampler, [episode.generator for episode in episodes])
     if chunk.actions.ndim != 3 or len(chunk.actions) != len(episodes) or chunk.actions.shape[1] < 1:

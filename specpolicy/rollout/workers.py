@@ -10,7 +10,6 @@ import pickle
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from gymnasium.vector.utils import CloudpickleWrapper
+
+from specpolicy.utils.errors import format_exception
 
 _WARM_UP = "SPECPOLICY_NURSERY_WARM_UP"
 _PATIENCE_S = 120
@@ -215,13 +216,6 @@ def _serve(pipe: Connection, pickled: bytes) -> None:
     finally:
         if server is not None:
             server.close()
-
-
-def format_exception(error: BaseException) -> str:
-    """Type, message and innermost place of an exception, in one line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
 
 
 @contextmanager

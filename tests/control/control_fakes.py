@@ -80,10 +80,10 @@ class TickPolicy:
     def n_obs_steps(self) -> int:
         return self.horizon
 
-    def begin(self, seed: int, repeat: int) -> None:
+    def reset(self, seed: int, repeat: int) -> None:
         self.asked.clear()
 
-    def answer(self, question: InferenceRequest) -> InferenceResult:
+    def infer(self, question: InferenceRequest) -> InferenceResult:
         self.asked.append(question)
         assert question.window["tick"].shape == (self.horizon, 1)
         if question.kind is InferenceKind.DRAFT:

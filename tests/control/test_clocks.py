@@ -131,9 +131,9 @@ def test_ticks_that_have_gone_by_are_skipped_and_chunks_keep_their_time() -> Non
 class SlowPolicy(TickPolicy):
     """Takes 60 ms of real time."""
 
-    def answer(self, question: InferenceRequest) -> InferenceResult:
+    def infer(self, question: InferenceRequest) -> InferenceResult:
         time.sleep(0.06)
-        return super().answer(question)
+        return super().infer(question)
 
 
 def test_in_real_time_the_loop_goes_on_while_the_policy_computes() -> None:

@@ -32,8 +32,8 @@ def sessions(count: int, first: int = 0) -> list[EpisodeState]:
 
 def test_the_first_action_is_for_the_tick_of_the_observation() -> None:
     policy = PolicyRunner(FakeDiffusion(), FakeSampler(passes=8))
-    policy.begin(3, 0)
-    answer = policy.answer(question(7.0))
+    policy.reset(3, 0)
+    answer = policy.infer(question(7.0))
     assert answer.actions is not None and answer.actions.shape == (12, 3)
     assert answer.actions[:, 1].tolist() == [8.0 + k for k in range(12)]  # 1 + tick meant
     assert (answer.passes, answer.evaluations, answer.acceptance) == (8, 80, 12 / 15)
@@ -45,8 +45,8 @@ def test_episodes_have_streams_of_their_own() -> None:
     policy = PolicyRunner(FakeDiffusion(), FakeSampler())
 
     def grips(seed: int, repeat: int) -> list[float]:
-        policy.begin(seed, repeat)
-        found = [policy.answer(question(1.0)).actions for _ in range(3)]
+        policy.reset(seed, repeat)
+        found = [policy.infer(question(1.0)).actions for _ in range(3)]
         return [float(actions[0, 2]) for actions in found if actions is not None]
 
     assert grips(0, 0) == grips(0, 0)

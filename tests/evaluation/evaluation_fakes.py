@@ -18,7 +18,7 @@ from torch import Tensor
 
 from specpolicy.evaluation.comparison import Comparison, PolicyAndSamplers
 from specpolicy.rollout.env_worker import MakeEnv
-from specpolicy.rollout.episodes import EpisodeRecord
+from specpolicy.rollout.episodes import EpisodeResult
 
 
 class ReachEnv(gymnasium.Env[Any, NDArray[np.float32]]):
@@ -208,15 +208,15 @@ def reach(
     return Comparison(task=task, make_env=make_env, seeds=seeds, checkpoint=str(checkpoint), **values)
 
 
-def outcomes(records: Iterable[EpisodeRecord]) -> list[EpisodeRecord]:
+def outcomes(records: Iterable[EpisodeResult]) -> list[EpisodeResult]:
     """Records without their wall time."""
     return [replace(record, duration_s=0.0) for record in records]
 
 
 def record(
     sampler: str = "ddpm", seed: int = 0, repeat: int = 0, success: bool = True, error: str | None = None, **more: Any
-) -> EpisodeRecord:
+) -> EpisodeResult:
     """A finished episode."""
     values: dict[str, Any] = {"steps": 5, "return_": float(success), "passes": (10, 12), "evaluations": 40}
     values |= {"duration_s": 0.5} | more
-    return EpisodeRecord("reach", sampler, seed, repeat, success, error=error, **values)
+    return EpisodeResult("reach", sampler, seed, repeat, success, error=error, **values)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from evaluation_fakes import FakeConfig, FakePolicy, FakeSampler, ReachEnv
 
+from specpolicy.control.inference import episode_generator
 from specpolicy.rollout.env_worker import (
     ChunkTransition,
     EnvPool,
@@ -22,7 +23,7 @@ from specpolicy.rollout.env_worker import (
     Start,
     SubprocessEnvWorker,
 )
-from specpolicy.rollout.episodes import EpisodeRecord, episode_generator, episode_keys
+from specpolicy.rollout.episodes import EpisodeResult, episode_keys
 from specpolicy.rollout.runner import EvaluationAborted, rollout
 from specpolicy.rollout.workers import WorkerError
 
@@ -38,14 +39,14 @@ def run(
     crash_limit: int | None = 20,
     timeout_s: float = 300.0,
     in_process: bool | None = None,
-) -> list[EpisodeRecord]:
+) -> list[EpisodeResult]:
     with EnvPool(make_env, 2, num_envs, timeout_s=timeout_s, in_process=in_process) as pool:
         keys = episode_keys("fake", seeds, repeats)
         episodes = rollout(policy or FakePolicy(), FakeSampler(), pool, keys, task="reach", crash_limit=crash_limit)
         return sorted(episodes, key=lambda record: record.key)
 
 
-def outcome(records: list[EpisodeRecord]) -> list[EpisodeRecord]:
+def outcome(records: list[EpisodeResult]) -> list[EpisodeResult]:
     """Records without their wall time."""
     return [dataclasses.replace(record, duration_s=0.0) for record in records]
 

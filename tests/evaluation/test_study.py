@@ -19,13 +19,13 @@ from evaluation_fakes import FakePolicy, FakeSampler, ReachEnv
 from specpolicy.evaluation.results import ResultStore, read_results
 from specpolicy.evaluation.study import run_study
 from specpolicy.rollout.env_worker import EnvPool
-from specpolicy.rollout.episodes import EpisodeKey, EpisodeRecord
+from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult
 
 SAMPLERS = {"ddpm": FakeSampler(passes=100), "free": FakeSampler(passes=12)}
 PROGRAM = Path(__file__).with_name("killable_study.py")
 
 
-def study(folder: Path, policy: Any = None, make_env: Any = ReachEnv, **more: Any) -> list[EpisodeRecord]:
+def study(folder: Path, policy: Any = None, make_env: Any = ReachEnv, **more: Any) -> list[EpisodeResult]:
     settings: dict[str, Any] = {"task": "reach", "seeds": list(range(6)), "block_size": 3} | more
     with ResultStore(folder, {"task": "reach"}) as store, EnvPool(make_env, 2) as pool:
         return run_study(policy or FakePolicy(), SAMPLERS, pool, store, **settings)
@@ -98,7 +98,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     assert _outcome(records) == _outcome(undisturbed)
 
 
-def _outcome(records: list[EpisodeRecord]) -> list[EpisodeRecord]:
+def _outcome(records: list[EpisodeResult]) -> list[EpisodeResult]:
     return [dataclasses.replace(record, duration_s=0.0) for record in records]
 
 

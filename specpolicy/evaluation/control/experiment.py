@@ -35,7 +35,7 @@ from specpolicy.rollout.control_runner import (
 )
 from specpolicy.rollout.control_workers import WorkerConfig, make_control_workers
 from specpolicy.rollout.env_worker import MakeEnv
-from specpolicy.rollout.episodes import EpisodeKey, EpisodeRecord, episode_keys, plan_units
+from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, episode_keys, plan_units
 from specpolicy.rollout.runner import EvaluationAborted
 from specpolicy.utils.progress import Bar, progress_bar
 from specpolicy.utils.provenance import collect_provenance
@@ -280,7 +280,7 @@ def _guarded(outcomes: Iterable[Outcome], limit: int | None) -> Iterator[Outcome
 def _save(outcome: Outcome, task: str, store: ResultStore, out: Path) -> None:
     """The ticks first: an episode that counts as finished has them."""
     cell, seed, repeat = outcome.assignment.cell, outcome.assignment.seed, outcome.assignment.repeat
-    record = EpisodeRecord(task, cell.name, seed, repeat, False, 0, 0.0, (), 0, outcome.duration_s, outcome.error)
+    record = EpisodeResult(task, cell.name, seed, repeat, False, 0, 0.0, (), 0, outcome.duration_s, outcome.error)
     account = outcome.account
     if account is not None:
         labels = {"executor": cell.executor_name, "sampler": cell.sampler, "charged": cell.charge.label}

@@ -16,7 +16,7 @@ from specpolicy.control.controller import ControllerConfig
 from specpolicy.control.metrics import ControlMetrics, Quantiles, measure
 from specpolicy.control.trace import EpisodeTrace, TraceError, read_trace
 from specpolicy.evaluation.summary import SummaryRow, summarize
-from specpolicy.rollout.episodes import EpisodeRecord
+from specpolicy.rollout.episodes import EpisodeResult
 from specpolicy.utils.progress import Bar, progress_bar
 
 
@@ -42,7 +42,7 @@ class CellRow:
 
 def make_rows(
     cells: Sequence[ControllerConfig],
-    records: Sequence[EpisodeRecord],
+    records: Sequence[EpisodeResult],
     exact: Mapping[str, bool],
     paths: Mapping[str, Sequence[Path]],
 ) -> list[CellRow]:
@@ -60,7 +60,7 @@ def make_rows(
 
 def _make_rows(
     cells: Sequence[ControllerConfig],
-    records: Sequence[EpisodeRecord],
+    records: Sequence[EpisodeResult],
     exact: Mapping[str, bool],
     paths: Mapping[str, Sequence[Path]],
     bar: Bar,

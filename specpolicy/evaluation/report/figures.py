@@ -32,7 +32,7 @@ from specpolicy.evaluation.plots import (
 )
 from specpolicy.evaluation.report.results import RealTimeBudget, TaskResults, acceptance_of
 from specpolicy.evaluation.summary import NS_PER_MS, SummaryRow
-from specpolicy.rollout.episodes import EpisodeRecord
+from specpolicy.rollout.episodes import EpisodeResult
 
 # What a figure is drawn with → the page's custom property that takes its place.
 _PROPERTIES = {color.lower(): f"--s{index}" for index, color in enumerate(COLORS)} | {
@@ -161,7 +161,7 @@ def seconds_lines(results: TaskResults, pace: RealTimeBudget | None) -> Figure |
     if pace is None or not medians:
         return None
 
-    def seconds(record: EpisodeRecord) -> float | None:
+    def seconds(record: EpisodeResult) -> float | None:
         if record.sampler not in medians:
             return None
         return record.steps / pace.control_hz + record.chunks * medians[record.sampler]
@@ -170,7 +170,7 @@ def seconds_lines(results: TaskResults, pace: RealTimeBudget | None) -> Figure |
 
 
 def _success_lines(
-    results: TaskResults, length: Callable[[EpisodeRecord], float | None], axis_label: str
+    results: TaskResults, length: Callable[[EpisodeResult], float | None], axis_label: str
 ) -> Figure | None:
     ended: dict[str, list[float]] = {}
     longest = 0.0

@@ -20,7 +20,7 @@ from specpolicy.evaluation.report.formatting import counted, milliseconds, range
 from specpolicy.evaluation.results import MANIFEST, Manifest, read_results, shard_paths
 from specpolicy.evaluation.statistics import ratio_of_sums
 from specpolicy.evaluation.summary import SummaryRow, summarize
-from specpolicy.rollout.episodes import EpisodeRecord
+from specpolicy.rollout.episodes import EpisodeResult
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class TaskResults:
 
     folder: Path
     manifest: Manifest
-    records: Sequence[EpisodeRecord]
+    records: Sequence[EpisodeResult]
     latency: LatencyRun | None
     reference: str | None
     rows: Sequence[SummaryRow]
@@ -323,7 +323,7 @@ class Origin:
     facts: Sequence[tuple[str, str]]
     runs: Sequence[str]
     command: str
-    crashes: Sequence[EpisodeRecord]
+    crashes: Sequence[EpisodeResult]
     more_crashes: int
 
 

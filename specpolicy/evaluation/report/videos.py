@@ -14,9 +14,9 @@ from specpolicy import samplers
 from specpolicy.evaluation.report.formatting import counted, listed
 from specpolicy.evaluation.report.results import RealTimeBudget, ReportSettings, TaskResults, eager
 from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler
 from specpolicy.rollout.env_worker import MakeEnv
-from specpolicy.rollout.episodes import EpisodeRecord
-from specpolicy.rollout.protocols import Policy, Sampler
+from specpolicy.rollout.episodes import EpisodeResult
 from specpolicy.utils.progress import progress_bar
 
 
@@ -28,8 +28,8 @@ class StageError(RuntimeError):
 class Stage:
     """Whom to ask, and where to play."""
 
-    policy: Policy
-    sampler: Sampler
+    policy: ChunkPolicy
+    sampler: ChunkSampler
     make_env: MakeEnv
 
 
@@ -73,7 +73,7 @@ def _recorded_checkpoint(results: TaskResults) -> str:
     raise StageError("the manifest does not say where the checkpoint is; say so with checkpoint=")
 
 
-def _sampler(recipe: Any, name: str, policy: Policy) -> Sampler:
+def _sampler(recipe: Any, name: str, policy: ChunkPolicy) -> ChunkSampler:
     """Make a sampler from its recipe, which may come from anywhere: it must name nothing but parts of this library."""
     from hydra.utils import instantiate
 
@@ -82,7 +82,7 @@ def _sampler(recipe: Any, name: str, policy: Policy) -> Sampler:
     strange = [target for target in _targets(recipe) if not _is_a_part(target)]
     if strange:
         raise StageError(f"the recipe of {name} names {', '.join(strange)}, which is no part of specpolicy")
-    made: Sampler = instantiate(dict(recipe))(policy)
+    made: ChunkSampler = instantiate(dict(recipe))(policy)
     return made
 
 
@@ -179,7 +179,7 @@ def videos_of(
     return videos
 
 
-def _candidates(results: TaskResults, sampler: str, success: bool) -> list[EpisodeRecord]:
+def _candidates(results: TaskResults, sampler: str, success: bool) -> list[EpisodeResult]:
     """Episodes that ended so, crashes left out, those of middling length first."""
     ended = [record for record in results.records if record.sampler == sampler and not record.crashed]
     ended = sorted((record for record in ended if record.success == success), key=lambda record: record.steps)
@@ -187,15 +187,15 @@ def _candidates(results: TaskResults, sampler: str, success: bool) -> list[Episo
     return sorted(ended, key=lambda record: abs(record.steps - middle))
 
 
-def _path(results: TaskResults, record: EpisodeRecord) -> Path:
+def _path(results: TaskResults, record: EpisodeResult) -> Path:
     name = re.sub(r"[^\w.-]", "_", record.sampler)
     word = "success" if record.success else "failure"
     return results.folder / f"replay-{word}-{name}-{record.seed}-{record.repeat}.mp4"
 
 
 def _film(
-    results: TaskResults, candidates: Sequence[EpisodeRecord], stage: Stage, pace: RealTimeBudget | None
-) -> EpisodeRecord | None:
+    results: TaskResults, candidates: Sequence[EpisodeResult], stage: Stage, pace: RealTimeBudget | None
+) -> EpisodeResult | None:
     """Film the first candidate that ends as it did when it was recorded."""
     from specpolicy.evaluation.video import film_take, write_clip
     from specpolicy.rollout.env_worker import EpisodePlayer

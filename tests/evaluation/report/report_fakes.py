@@ -11,7 +11,7 @@ from evaluation_fakes import record
 
 from specpolicy.evaluation.latency import CallLog, LatencyRun
 from specpolicy.evaluation.results import Manifest, write_shard
-from specpolicy.rollout.episodes import EpisodeRecord
+from specpolicy.rollout.episodes import EpisodeResult
 
 CHAIN = {"_target_": "specpolicy.samplers.sequential", "_partial_": True, "num_inference_steps": 100}
 DRAFTED = CHAIN | {"_target_": "specpolicy.samplers.speculative"}
@@ -24,7 +24,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 SPEED = {"ddpm": 500, "free": 100, "short": 50, "ddim": 25}
 
 
-def episodes(successes: dict[str, Sequence[bool]], task: str = "reach", **more: Any) -> list[EpisodeRecord]:
+def episodes(successes: dict[str, Sequence[bool]], task: str = "reach", **more: Any) -> list[EpisodeResult]:
     """One for each outcome, seeds counted from 0."""
     return [
         replace(record(name, seed, success=won, **more), task=task)
@@ -49,7 +49,7 @@ def timed(names: Sequence[str] = tuple(SAMPLERS), calls: int = 100, cpu: str = "
 
 def write_folder(
     folder: Path,
-    records: Sequence[EpisodeRecord] = (),
+    records: Sequence[EpisodeResult] = (),
     latency: LatencyRun | None = None,
     samplers: dict[str, dict[str, Any]] | None = None,
     **configuration: Any,
