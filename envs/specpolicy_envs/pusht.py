@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from specpolicy_envs.robosuite_env import checked_action
 
-Observation = dict[str, NDArray[np.float64]]
+Observation = dict[str, NDArray[Any]]
 
 INSTALL = 'pip install "specpolicy[pusht]"'
 SIZE = 512.0
@@ -159,6 +159,17 @@ class PushTEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         picture = pygame.transform.smoothscale(self._pusht._draw(), (self._image_size, self._image_size))
         return np.ascontiguousarray(pygame.surfarray.array3d(picture).swapaxes(0, 1))
 
+    def picture(self, size: int) -> NDArray[np.uint8]:
+        """The plane from above as the human demonstrations recorded it, shape ``(size, size, 3)``.
+
+        Interpolated between the nearest four pixels of the drawing, without averaging: theirs to the last byte while
+        nothing moves.
+        """
+        pygame, cv2 = importlib.import_module("pygame"), importlib.import_module("cv2")
+        drawn = pygame.surfarray.array3d(self._pusht._draw()).swapaxes(0, 1)
+        scaled: NDArray[np.uint8] = cv2.resize(np.ascontiguousarray(drawn), (size, size))
+        return scaled
+
     def _restore(self, state: ArrayLike) -> None:
         values = checked_state(state)
         agent, block = self._pusht.agent, self._pusht.block
@@ -166,6 +177,8 @@ class PushTEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         block.angle = values[4]  # before the position: turning moves a body whose centre of mass is not its origin
         block.position = tuple(values[2:4])
         agent.velocity, block.velocity, block.angular_velocity = tuple(values[5:7]), tuple(values[7:9]), values[9]
+        for body in (agent, block):  # drawings show where shapes were last updated
+            self._pusht.space.reindex_shapes_for_body(body)
 
     def _observe(self) -> Observation:
         block = self._pusht.block
@@ -173,6 +186,37 @@ class PushTEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
             "agent_pos": np.array(self._pusht.agent.position, dtype=np.float64),
             "keypoints": keypoints(np.array([*block.position, block.angle])),
         }
+
+
+class PushTImageEnv(PushTEnv):
+    """PushT seen by a camera from above, as in the published demonstrations.
+
+    Observation: ``Dict`` of ``image``, uint8, shape ``(camera_size, camera_size, 3)``, and ``agent_pos`` (2), float64,
+    the finger's centre in pixels of the plane. Everything else as :class:`PushTEnv`.
+
+    Args:
+        render_mode, image_size: of :meth:`render`, as for :class:`PushTEnv`.
+        camera_size: height and width of an observed image, pixels; the demonstrations have 96.
+
+    Raises:
+        ImportError, ValueError: as for :class:`PushTEnv`.
+    """
+
+    def __init__(self, render_mode: str | None = None, image_size: int = 256, camera_size: int = 96) -> None:
+        if camera_size < 1:
+            raise ValueError(f"camera_size must be a positive number of pixels, not {camera_size}")
+        super().__init__(render_mode, image_size)
+        self._camera_size = camera_size
+        self.observation_space = spaces.Dict(
+            [
+                ("image", spaces.Box(0, 255, (camera_size, camera_size, 3), np.uint8)),
+                ("agent_pos", spaces.Box(-np.inf, np.inf, (2,), np.float64)),
+            ]
+        )
+
+    def _observe(self) -> Observation:
+        position = np.array(self._pusht.agent.position, dtype=np.float64)
+        return {"image": self.picture(self._camera_size), "agent_pos": position}
 
 
 def _info(coverage: float) -> dict[str, Any]:

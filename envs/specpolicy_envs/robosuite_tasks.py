@@ -77,6 +77,7 @@ class TransportEnv(RobosuiteEnv):
 
 ENVIRONMENTS: dict[str, tuple[str, int]] = {
     "specpolicy/PushT-v0": ("specpolicy_envs.pusht:PushTEnv", 300),
+    "specpolicy/PushTImage-v0": ("specpolicy_envs.pusht:PushTImageEnv", 300),
     "specpolicy/Square-v0": ("specpolicy_envs.robosuite_tasks:SquareEnv", 400),
     "specpolicy/ToolHang-v0": ("specpolicy_envs.robosuite_tasks:ToolHangEnv", 700),
     "specpolicy/Transport-v0": ("specpolicy_envs.robosuite_tasks:TransportEnv", 700),

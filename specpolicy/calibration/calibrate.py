@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,13 +27,17 @@ from specpolicy.speculative.sampler import SequentialSampler
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
+if TYPE_CHECKING:
+    from specpolicy.datasets.robomimic import Demonstration
+
 
 @dataclass(frozen=True)
 class ObservationSet:
     """Observation histories that a policy has met or may meet.
 
     Attributes:
-        observations: raw units, joined as the policy joins them, shape ``(n, n_obs_steps, dim)``.
+        observations: raw units, joined as the policy joins them, images as their features, shape
+            ``(n, n_obs_steps, dim)``.
         group: which episode each is of, shape ``(n,)``; each its own where that is not known.
         origin: where they come from, as plain JSON types; the same origin has the same histories.
     """
@@ -63,13 +67,28 @@ def observations_of_demonstrations(policy: DiffusionPolicy, path: str | Path) ->
     from specpolicy.datasets.robomimic import read_demonstrations
 
     path = Path(path)
-    episodes = read_demonstrations(path, policy.config.observations, validation_demos=0).train
+    spec = policy.observations
+    vectors = {key: dim for key, dim in spec.keys.items() if key not in spec.images}
+    episodes = read_demonstrations(path, vectors, validation_demos=0, images=spec.images).train
     back = np.arange(1 - policy.config.n_obs_steps, 1)
     histories = [
-        episode.observations[(np.arange(len(episode.observations))[:, None] + back).clip(min=0)] for episode in episodes
+        joined[(np.arange(len(joined))[:, None] + back).clip(min=0)]
+        for joined in (_with_features(policy, episode) for episode in episodes)
     ]
     group = np.repeat(np.arange(len(histories)), [len(each) for each in histories])
     return ObservationSet(np.concatenate(histories), group, _origin("demonstrations", path))
+
+
+@torch.inference_mode()
+def _with_features(policy: DiffusionPolicy, episode: Demonstration) -> NDArray[np.float32]:
+    """The joined observations of an episode, each of its frames encoded once."""
+    if not episode.images:
+        return episode.observations
+    encoders = policy.encoders
+    features = {key: encoders.encode_frames(key, frames, policy.device) for key, frames in episode.images.items()}
+    joined = policy.insert_features(torch.from_numpy(episode.observations).to(policy.device), features)
+    array: NDArray[np.float32] = joined.cpu().numpy()
+    return array
 
 
 def observations_of_results(policy: DiffusionPolicy, path: str | Path) -> ObservationSet:
@@ -87,7 +106,8 @@ def observations_of_results(policy: DiffusionPolicy, path: str | Path) -> Observ
         raise CalibrationError(
             f"{path} cannot be read ({error}); expected an observations.npz as `specpolicy evaluate` leaves it"
         ) from error
-    joined = policy.observations.join(observations)
+    with torch.inference_mode():
+        joined = policy.join(observations).cpu().numpy()
     return ObservationSet(joined, np.arange(len(joined)), _origin("observations", path))
 
 

@@ -12,7 +12,7 @@ def convert(overrides: Sequence[str]) -> None:
     from specpolicy.datasets.pusht import convert_pusht
 
     cfg = compose("convert", overrides)
-    if cfg.task.name != "pusht":
-        raise ConfigError(f"there is no converter for task {cfg.task.name!r}; the only one is for 'pusht'")
-    episodes = convert_pusht(cfg.source, cfg.out)
+    if cfg.task.name not in ("pusht", "pusht_image"):
+        raise ConfigError(f"no converter for task {cfg.task.name!r}; there are those for 'pusht' and 'pusht_image'")
+    episodes = convert_pusht(cfg.source, cfg.out, images=cfg.task.name == "pusht_image")
     print(f"{episodes} demonstrations in {cfg.out}")

@@ -15,11 +15,11 @@ def train(overrides: Sequence[str]) -> None:
     from specpolicy.training.train import train_policy
 
     cfg = compose("train", overrides)
-    task = to_container(cfg.task)
-    config = PolicyConfig(
-        task=task["name"], observations=task["observations"], action_dim=task["action_dim"], **to_container(cfg.policy)
-    )
+    config = PolicyConfig.for_task(to_container(cfg.task), to_container(cfg.policy))
     settings = TrainingSettings(**to_container(cfg.training))
     teacher = None if cfg.teacher is None else DiffusionPolicy.from_pretrained(cfg.teacher, cfg.device)
-    train_policy(config, cfg.dataset, settings, cfg.out, cfg.device, cfg.validation_demos, teacher)
+    train_policy(
+        config, cfg.dataset, settings, cfg.out, cfg.device, cfg.validation_demos, teacher,
+        noise_draws=cfg.noise_draws, auxiliary=to_container(cfg.auxiliary) or {},
+    )  # fmt: skip
     print(f"policy in {cfg.out}")

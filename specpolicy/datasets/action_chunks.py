@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 from specpolicy.datasets.robomimic import Demonstration
@@ -15,17 +17,29 @@ from specpolicy.datasets.robomimic import Demonstration
 
 @dataclass(frozen=True)
 class ActionChunkDataset:
-    """All training pairs of a set of episodes, in memory, in the data's own units."""
+    """All training pairs of a set of episodes, in memory, in the data's own units.
+
+    Attributes:
+        observations: joined vectors. actions: chunks.
+        frames: the moment of each observation step, an index into what is kept once for each moment of the data:
+        images: of each camera, bytes. others: further vectors.
+    """
 
     observations: Float[Tensor, "n steps obs"]
     actions: Float[Tensor, "n time action"]
+    frames: Int[Tensor, "n steps"]
+    images: Mapping[str, Shaped[Tensor, "moments a b c"]] = field(default_factory=dict)
+    others: Mapping[str, Float[Tensor, "moments dim"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.actions)
 
     def to(self, device: torch.device | str) -> ActionChunkDataset:
-        """The same pairs on another device."""
-        return ActionChunkDataset(self.observations.to(device), self.actions.to(device))
+        """The same pairs on another device; images stay where they are, since they may be larger than it."""
+        others = {key: values.to(device) for key, values in self.others.items()}
+        return ActionChunkDataset(
+            self.observations.to(device), self.actions.to(device), self.frames, self.images, others
+        )
 
 
 def cut_action_chunks(
@@ -41,7 +55,7 @@ def cut_action_chunks(
         Observations ``(n, n_obs_steps, obs)`` and actions ``(n, horizon, action)``.
     """
     before, after = n_obs_steps - 1, n_action_steps - 1
-    observations, actions = [], []
+    observations, actions, frames, begin = [], [], [], 0
     for episode in episodes:
         length = len(episode.actions)
         starts = np.arange(-before, length - horizon + after + 1)
@@ -53,4 +67,16 @@ def cut_action_chunks(
             steps = steps[episode.taught[steps[:, before:]].all(axis=1)]
         actions.append(episode.actions[steps])
         observations.append(episode.observations[steps[:, :n_obs_steps]])
-    return ActionChunkDataset(torch.from_numpy(np.concatenate(observations)), torch.from_numpy(np.concatenate(actions)))
+        frames.append(begin + steps[:, :n_obs_steps])
+        begin += length
+    return ActionChunkDataset(
+        _joined(observations),
+        _joined(actions),
+        _joined(frames),
+        {key: _joined([episode.images[key] for episode in episodes]) for key in episodes[0].images},
+        {key: _joined([episode.others[key] for episode in episodes]) for key in episodes[0].others},
+    )
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts))

@@ -26,18 +26,19 @@ class ReplayBufferError(ValueError):
     """A file is no replay buffer of PushT."""
 
 
-def convert_pusht(source: str | Path, path: str | Path) -> int:
+def convert_pusht(source: str | Path, path: str | Path, images: bool = False) -> int:
     """Write PushT's replay buffer as demonstrations that :func:`specpolicy.training.read_demonstrations` reads.
 
     Each episode has ``actions`` (T, 2), ``obs/agent_pos`` (T, 2) and ``obs/keypoints`` (T, 18) in pixels, ``states``
     (T, 5) as ``reset(options={"state": ...})`` of the environment takes them, and ``dones`` (T,), 1 at the last step.
-    An action is the target that was given when its row's state was seen. Images are left out. Where an episode began as
-    the environment's seed of the same number does, as the published ones do, it is marked with that ``seed``.
+    An action is the target that was given when its row's state was seen. Where an episode began as the environment's
+    seed of the same number does, as the published ones do, it is marked with that ``seed``.
 
     Args:
         source: folder ``*.zarr`` as published (unpacked), or the same arrays in an HDF5 file: ``data/action`` (n, 2),
             ``data/state`` (n, 5), ``data/keypoint`` (n, 9, 2), ``meta/episode_ends``.
         path: the HDF5 file to write; one that is there is replaced.
+        images: add ``obs/image`` (T, H, W, 3), bytes, from ``data/img`` (n, H, W, 3).
 
     Returns:
         How many episodes were written.
@@ -48,7 +49,9 @@ def convert_pusht(source: str | Path, path: str | Path) -> int:
     """
     with _opened(Path(source)) as buffer:
         ends, arrays = _checked(Path(source), buffer)
-    return write_demonstrations(path, _episodes(ends, arrays), _ENVIRONMENT)
+        pictures = _checked_images(Path(source), buffer, len(arrays["action"])) if images else None
+        environment = _ENVIRONMENT | ({"env_name": "specpolicy_envs:specpolicy/PushTImage-v0"} if images else {})
+        return write_demonstrations(path, _episodes(ends, arrays, pictures), environment)
 
 
 @contextmanager
@@ -93,13 +96,36 @@ def _checked(source: Path, buffer: Mapping[str, Any]) -> tuple[NDArray[np.int64]
     return ends, arrays
 
 
-def _episodes(ends: NDArray[np.int64], arrays: dict[str, NDArray[np.float32]]) -> Iterator[Episode]:
+def _checked_images(source: Path, buffer: Mapping[str, Any], count: int) -> Any:
+    """The stored images, not read yet: one episode after another is, so that memory holds one."""
+    if "data/img" not in buffer:
+        raise ReplayBufferError(f"{source} lacks data/img; take the replay buffer with images, or convert without them")
+    stored = buffer["data/img"]
+    if len(stored.shape) != 4 or stored.shape[0] != count or stored.shape[3] != 3:
+        raise ReplayBufferError(
+            f"{source}: data/img has shape {tuple(stored.shape)}; expected ({count}, height, width, 3)"
+        )
+    return stored
+
+
+def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """The published images are floats from 0 to 255."""
+    return values if values.dtype == np.uint8 else np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def _episodes(
+    ends: NDArray[np.int64], arrays: dict[str, NDArray[np.float32]], pictures: Any = None
+) -> Iterator[Episode]:
     for number, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         part = {name: values[begin:end] for name, values in arrays.items()}
         steps = int(end - begin)
         yield Episode(
             actions=part["action"],
-            observations={"agent_pos": part["state"][:, :2], "keypoints": part["keypoint"].reshape(steps, -1)},
+            observations={
+                "agent_pos": part["state"][:, :2],
+                "keypoints": part["keypoint"].reshape(steps, -1),
+                **({} if pictures is None else {"image": _bytes(np.asarray(pictures[begin:end]))}),
+            },
             others={"states": part["state"], "dones": (np.arange(steps) == steps - 1).astype(np.int64)},
             attributes={"seed": number} if _begins_like_seed(number, part["state"][0]) else {},
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,8 +195,9 @@ class DemonstrationError(ValueError):
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One episode: ``observations`` (T, observation dim) with all keys joined, ``actions`` (T, action dim).
+    """One episode: ``observations`` (T, observation dim) with all vectors joined, ``actions`` (T, action dim).
 
+    ``images`` are those of each camera, (T, H, W, C) bytes. ``others`` are vectors that are not observed, (T, dim).
     ``seed`` names its initial state; None if the file does not tell, as for demonstrations by people. ``taught`` (T,)
     is false where an action is no example: a fault that an expert makes in order to show its repair. None: all are.
     """
@@ -206,6 +207,8 @@ class Demonstration:
     actions: NDArray[np.float32]
     seed: int | None = None
     taught: NDArray[np.bool_] | None = None
+    images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    others: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -216,12 +219,20 @@ class DemonstrationSet:
     valid: list[Demonstration]
 
 
-def read_demonstrations(path: str | Path, keys: dict[str, int], validation_demos: int = 10) -> DemonstrationSet:
-    """Read all episodes of a robomimic file.
+def read_demonstrations(
+    path: str | Path,
+    keys: Mapping[str, int],
+    validation_demos: int = 10,
+    images: Mapping[str, tuple[int, ...]] | None = None,
+    others: Sequence[str] = (),
+) -> DemonstrationSet:
+    """Read all episodes of a robomimic file into memory.
 
     Args:
         path: HDF5 file with ``data/<demo>/{actions, obs/<key>}`` and, if present, ``mask/valid``.
-        keys: observation keys to read and their lengths; joined in this order.
+        keys: vectors to read and their lengths; joined in this order.
+        images: cameras to read and the shape of one image, (H, W, C) as robomimic stores them.
+        others: keys of further vectors to read, of any length.
         validation_demos: how many episodes to hold out; taken from ``mask/valid`` first, then from the end.
 
     Raises:
@@ -240,7 +251,7 @@ def read_demonstrations(path: str | Path, keys: dict[str, int], validation_demos
         if "data" not in file or not len(file["data"]):
             raise DemonstrationError(f"{path} has no group 'data' with episodes; found {sorted(file)}")
         names = sorted(file["data"], key=lambda name: (len(name), name))
-        episodes = {name: _read_episode(path, name, file["data"][name], keys) for name in names}
+        episodes = {name: _read_episode(path, name, file["data"][name], keys, images or {}, others) for name in names}
         masked = [name.decode() for name in file["mask/valid"][:]] if "mask/valid" in file else []
     held_out = ([name for name in masked if name in episodes] + [n for n in reversed(names) if n not in masked])[
         :validation_demos
@@ -253,7 +264,14 @@ def read_demonstrations(path: str | Path, keys: dict[str, int], validation_demos
     )
 
 
-def _read_episode(path: Path, name: str, group: object, keys: dict[str, int]) -> Demonstration:
+def _read_episode(
+    path: Path,
+    name: str,
+    group: object,
+    keys: Mapping[str, int],
+    images: Mapping[str, tuple[int, ...]],
+    others: Sequence[str],
+) -> Demonstration:
     where = f"{path}, data/{name}"
     if not hasattr(group, "keys"):
         raise DemonstrationError(
@@ -265,18 +283,36 @@ def _read_episode(path: Path, name: str, group: object, keys: dict[str, int]) ->
             raise DemonstrationError(f"{where}: '{needed}' is missing; found {sorted(group)}")  # type: ignore[call-overload]
     actions = np.asarray(group["actions"], dtype=np.float32)  # type: ignore[index]
     stored = group["obs"]  # type: ignore[index]
-    missing = [key for key in keys if key not in stored]
+    missing = [key for key in (*keys, *images, *others) if key not in stored]
     if missing:
         raise DemonstrationError(f"{where}/obs lacks {missing}; found {sorted(stored)}")
     parts = [np.asarray(stored[key], dtype=np.float32) for key in keys]
     for (key, dim), part in zip(keys.items(), parts, strict=True):
         if part.shape != (len(actions), dim):
             raise DemonstrationError(f"{where}/obs/{key} has shape {part.shape}; expected {(len(actions), dim)}")
-    observations = np.concatenate(parts, axis=-1)
-    if not (np.isfinite(actions).all() and np.isfinite(observations).all()):
+    observations = np.concatenate(parts, axis=-1) if parts else np.zeros((len(actions), 0), np.float32)
+    seen = {key: _read_images(f"{where}/obs/{key}", stored[key], (len(actions), *images[key])) for key in images}
+    further = {key: np.asarray(stored[key], dtype=np.float32).reshape(len(stored[key]), -1) for key in others}
+    for key, values in further.items():
+        if len(values) != len(actions):
+            raise DemonstrationError(f"{where}/obs/{key} has {len(values)} rows; expected {len(actions)}")
+    if not (np.isfinite(actions).all() and np.isfinite(observations).all() and all(map(_finite, further.values()))):
         raise DemonstrationError(f"{where} contains NaN or infinity; remove or repair this episode")
     seed = group.attrs.get("seed")  # type: ignore[attr-defined]
     taught = np.asarray(group["taught"]) != 0 if "taught" in group else None  # type: ignore[index,operator]
     if taught is not None and taught.shape != (len(actions),):
         raise DemonstrationError(f"{where}/taught has shape {taught.shape}; expected {(len(actions),)}")
-    return Demonstration(name, observations, actions, None if seed is None else int(seed), taught)
+    return Demonstration(name, observations, actions, None if seed is None else int(seed), taught, seen, further)
+
+
+def _finite(values: NDArray[np.float32]) -> bool:
+    return bool(np.isfinite(values).all())
+
+
+def _read_images(where: str, stored: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    if tuple(stored.shape) != shape:
+        raise DemonstrationError(f"{where} has shape {tuple(stored.shape)}; expected {shape}: steps, then one image")
+    if stored.dtype != np.uint8:
+        raise DemonstrationError(f"{where} has type {stored.dtype}; expected uint8, an image's bytes from 0 to 255")
+    read: NDArray[np.uint8] = stored[:]
+    return read

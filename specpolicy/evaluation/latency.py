@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,15 @@ from rich.progress import Progress
 from specpolicy.control.inference import episode_generator
 from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, Observation, PredictedChunk, SampleCost
 from specpolicy.utils.files import atomic_path
+
+
+@runtime_checkable
+class Resettable(Protocol):
+    """A policy that remembers something of its last chunk, such as encoded frames."""
+
+    def reset(self) -> None:
+        """Forget it."""
+        ...
 
 
 def device_of(policy: ChunkPolicy, device: torch.device | str | None = None) -> torch.device:
@@ -39,7 +48,12 @@ def timed_act(
     generator: torch.Generator,
     device: torch.device,
 ) -> tuple[int, PredictedChunk]:
-    """Nanoseconds that ``policy.predict_action`` takes for one observation, device included, and what it gives."""
+    """Nanoseconds that ``policy.predict_action`` takes for one observation, device included, and what it gives.
+
+    Images are encoded in every call, as for a robot that plays some actions between two chunks.
+    """
+    if isinstance(policy, Resettable):
+        policy.reset()
     _synchronize(device)
     begin = time.perf_counter_ns()
     chunk = policy.predict_action(observation, sampler, [generator])

@@ -213,10 +213,11 @@ OBSERVATIONS = "observations.npz"
 
 
 def write_observations(observations: Sequence[Observation], folder: Path) -> None:
-    """Write observations, arrays of shape ``(1, n_obs_steps, dim)``, at once or not at all."""
+    """Write observations, arrays of shape ``(1, n_obs_steps, ...)``, at once or not at all; images compressed."""
     stacked = {name: np.concatenate([each[name] for each in observations]) for name in observations[0]}
     with atomic_path(folder / OBSERVATIONS) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **stacked)
+        images = any(part.dtype == np.uint8 for part in stacked.values())
+        (np.savez_compressed if images else np.savez)(file, allow_pickle=False, **stacked)
 
 
 def read_observations(folder: Path) -> list[Observation]:

@@ -92,12 +92,13 @@ def save_policy(policy: DiffusionPolicy, folder: Path, half: bool = False) -> No
 
     Args:
         policy: to write. folder: where to.
-        half: store the network's weights in 16 bits, for half the space. They are read into float32 again, rounded by
-            up to a two thousandth; normalizers, and the policy in memory, stay as they are.
+        half: store the weights of the network and the image encoders in 16 bits, for half the space. They are read
+            into float32 again, rounded by up to a two thousandth; normalizers, and the policy in memory, stay as they
+            are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    for name in dict(policy.network.named_parameters(prefix="network")) if half else ():
+    for name in dict(policy.named_parameters()) if half else ():
         weights[name] = weights[name].half()
     partial = folder / (WEIGHTS + ".partial")
     save_file(weights, partial)
@@ -141,7 +142,10 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", task: str 
         raise CheckpointError(
             f"{folder} is of task {config.task!r}, not {task!r}; choose another checkpoint, or task={config.task}"
         )
-    policy = DiffusionPolicy(config)
+    try:
+        policy = DiffusionPolicy(config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} describes no policy that can be built: {error}") from error
     try:
         policy.load_state_dict(load_file(folder / WEIGHTS))
     except SafetensorError as error:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from specpolicy.policies.cameras import CameraEncoders
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.networks import build_network
 from specpolicy.policies.normalizer import MinMaxNormalizer
@@ -73,7 +74,7 @@ class ActionChunk:
 
 
 class DiffusionPolicy(nn.Module):
-    """Network, normalizers and horizons of one trained policy.
+    """Network, image encoders, normalizers and horizons of one trained policy.
 
     The sampler is not part of the policy: the same weights are sampled by sequential DDPM, DDIM or speculation,
     whichever is handed to :meth:`predict_action`.
@@ -86,7 +87,14 @@ class DiffusionPolicy(nn.Module):
         super().__init__()
         self.config = config
         self.folder: Path | None = None
-        self.observations = ObservationSpec(config.observations, config.n_obs_steps)
+        self.encoders = CameraEncoders(config.cameras)
+        for key, features in self.encoders.features.items():
+            if features != config.observations[key]:
+                raise ValueError(
+                    f"observations.{key} is {config.observations[key]}, but this camera has {features} features"
+                )
+        images: dict[str, tuple[int, ...]] = {key: cam.raw_shape for key, cam in self.encoders.cameras.items()}
+        self.observations = ObservationSpec(config.observations, config.n_obs_steps, images)
         cond_dim = config.n_obs_steps * self.observations.dim
         self.network = build_network(config.network, config.action_dim, cond_dim, config.horizon)
         self.observation_normalizer = MinMaxNormalizer.identity(self.observations.dim)
@@ -108,13 +116,42 @@ class DiffusionPolicy(nn.Module):
         return self.config.horizon, self.config.action_dim
 
     def condition(self, observation: Float[Tensor, "b steps obs"]) -> Float[Tensor, "b cond"]:
-        """Normalize an observation history (raw units) and flatten it into the network's condition."""
+        """Normalize a joined observation history (raw units) and flatten it into the network's condition."""
         return self.observation_normalizer.normalize(observation).flatten(1)
 
-    def encode(self, observation: Mapping[str, NDArray[np.floating]]) -> Float[Tensor, "b cond"]:
-        """Check and join named observations (see :meth:`ObservationSpec.join`) and condition on them."""
-        joined = torch.from_numpy(self.observations.join(observation)).to(self.device)
-        return self.condition(joined)
+    def join(self, observation: Mapping[str, NDArray[Any]]) -> Float[Tensor, "b steps obs"]:
+        """Check named observations and join their parts, images as their features; see :class:`CameraEncoders`.
+
+        Args:
+            observation: see :meth:`ObservationSpec.check`.
+
+        Returns:
+            Raw units, in the order of ``config.observations``.
+
+        Raises:
+            ObservationError: the observation does not fit the policy.
+        """
+        parts = self.observations.check(observation)
+        images = {key: part for key, part in parts.items() if part.dtype == np.uint8}
+        joined: dict[str, Tensor] = dict(self.encoders.encode(images, self.device))
+        joined |= {key: torch.from_numpy(part).to(self.device) for key, part in parts.items() if key not in images}
+        return torch.cat([joined[key] for key in parts], dim=-1)
+
+    def insert_features(
+        self, vectors: Float[Tensor, "*b vectors"], features: Mapping[str, Float[Tensor, "*b _"]]
+    ) -> Float[Tensor, "*b obs"]:
+        """Put the features of each camera at its place among the other, joined parts of an observation."""
+        lengths = {key: dim for key, dim in self.config.observations.items() if key not in self.config.cameras}
+        parts = dict(zip(lengths, torch.split(vectors, list(lengths.values()), dim=-1), strict=True)) if lengths else {}
+        return torch.cat([(parts | dict(features))[key] for key in self.config.observations], dim=-1)
+
+    def encode(self, observation: Mapping[str, NDArray[Any]]) -> Float[Tensor, "b cond"]:
+        """Check and join named observations and condition on them; see :meth:`join`."""
+        return self.condition(self.join(observation))
+
+    def reset(self) -> None:
+        """Forget the camera frames that were encoded for the last chunk."""
+        self.encoders.forget()
 
     def forward(
         self, x: Float[Tensor, "n time action"], timestep: Tensor, cond: Float[Tensor, "n cond"]
@@ -125,7 +162,7 @@ class DiffusionPolicy(nn.Module):
     @torch.inference_mode()
     def predict_action(
         self,
-        observation: Mapping[str, NDArray[np.floating]],
+        observation: Mapping[str, NDArray[Any]],
         sampler: Sampler,
         generator: Generators = None,
         record: bool = False,
@@ -134,7 +171,8 @@ class DiffusionPolicy(nn.Module):
         """Sample one action chunk for each observation of a batch.
 
         Args:
-            observation: arrays of shape ``(batch, n_obs_steps, dim)``, the present step last.
+            observation: arrays of shape ``(batch, n_obs_steps, dim)``, the present step last; images as bytes, in
+                their camera's layout. They are encoded once for the chunk.
             sampler: how to run the reverse diffusion.
             generator: one generator, or one for each entry of the batch (then a chunk does not depend on its
                 neighbours in the batch).
@@ -164,7 +202,7 @@ class DiffusionPolicy(nn.Module):
 
     @torch.inference_mode()
     def predraft(
-        self, observation: Mapping[str, NDArray[np.floating]], sampler: Sampler, generator: Generators = None
+        self, observation: Mapping[str, NDArray[Any]], sampler: Sampler, generator: Generators = None
     ) -> PreDraft:
         """Draft chunks for a predicted (or simply the latest) observation, while the robot is still busy.
 

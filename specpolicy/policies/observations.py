@@ -1,10 +1,10 @@
-"""The last observations of an episode, as a policy wants to see them."""
+"""Observations as a policy wants to see them: named vectors and images over its last steps."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,54 +17,82 @@ class ObservationError(ValueError):
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """Names and lengths of the observation's parts, in the order in which they are joined.
+    """Names and shapes of the observation's parts, in the order in which they are joined.
 
     Args:
-        keys: length of each part; the order is the policy's.
+        keys: length of each part in the condition; the order is the policy's.
         horizon: number of observation steps that the policy sees, the present one last.
+        images: shape of one image of each camera, in its own layout.
     """
 
     keys: dict[str, int]
     horizon: int
+    images: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def dim(self) -> int:
-        """Length of one joined observation step."""
+        """Length of one joined observation step, images as their features."""
         return sum(self.keys.values())
 
-    def join(self, observation: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float32]:
-        """Check ``observation`` and join its parts.
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one step of each part: of a vector its length, of a camera its image."""
+        return {key: self.images.get(key, (dim,)) for key, dim in self.keys.items()}
+
+    def zeros(self, *batch: int) -> dict[str, NDArray[Any]]:
+        """Make an observation of zeros: float32 vectors and black images, with ``batch`` axes before the steps."""
+        return {
+            key: np.zeros((*batch, self.horizon, *shape), np.uint8 if key in self.images else np.float32)
+            for key, shape in self.shapes.items()
+        }
+
+    def check(self, observation: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Check an observation and take the policy's parts out of it.
 
         Args:
-            observation: arrays of shape ``(batch, horizon, dim_of_key)``; further keys are ignored.
+            observation: vectors of shape ``(batch, horizon, dim)`` and images ``(batch, horizon, ...)`` of bytes. A
+                camera may also give the features that its images have been encoded into, as numbers. Further keys are
+                ignored.
 
         Returns:
-            Array of shape ``(batch, horizon, dim)``.
+            Vectors as float32, images as they are, in the policy's order.
 
         Raises:
-            ObservationError: a key is missing, a shape is wrong, batch sizes differ, or a value is NaN or infinite.
+            ObservationError: a key is missing, a shape or type is wrong, batch sizes differ, or a value is NaN or
+                infinite.
         """
         missing = [key for key in self.keys if key not in observation]
         if missing:
             raise ObservationError(
                 f"observation lacks {missing}; the policy needs {self.keys}, it was given {sorted(observation)}"
             )
-        parts: list[NDArray[np.float32]] = []
-        for key, dim in self.keys.items():
-            part = np.asarray(observation[key])
-            if part.ndim != 3 or part.shape[1:] != (self.horizon, dim):
-                raise ObservationError(
-                    f"observation[{key!r}] has shape {part.shape}; expected (batch, {self.horizon} steps, {dim})"
-                )
-            if not np.isfinite(part).all():
-                raise ObservationError(
-                    f"observation[{key!r}] contains NaN or infinity; check the sensor or the simulator"
-                )
-            parts.append(part.astype(np.float32))
-        sizes = {key: part.shape[0] for key, part in zip(self.keys, parts, strict=True)}
+        parts = {key: self._checked(key, np.asarray(observation[key])) for key in self.keys}
+        sizes = {key: part.shape[0] for key, part in parts.items()}
         if len(set(sizes.values())) > 1:
             raise ObservationError(f"observation parts have different batch sizes: {sizes}")
-        return np.concatenate(parts, axis=-1)
+        return parts
+
+    def _checked(self, key: str, part: NDArray[Any]) -> NDArray[Any]:
+        if key in self.images and part.ndim != 3:
+            expected = (self.horizon, *self.images[key])
+            if part.ndim == 0 or part.shape[1:] != expected:
+                raise ObservationError(
+                    f"observation[{key!r}] has shape {part.shape}; expected (batch, {str(expected)[1:-1]}): the "
+                    f"policy's {self.horizon} steps, each an image"
+                )
+            if part.dtype != np.uint8:
+                raise ObservationError(
+                    f"observation[{key!r}] has type {part.dtype}; expected uint8, an image's bytes from 0 to 255"
+                )
+            return part
+        dim = self.keys[key]
+        if part.ndim != 3 or part.shape[1:] != (self.horizon, dim):
+            raise ObservationError(
+                f"observation[{key!r}] has shape {part.shape}; expected (batch, {self.horizon} steps, {dim})"
+            )
+        if not np.isfinite(part).all():
+            raise ObservationError(f"observation[{key!r}] contains NaN or infinity; check the sensor or the simulator")
+        return part.astype(np.float32)
 
 
 HistoryWindow = dict[str, NDArray[Any]]

@@ -26,11 +26,11 @@ class Job:
     """What one session asks for.
 
     Attributes:
-        observation: arrays of shape ``(horizon, dim)``, checked.
+        observation: arrays of shape ``(horizon, dim)``, images ``(horizon, ...)``, checked.
         stream: the session's random stream, as :meth:`Engine.stream` made it; sampling moves it on.
     """
 
-    observation: Mapping[str, NDArray[np.float32]]
+    observation: Mapping[str, NDArray[Any]]
     stream: Any
 
 
@@ -91,7 +91,7 @@ class BatchedPolicy:
         config = self.policy.config
         return {
             "task": config.task,
-            "observations": dict(config.observations),
+            "observations": {name: _length(shape) for name, shape in self.observations.shapes.items()},
             "n_obs_steps": config.n_obs_steps,
             "action_dim": config.action_dim,
             "horizon": config.horizon,
@@ -119,9 +119,7 @@ class BatchedPolicy:
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """Sample for zeros a few times: first calls are slow, and no robot should wait for them."""
-        zeros = {
-            name: np.zeros((self.observations.horizon, dim), np.float32) for name, dim in self.observations.keys.items()
-        }
+        zeros = self.observations.zeros()
         for size in batch_sizes:
             self._act([Job(zeros, self.stream(0)) for _ in range(size)])
 
@@ -133,6 +131,11 @@ class BatchedPolicy:
             Answer(actions, int(passes), _share(result.proposed, result.accepted, row))
             for row, (actions, passes) in enumerate(zip(chunk.actions, result.passes, strict=True))
         ]
+
+
+def _length(shape: tuple[int, ...]) -> int | list[int]:
+    """A vector's length as a number, an image's shape as a list."""
+    return shape[0] if len(shape) == 1 else list(shape)
 
 
 def _share(proposed: torch.Tensor | None, accepted: torch.Tensor | None, row: int) -> float | None:

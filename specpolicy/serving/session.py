@@ -18,15 +18,15 @@ from specpolicy.serving.batching import Batcher, Done, Engine, Job
 from specpolicy.serving.protocol import BadRequest, Request, RequestRefused, failure, parse_request, success
 from specpolicy.speculative.denoiser import DenoiserError
 
-Step = Mapping[str, NDArray[np.float32]]
+Step = Mapping[str, NDArray[Any]]
 
 
 class StepCollector:
     """The last ``spec.horizon`` observations.
 
-    A robot sends either the present observation, with parts of shape ``(dim,)``, which is added to those before it (the
-    first is repeated, as at the start of an episode), or all that the policy looks at, with parts of shape
-    ``(horizon, dim)``, the present step last, which replaces them.
+    A robot sends either the present observation, with parts of shape ``(dim,)`` and images of bytes, which is added to
+    those before it (the first is repeated, as at the start of an episode), or all that the policy looks at, with parts
+    of shape ``(horizon, dim)`` or ``(horizon, ...)``, the present step last, which replaces them.
     """
 
     def __init__(self, spec: ObservationSpec) -> None:
@@ -53,10 +53,11 @@ class StepCollector:
                 f"observation lacks {missing}; expected {self.expected()}; there are {sorted(observation)!r:.300}"
             )
         parts = {name: self._checked(name, observation[name]) for name in spec.keys}
-        if len(kinds := {part.ndim for part in parts.values()}) > 1:
+        single = {part.shape == spec.shapes[name] for name, part in parts.items()}
+        if len(single) > 1:
             shapes = {name: part.shape for name, part in parts.items()}
             raise RequestRefused(f"some parts are one step and some a history: {shapes}; expected {self.expected()}")
-        if kinds == {1}:
+        if single == {True}:
             present = [parts]
         else:
             present = [{name: part[step] for name, part in parts.items()} for step in range(spec.horizon)]
@@ -64,24 +65,34 @@ class StepCollector:
         self._steps.extend(present[:1] * (missing_steps if not self._steps else 0) + present)
         return tuple(sorted(set(observation) - set(spec.keys)))
 
-    def stacked(self) -> dict[str, NDArray[np.float32]]:
-        """Each part over the remembered steps, shape ``(horizon, dim)``. There has been an observation."""
+    def stacked(self) -> dict[str, NDArray[Any]]:
+        """Each part over the remembered steps, shape ``(horizon, ...)``. There has been an observation."""
         return {name: np.stack([step[name] for step in self._steps]) for name in self.spec.keys}
 
     def expected(self) -> str:
         """The shapes that :meth:`add` takes, for people."""
-        parts = ", ".join(f"{name} ({dim},)" for name, dim in self.spec.keys.items())
-        horizon = self.spec.horizon
-        return f"{parts} for the present step, or ({horizon}, dim) each for {horizon} steps, the present one last"
+        spec = self.spec
+        parts = ", ".join(
+            f"{name} {shape}{' of uint8' if name in spec.images else ''}" for name, shape in spec.shapes.items()
+        )
+        return (
+            f"{parts} for the present step, or arrays with one axis more of {spec.horizon} steps, the present one last"
+        )
 
-    def _checked(self, name: str, value: Any) -> NDArray[np.float32]:
-        dim, horizon = self.spec.keys[name], self.spec.horizon
+    def _checked(self, name: str, value: Any) -> NDArray[Any]:
+        shape, horizon = self.spec.shapes[name], self.spec.horizon
         part = _as_array(name, value)
-        if part.shape not in ((dim,), (horizon, dim)):
+        if part.shape not in (shape, (horizon, *shape)):
             raise RequestRefused(
-                f"observation[{name!r}] has shape {part.shape}; expected ({dim},) for the present step, or "
-                f"({horizon}, {dim}) for {horizon} steps, the present one last"
+                f"observation[{name!r}] has shape {part.shape}; expected {shape} for the present step, or "
+                f"{(horizon, *shape)} for {horizon} steps, the present one last"
             )
+        if name in self.spec.images:
+            if part.dtype != np.uint8:
+                raise RequestRefused(
+                    f"observation[{name!r}] has type {part.dtype}; expected uint8, an image's bytes from 0 to 255"
+                )
+            return part.copy()  # what came is a view of the whole message
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
             part = part.astype(np.float32)
         if not np.isfinite(part).all():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from specpolicy.datasets.action_chunks import ActionChunkDataset, cut_action_chunks
@@ -43,48 +45,118 @@ def diffusion_objective(
     train: ActionChunkDataset,
     valid: ActionChunkDataset,
     teacher: DiffusionPolicy | None = None,
+    noise_draws: int = 1,
+    readout: AuxiliaryReadout | None = None,
 ) -> TrainingObjective:
     """Denoise action chunks under their observations, at all noise levels, or predict what a teacher predicts there.
 
     A ``teacher`` (Hinton et al. 2015) answers with a mean where demonstrations hold single draws, which takes noise out
     of the gradient. It must scale as the policy does.
 
+    Args:
+        policy: to train; what the objective is asked for is ``readout`` where there is one.
+        train, valid: pairs to learn from, and others.
+        teacher: see above.
+        noise_draws: noises and timesteps for each pair, whose images are encoded once.
+        readout: holds the policy and auxiliary layers, whose errors are added.
+
     Raises:
         ValueError: the teacher is of no checkpoint, by which a resumed training would know it again.
     """
     if teacher is not None and teacher.folder is None:
         raise ValueError("the teacher was not loaded from a checkpoint: save it first, and load it from there")
+    identity: dict[str, Any] = {}
+    if teacher is not None and teacher.folder is not None:
+        identity["teacher"] = checkpoint_digest(teacher.folder)
+    if noise_draws != 1:
+        identity["noise_draws"] = noise_draws
+    if readout is not None:
+        identity["auxiliary"] = dict(readout.weights)
     return TrainingObjective(
         examples=len(train),
-        loss=_Denoising(train.to(policy.device), teacher),
+        loss=_Denoising(train.to(policy.device), teacher, noise_draws),
         held_out=len(valid),
-        validation=_Denoising(valid.to(policy.device), teacher),
-        save=lambda network, folder: network.save_pretrained(folder),  # type: ignore[operator]
-        identity={} if teacher is None or teacher.folder is None else {"teacher": checkpoint_digest(teacher.folder)},
+        validation=_Denoising(valid.to(policy.device), teacher, noise_draws),
+        save=lambda network, folder: _policy_of(network).save_pretrained(folder),
+        identity=identity,
     )
 
 
+class AuxiliaryReadout(nn.Module):
+    """A policy, and linear layers that read vectors off the features of its images, for training alone.
+
+    A denoising loss says little about where things are, and late: an encoder that also has to tell what was recorded
+    beside the images finds them within a few epochs.
+
+    Args:
+        policy: has cameras.
+        targets: normalizers of the vectors, by name.
+        weights: of the mean squared errors.
+    """
+
+    def __init__(
+        self, policy: DiffusionPolicy, targets: Mapping[str, MinMaxNormalizer], weights: Mapping[str, float]
+    ) -> None:
+        super().__init__()
+        self.policy, self.weights = policy, dict(weights)
+        features = sum(policy.encoders.features.values())
+        self.targets = nn.ModuleDict(targets)
+        self.layers = nn.ModuleDict({key: nn.Linear(features, len(target.low)) for key, target in targets.items()})
+
+    def error(
+        self, features: Mapping[str, Float[Tensor, "b steps _"]], others: Mapping[str, Float[Tensor, "b steps _"]]
+    ) -> Float[Tensor, ""]:
+        """Weighted sum of the layers' mean squared errors, in normalized units."""
+        joined = torch.cat(list(features.values()), dim=-1)
+        errors = [
+            weight * nn.functional.mse_loss(self.layers[key](joined), self.targets[key].normalize(others[key]))  # type: ignore[operator]
+            for key, weight in self.weights.items()
+        ]
+        return torch.stack(errors).sum()
+
+
+def _policy_of(network: nn.Module) -> DiffusionPolicy:
+    policy = network.policy if isinstance(network, AuxiliaryReadout) else network
+    assert isinstance(policy, DiffusionPolicy)
+    return policy
+
+
 class _Denoising:
-    def __init__(self, chunks: ActionChunkDataset, teacher: DiffusionPolicy | None) -> None:
-        self.chunks, self.teacher = chunks, teacher
+    def __init__(self, chunks: ActionChunkDataset, teacher: DiffusionPolicy | None, noise_draws: int) -> None:
+        self.chunks, self.teacher, self.noise_draws = chunks, teacher, noise_draws
 
     def __call__(self, network: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
         """Mean squared error of the network's prediction; see :func:`training_target`."""
-        assert isinstance(network, DiffusionPolicy)
-        scheduler: DDPMScheduler = network.scheduler
-        clean = network.action_normalizer.normalize(self.chunks.actions[index])
-        noise = torch.randn(clean.shape, generator=generator).to(network.device)
+        policy = _policy_of(network)
+        scheduler: DDPMScheduler = policy.scheduler
+        clean = policy.action_normalizer.normalize(self.chunks.actions[index]).repeat_interleave(self.noise_draws, 0)
+        noise = torch.randn(clean.shape, generator=generator).to(policy.device)
         levels = scheduler.config.num_train_timesteps
-        timestep = torch.randint(levels, (len(clean),), generator=generator).to(network.device)
+        timestep = torch.randint(levels, (len(clean),), generator=generator).to(policy.device)
         noisy = scheduler.add_noise(clean, noise, timestep)
-        cond = network.condition(self.chunks.observations[index])
-        predicted = network(noisy, timestep, cond)
+        features = self._features(policy, index, generator)
+        cond = policy.condition(policy.insert_features(self.chunks.observations[index], features))
+        cond = cond.repeat_interleave(self.noise_draws, 0)
+        predicted = policy(noisy, timestep, cond)
         if self.teacher is None:
             target = training_target(scheduler, clean, noise, timestep)
         else:
             with torch.no_grad():
                 target = self.teacher(noisy, timestep, cond).float()
-        return nn.functional.mse_loss(predicted.float(), target)
+        error = nn.functional.mse_loss(predicted.float(), target)
+        if isinstance(network, AuxiliaryReadout) and network.training:
+            frames = self.chunks.frames[index]
+            error = error + network.error(features, {key: self.chunks.others[key][frames] for key in network.weights})
+        return error
+
+    def _features(self, policy: DiffusionPolicy, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Features of each camera, ``(n, steps, features)``; in training each image is cropped at its own place."""
+        frames = self.chunks.frames[index]
+        features = {}
+        for key, images in self.chunks.images.items():
+            encoded = policy.encoders.encode_batch(key, images[frames.flatten()].to(policy.device), generator)
+            features[key] = encoded.view(*frames.shape, -1)
+        return features
 
 
 def train_policy(
@@ -95,6 +167,8 @@ def train_policy(
     device: str | torch.device = "cpu",
     validation_demos: int = 10,
     teacher: DiffusionPolicy | None = None,
+    noise_draws: int = 1,
+    auxiliary: Mapping[str, float] | None = None,
 ) -> DiffusionPolicy:
     """Train a policy, or finish a training that was interrupted.
 
@@ -107,6 +181,10 @@ def train_policy(
         validation_demos: episodes held out.
         teacher: a policy to distil into this one, usually smaller; its normalizers are taken over. None: learn from the
             demonstrations alone.
+        noise_draws: noises and timesteps for each pair in a step. The images of a pair are encoded once, so that more
+            draws use a costly encoder better.
+        auxiliary: vectors of the demonstrations that a linear layer is to read off the images' features, and the weight
+            of its error; see :class:`AuxiliaryReadout`. The layer is no part of the policy.
 
     Returns:
         The policy with averaged weights, which ``out`` holds too.
@@ -117,28 +195,45 @@ def train_policy(
     """
     if teacher is not None:
         config.check_interchangeable(teacher.config, "teacher")
-    data = read_demonstrations(dataset, config.observations, validation_demos)
+    if auxiliary and not config.cameras:
+        raise ValueError(f"auxiliary={dict(auxiliary)} is read off images, but the policy has no cameras")
+    if noise_draws < 1:
+        raise ValueError(f"noise_draws must be at least 1, not {noise_draws}")
     horizons = (config.n_obs_steps, config.horizon, config.n_action_steps)
     torch.manual_seed(settings.seed)
     policy = DiffusionPolicy(config)
+    spec = policy.observations
+    vectors = {key: dim for key, dim in spec.keys.items() if key not in spec.images}
+    data = read_demonstrations(dataset, vectors, validation_demos, spec.images, list(auxiliary or ()))
     stack: dict[str, Any] = {
         name: torch.cat([torch.from_numpy(getattr(episode, name)) for episode in data.train])
         for name in ("observations", "actions")
     }
     if teacher is None:
-        policy.observation_normalizer = MinMaxNormalizer.fit(stack["observations"])
+        policy.observation_normalizer = _observation_normalizer(policy, stack["observations"])
         policy.action_normalizer = MinMaxNormalizer.fit(stack["actions"])
     else:
         policy.observation_normalizer = deepcopy(teacher.observation_normalizer)
         policy.action_normalizer = deepcopy(teacher.action_normalizer)
     held_out = data.valid or data.train
     policy = policy.to(device)
-    lesson = diffusion_objective(
-        policy, cut_action_chunks(data.train, *horizons), cut_action_chunks(held_out, *horizons), teacher
-    )
-    trained = TrainingLoop(policy, lesson, settings, Path(out)).run()
-    assert isinstance(trained, DiffusionPolicy)
+    train, valid = cut_action_chunks(data.train, *horizons), cut_action_chunks(held_out, *horizons)
+    readout = None
+    if auxiliary:
+        targets = {key: MinMaxNormalizer.fit(train.others[key]) for key in auxiliary}
+        readout = AuxiliaryReadout(policy, targets, auxiliary).to(device)
+    lesson = diffusion_objective(policy, train, valid, teacher, noise_draws, readout)
+    trained = _policy_of(TrainingLoop(readout or policy, lesson, settings, Path(out)).run())
     seeds = [episode.seed for episode in data.train if episode.seed is not None]
     if seeds:
         write_seen_seeds(Path(out), seeds)
     return trained
+
+
+def _observation_normalizer(policy: DiffusionPolicy, vectors: Float[Tensor, "n dim"]) -> MinMaxNormalizer:
+    """The range of each vector's coordinates; features of images are left as they are."""
+    low, high = (
+        policy.insert_features(limit, {key: end * torch.ones(dim) for key, dim in policy.encoders.features.items()})
+        for limit, end in ((vectors.amin(dim=0), -1), (vectors.amax(dim=0), 1))
+    )
+    return MinMaxNormalizer(low, high)
