@@ -14,7 +14,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
-from specpolicy_envs.pusht import KEYPOINTS, PushTEnv, keypoints, load_gym_pusht
+from specpolicy_envs.pusht import KEYPOINTS, PushTEnv, PushTImageEnv, keypoints, load_gym_pusht
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gym_pusht") is None, reason="needs gym-pusht: pip install 'specpolicy[pusht]'"
@@ -290,3 +290,57 @@ def test_a_missing_gym_pusht_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gym_pusht.envs.pusht", None)
     with pytest.raises(ImportError, match=r'pip install "specpolicy\[pusht\]"'):
         load_gym_pusht.__wrapped__()
+
+
+@pytest.fixture(scope="module")
+def camera() -> PushTImageEnv:
+    return PushTImageEnv()
+
+
+def test_images_are_those_of_gym_pusht(camera: PushTImageEnv) -> None:
+    """Which are those of the demonstrations, whose environment drew them the same way."""
+    observation, _ = camera.reset(seed=3)
+    camera.pusht.render_mode = "rgb_array"
+    for action in ([100.0, 400.0], [300.0, 100.0], [250.0, 250.0]):
+        assert observation["image"].dtype == np.uint8 and observation["image"].shape == (96, 96, 3)
+        np.testing.assert_array_equal(observation["image"], camera.pusht._render())
+        observation, *_ = camera.step(np.array(action))
+
+
+def test_an_image_shows_where_the_finger_is(camera: PushTImageEnv) -> None:
+    for state in (HUMAN_STATES[0], HUMAN_STATES[-1], [100.0, 50.0, *RESTING]):
+        observation, _ = camera.reset(seed=0, options={"state": state})
+        blue = (np.abs(observation["image"].astype(int) - [78, 126, 255]).sum(axis=2) < 100).nonzero()
+        centre = (np.array([blue[1].mean(), blue[0].mean()]) + 0.5) * 512 / 96
+        np.testing.assert_allclose(centre, state[:2], atol=3)
+        np.testing.assert_allclose(observation["agent_pos"], state[:2])
+
+
+def test_a_restored_state_is_drawn_at_once(camera: PushTImageEnv) -> None:
+    camera.reset(seed=1)
+    restored, _ = camera.reset(seed=0, options={"state": [100.0, 50.0, *RESTING]})
+    later, *_ = camera.step(np.array([100.0, 50.0]))  # nothing moves
+    np.testing.assert_array_equal(restored["image"], later["image"])
+
+
+def test_the_camera_sees_the_same_episode_as_the_keypoints(camera: PushTImageEnv, pusht: PushTEnv) -> None:
+    camera.reset(seed=HUMAN_SEED)
+    pusht.reset(seed=HUMAN_SEED)
+    for action in HUMAN_ACTIONS:
+        seen, reward, *_ = camera.step(np.array(action))
+        known, other, *_ = pusht.step(np.array(action))
+        assert reward == other
+        np.testing.assert_array_equal(seen["agent_pos"], known["agent_pos"])
+    np.testing.assert_array_equal(camera.state(), pusht.state())
+
+
+def test_the_camera_is_an_environment() -> None:
+    env = gym.make("specpolicy/PushTImage-v0", camera_size=32)
+    assert env.observation_space["image"].shape == (32, 32, 3)  # type: ignore[index]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*A Box observation space (min|max)imum value is -?infinity")
+        warnings.filterwarnings("ignore", message=".*we recommend using a symmetric and normalized space")
+        check_env(PushTImageEnv(render_mode="rgb_array"), skip_render_check=True)
+    with pytest.raises(ValueError, match="camera_size must be a positive number of pixels, not 0"):
+        PushTImageEnv(camera_size=0)
