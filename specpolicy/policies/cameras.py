@@ -20,7 +20,7 @@ LAYOUTS = ("HWC", "CHW")
 
 
 @dataclass(frozen=True)
-class Camera:
+class CameraSpec:
     """One camera in a policy's configuration.
 
     Args:
@@ -34,7 +34,7 @@ class Camera:
     encoder: Mapping[str, Any]
 
     @classmethod
-    def from_dict(cls, key: str, values: Mapping[str, Any]) -> Camera:
+    def from_dict(cls, key: str, values: Mapping[str, Any]) -> CameraSpec:
         """Read one from the plain types of a configuration.
 
         Args:
@@ -71,14 +71,14 @@ class CameraEncoders(nn.ModuleList):
     start, and the frame from which a pre-draft was made.
 
     Args:
-        cameras: by observation key; see :meth:`Camera.from_dict`.
+        cameras: by observation key; see :meth:`CameraSpec.from_dict`.
 
     Attributes:
         encoded: how many frames have been encoded so far.
     """
 
     def __init__(self, cameras: Mapping[str, Mapping[str, Any]]) -> None:
-        self.cameras = {key: Camera.from_dict(key, values) for key, values in cameras.items()}
+        self.cameras = {key: CameraSpec.from_dict(key, values) for key, values in cameras.items()}
         self.encoded = 0
         self._known: dict[str, dict[bytes, Tensor]] = {}
         super().__init__(_build(key, camera) for key, camera in self.cameras.items())
@@ -177,7 +177,7 @@ class CameraEncoders(nn.ModuleList):
         super()._load_from_state_dict(*arguments, **named)
 
 
-def _build(key: str, camera: Camera) -> ImageEncoder:
+def _build(key: str, camera: CameraSpec) -> ImageEncoder:
     try:
         return ImageEncoder(camera.shape, **camera.encoder)
     except (TypeError, ValueError) as error:

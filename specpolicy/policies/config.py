@@ -20,7 +20,7 @@ class PolicyConfig:
         network: ``{"name": ..., **arguments}`` of a network in :data:`specpolicy.policies.networks.NETWORKS`.
         scheduler: configuration of the diffusers ``DDPMScheduler`` used in training.
         cameras: which of the observations are images, and how each is encoded; see
-            :meth:`~specpolicy.policies.cameras.Camera.from_dict`.
+            :meth:`~specpolicy.policies.cameras.CameraSpec.from_dict`.
     """
 
     task: str

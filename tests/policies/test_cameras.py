@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from specpolicy.policies.cameras import Camera, CameraEncoders
+from specpolicy.policies.cameras import CameraEncoders, CameraSpec
 
 SMALL: dict[str, Any] = {"shape": [3, 32, 40], "backbone": "narrow", "keypoints": 8, "features": 12}
 CPU = torch.device("cpu")
@@ -110,5 +110,5 @@ def test_a_configuration_that_cannot_be_is_named(changes: dict[str, Any], messag
 
 
 def test_shapes_follow_the_layout() -> None:
-    assert Camera.from_dict("a", {"shape": [3, 84, 96]}).raw_shape == (84, 96, 3)
-    assert Camera.from_dict("a", {"layout": "CHW", "shape": [3, 84, 96]}).raw_shape == (3, 84, 96)
+    assert CameraSpec.from_dict("a", {"shape": [3, 84, 96]}).raw_shape == (84, 96, 3)
+    assert CameraSpec.from_dict("a", {"layout": "CHW", "shape": [3, 84, 96]}).raw_shape == (3, 84, 96)
