@@ -1,4 +1,4 @@
-"""What are a drafter, an opening and a window worth? Passes and time of a shipped policy, all in one run.
+"""What are a drafter, an initial guess and a window worth? Passes and time of a shipped policy, all in one run.
 
     python benchmarks/what_a_drafter_is_worth.py square
     python benchmarks/what_a_drafter_is_worth.py tool_hang
@@ -71,18 +71,22 @@ def contestants(policy: DiffusionPolicy, checkpoint: Path) -> Iterator[tuple[str
         calibration = load_calibration(checkpoint, steps)
         process = ReverseProcess.from_scheduler(policy.scheduler, steps)
         drafters: dict[str, Drafter] = {
-            "free": FreeDrafter(), "frozen": FrozenDrafter(), "linear": LinearDrafter(calibration.gains)
+            "free": FreeDrafter(), "frozen": FrozenDrafter(), "linear": LinearDrafter(calibration.jacobian)
         }  # fmt: skip
-        openings: dict[str, X0Guess | None] = {"none": None, "zero": ZeroGuess(), "fitted": calibration.opening}
+        initial_guesses: dict[str, X0Guess | None] = {
+            "none": None,
+            "zero": ZeroGuess(),
+            "fitted": calibration.initial_guess,
+        }
         for window in windows:
             for drafter, drafts in drafters.items():
-                for opening, opens in openings.items():
-                    name = f"K={steps} window={window} {drafter} opening={opening}"
-                    yield name, SpeculativeSampler(process, drafts, BlockVerifier(), window, opens)
-            for drafter, gains in (("free", None), ("linear", calibration.gains)):
-                name = f"K={steps} window={window} {drafter} recycled opening=fitted"
-                drafts = RecyclingDrafter(gains)
-                yield name, SpeculativeSampler(process, drafts, ReflectionVerifier(), window, calibration.opening)
+                for initial_guess, guess in initial_guesses.items():
+                    name = f"K={steps} window={window} {drafter} initial_guess={initial_guess}"
+                    yield name, SpeculativeSampler(process, drafts, BlockVerifier(), window, guess)
+            for drafter, jacobian in (("free", None), ("linear", calibration.jacobian)):
+                name = f"K={steps} window={window} {drafter} recycled initial_guess=fitted"
+                drafts = RecyclingDrafter(jacobian)
+                yield name, SpeculativeSampler(process, drafts, ReflectionVerifier(), window, calibration.initial_guess)
 
 
 def check_held_out(checkpoint: Path, observations: Path) -> None:
@@ -108,11 +112,11 @@ def timed(policy: DiffusionPolicy, sampler: Any, observation: dict[str, Any], se
 
 SHOWN = {100: (24, 99), 20: (12,)}
 ROWS = {
-    "free, block": "free opening=none",
-    "free, block, fitted opening": "free opening=fitted",
-    "linear, block": "linear opening=fitted",
-    "free, recycled": "free recycled opening=fitted",
-    "linear, recycled": "linear recycled opening=fitted",
+    "free, block": "free initial_guess=none",
+    "free, block, fitted initial guess": "free initial_guess=fitted",
+    "linear, block": "linear initial_guess=fitted",
+    "free, recycled": "free recycled initial_guess=fitted",
+    "linear, recycled": "linear recycled initial_guess=fitted",
 }
 
 
@@ -129,7 +133,7 @@ def overview(folder: Path) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         f"{table}\n\nPasses of one chunk, means over {observations} observations with 95 % intervals; all exact. "
-        "Recycled drafts go with reflection, and have the fitted opening too.\n"
+        "Recycled drafts go with reflection, and have the fitted initial guess too.\n"
     )
 
 

@@ -92,7 +92,7 @@ def ways_of(subject: Subject, deltas: Sequence[float]) -> dict[str, Way]:
     ddim = DDIMScheduler.from_config(subject.scheduler.config)
     exact = {
         "sequential": SequentialSampler(process),
-        "free block, adaptive": SpeculativeSampler(process, window=AdaptiveWindow(worth=WORTH)),
+        "free block, adaptive": SpeculativeSampler(process, window=AdaptiveWindow(min_acceptance=WORTH)),
     }
     near: dict[str, Any] = {
         f"asdsv_slow, delta {delta:g}": asdsv_slow(process, subject.draft, delta) for delta in deltas

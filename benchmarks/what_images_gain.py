@@ -49,7 +49,7 @@ from specpolicy.utils.provenance import collect_provenance
 RESULTS = Path(__file__).resolve().parent / "results" / "images"
 DRAFTERS = {"frozen": FrozenDrafter(), "free": FreeDrafter()}
 VERIFIERS = {"reflection": ReflectionVerifier(), "residual": ResidualVerifier(), "block": BlockVerifier()}
-ADAPTIVE = {"adaptive 0.1": AdaptiveWindow(worth=0.1), "adaptive 0.3": AdaptiveWindow(worth=0.3)}
+ADAPTIVE = {"adaptive 0.1": AdaptiveWindow(min_acceptance=0.1), "adaptive 0.3": AdaptiveWindow(min_acceptance=0.3)}
 
 
 def contestants(process: ReverseProcess, windows: list[int]) -> dict[str, Any]:

@@ -90,35 +90,41 @@ def calibrated(
     num_inference_steps: int,
     verifier: Verifier,
     window: Window | str,
-    opening: str | None = "fitted",
+    initial_guess: str | None = "fitted",
     drafter: Callable[[X0Jacobian], Drafter] = LinearDrafter,
     analytic: bool = False,
 ) -> SpeculativeSampler:
-    """The same chain with the gains that ``specpolicy calibrate`` fitted to the policy's checkpoint.
+    """The same chain with the Jacobian that ``specpolicy calibrate`` fitted to the policy's checkpoint.
 
     Args:
         policy: loaded from a checkpoint; a scheduler will not do.
         num_inference_steps: K, of chain and calibration.
         verifier: of the :class:`SpeculativeSampler`.
         window: likewise; or ``"auto"``, as for :func:`speculative`.
-        opening: what stands in for x̂0 before the first pass: ``"fitted"``, ``"zero"``, or None for a pass at pure
+        initial_guess: what stands in for x̂0 before the first pass: ``"fitted"``, ``"zero"``, or None for a pass at pure
             noise.
-        drafter: made with the gains; :class:`~specpolicy.RecyclingDrafter` wants a causal verifier.
+        drafter: made with the Jacobian; :class:`~specpolicy.RecyclingDrafter` wants a causal verifier.
         analytic: see :func:`make_process`.
 
     Raises:
         CalibrationError: the checkpoint has no calibration of its own for so many steps.
         WindowsError: ``"auto"``, and no windows were chosen for this sampler.
-        ValueError: the policy is of no checkpoint, or ``opening`` is none of these.
+        ValueError: the policy is of no checkpoint, or ``initial_guess`` is none of these.
     """
     process = make_process(policy, num_inference_steps, analytic)
     calibration = load_calibration(_loaded(policy)[0], num_inference_steps, analytic)
-    openings: dict[str | None, X0Guess | None] = {"fitted": calibration.opening, "zero": ZeroGuess(), None: None}
-    if opening not in openings:
-        raise ValueError(f"opening={opening!r}; expected fitted, zero or null")
-    drafts = drafter(calibration.gains)
+    initial_guesses: dict[str | None, X0Guess | None] = {
+        "fitted": calibration.initial_guess,
+        "zero": ZeroGuess(),
+        None: None,
+    }
+    if initial_guess not in initial_guesses:
+        raise ValueError(f"initial_guess={initial_guess!r}; expected fitted, zero or null")
+    drafts = drafter(calibration.jacobian)
     return _with_window(
-        policy, partial(SpeculativeSampler, process, drafts, verifier, opening=openings[opening]), window
+        policy,
+        partial(SpeculativeSampler, process, drafts, verifier, initial_guess=initial_guesses[initial_guess]),
+        window,
     )
 
 

@@ -46,11 +46,15 @@ def test_compiled_samplers_act_as_the_samplers_do(policy: DiffusionPolicy) -> No
 
 def test_auto_takes_what_there_is(policy: DiffusionPolicy, tmp_path: Path) -> None:
     known = samplers.default(policy)
-    assert isinstance(known.drafter, RecyclingDrafter) and known.drafter.gains is not None and known.opening is not None
+    assert (
+        isinstance(known.drafter, RecyclingDrafter)
+        and known.drafter.jacobian is not None
+        and known.initial_guess is not None
+    )
     assert (known.window, known.exact) == (24, True)
     policy.save_pretrained(tmp_path / "bare")
     bare = samplers.default(DiffusionPolicy.from_pretrained(tmp_path / "bare"), 20, window=7)
-    assert isinstance(bare.drafter, RecyclingDrafter) and bare.drafter.gains is None and bare.opening is None
+    assert isinstance(bare.drafter, RecyclingDrafter) and bare.drafter.jacobian is None and bare.initial_guess is None
     assert (bare.window, bare.process.num_steps) == (7, 20)
 
 

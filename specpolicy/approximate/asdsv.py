@@ -90,7 +90,7 @@ class AsdsvChains:
         noise: Tensor,
         begin: int,
         record: bool,
-        trail: StateBuffer | None,
+        state_buffer: StateBuffer | None,
     ) -> None:
         self.process, self.random, self.input_dtype = process, random, noise.dtype
         self.x = noise.to(process.a.dtype, copy=True)
@@ -98,7 +98,7 @@ class AsdsvChains:
         self.output, self.known = torch.zeros_like(self.x), torch.zeros_like(self.k, dtype=torch.bool)
         self.passes, self.evaluations = torch.zeros_like(self.k), torch.zeros_like(self.k)
         self.draft_passes, self.taken = torch.zeros_like(self.k), torch.zeros_like(self.known)
-        self.account, self.trail = RoundLog(), trail
+        self.log, self.state_buffer = RoundLog(), state_buffer
         self.trajectory = self.x.new_empty((process.num_steps + 1, *self.x.shape)) if record else None
         self._keep(torch.arange(len(noise), device=noise.device), self.k, self.x)
 
@@ -140,7 +140,7 @@ class AsdsvChains:
     def note(self, active: Tensor, start: Tensor, proposed: Tensor) -> None:
         """Enter a round of the chains ``active`` into the account."""
         accepted = torch.where(self.taken[active], proposed, 0)
-        self.account.add(active, start, proposed, accepted, len(self.k))
+        self.log.add(active, start, proposed, accepted, len(self.k))
         self.taken[:] = False
 
     def result(self) -> AsdsvResult:
@@ -149,14 +149,14 @@ class AsdsvChains:
             sample=self.x.to(self.input_dtype),
             passes=self.passes.cpu(),
             evaluations=self.evaluations.cpu(),
-            **self.account.stacked(len(self.x)),
+            **self.log.stacked(len(self.x)),
             trajectory=None if len(self.active()) else self.trajectory,
             draft_passes=self.draft_passes.cpu(),
         )
 
     def _keep(self, chains: Tensor, where: Tensor, states: Tensor) -> None:
-        if self.trail is not None:
-            self.trail.keep(where, chains, states)
+        if self.state_buffer is not None:
+            self.state_buffer.keep(where, chains, states)
         if self.trajectory is not None:
             self.trajectory[where, chains] = states
 
@@ -242,13 +242,13 @@ class AsdsvSampler:
         generator: Generators = None,
         record: bool = False,
         begin: int = 0,
-        trail: StateBuffer | None = None,
+        state_buffer: StateBuffer | None = None,
     ) -> Iterator[AsdsvChains]:
         """The same, round by round; see :meth:`SpeculativeSampler.rounds`."""
         check_cond(cond, len(noise))
         dtype = state_dtype(noise)
         random = ChainGenerators(generator, len(noise), noise.device, dtype)
-        courses = AsdsvChains(self.process.to(noise.device, dtype), random, noise, begin, record, trail)
+        courses = AsdsvChains(self.process.to(noise.device, dtype), random, noise, begin, record, state_buffer)
         lengths = self._lengths.to(noise.device)
         while len(courses.active()):
             with torch.no_grad():

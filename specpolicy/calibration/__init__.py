@@ -1,4 +1,4 @@
-"""What a policy's own chains teach its drafter: gains and an opening, kept beside the checkpoint.
+"""What a policy's own chains teach its drafter: jacobian and an initial guess, kept beside the checkpoint.
 
 Record sequential chains, fit, store: :func:`calibrate`. Samplers then read it with :func:`load_calibration`.
 """

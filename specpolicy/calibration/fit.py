@@ -156,13 +156,13 @@ def _shared_basis(slopes: Float[Tensor, "k d d"]) -> Float[Tensor, "d d"]:
 
 
 FIRST_WINDOW = 0.4
-"""Share of the chain that an opening is to draft well; about what the first round covers."""
+"""Share of the chain that an initial guess is to draft well; about what the first round covers."""
 
 Fit = Callable[[ReverseProcess, RecordedChains], X0Guess]
 
 
 class GuessChoice(NamedTuple):
-    """The chosen way to fit an opening, and how all of them did on chains that they were not fitted on."""
+    """The chosen way to fit an initial guess, and how all of them did on chains that they were not fitted on."""
 
     name: str
     fit: Fit
@@ -177,7 +177,7 @@ def fit_guess(process: ReverseProcess, chains: RecordedChains, most_centres: int
         most_centres: conditions that a kernel regression may keep; 0 tries none.
 
     Returns:
-        The choice; its ``fit`` makes the opening from any recorded chains.
+        The choice; its ``fit`` makes the initial guess from any recorded chains.
     """
     candidates: dict[str, Fit] = {"zero": lambda *_: ZeroGuess()}
     candidates |= {f"linear, ridge {ridge:g}": partial(fit_linear_guess, ridge=ridge) for ridge in (1e-3, 1e-2, 1e-1)}
@@ -223,13 +223,13 @@ def fit_kernel_guess(
     return KernelGuess(linear, scale, centres, weights)
 
 
-def guess_error(process: ReverseProcess, opening: X0Guess, chains: RecordedChains) -> float:
+def guess_error(process: ReverseProcess, initial_guess: X0Guess, chains: RecordedChains) -> float:
     """Root of Σ v_k² over the first window, averaged over chains; v is the miss in standard deviations of the step.
 
-    Half of its square is the information by which drafts under the opening's x̂0 differ from the target's steps.
+    Half of its square is the information by which drafts under the initial guess's x̂0 differ from the target's steps.
     """
     weight = _window_weight(process)
-    miss = opening.x0(chains.x0[0], chains.cond) - chains.x0[: len(weight)]
+    miss = initial_guess.x0(chains.x0[0], chains.cond) - chains.x0[: len(weight)]
     return float((weight[:, None] * miss.square().sum(-1)).sum(0).mean().sqrt())
 
 
@@ -259,13 +259,13 @@ def fit_calibration(
     about: Mapping[str, Any] | None = None,
     most_centres: int | None = None,
 ) -> Calibration:
-    """Fit gains and opening on four fifths of the groups, judge them on the last fifth, and fit them again on all.
+    """Fit Jacobian and guess on four fifths of the groups, judge them on the last fifth, and fit them again on all.
 
     Args:
         process: the chain that was recorded.
         chains: in random order.
         about: kept with the result, beside the figures.
-        most_centres: observations that an opening may keep in the calibration; None for as many as a file has room for,
+        most_centres: observations that an initial guess may keep in the calibration; None for as many as the file holds,
             0 for none.
 
     Raises:
@@ -275,8 +275,8 @@ def fit_calibration(
     rank = rank_that_fits(chains)
     tried = fit_jacobian(process, fitted_on, rank=rank)
     room = centres_that_fit(chains, rank)
-    gains = fit_jacobian(process, chains, rank=rank)
-    opening = fit_guess(process, chains, room if most_centres is None else min(most_centres, room))
+    jacobian = fit_jacobian(process, chains, rank=rank)
+    initial_guess = fit_guess(process, chains, room if most_centres is None else min(most_centres, room))
     figures = {
         "chains": len(judged_by),
         "groups": judged_by.num_groups,
@@ -287,26 +287,26 @@ def fit_calibration(
             }
             for lag in _LAGS
         },
-        "opening": opening.held_out,
+        "initial_guess": initial_guess.held_out,
     }
     own = {
         "num_inference_steps": chains.num_steps,
         "chains": len(chains),
         "groups": chains.num_groups,
-        "opening": opening.name,
+        "initial_guess": initial_guess.name,
         "held_out": figures,
     }
-    return Calibration(gains, opening.fit(process, chains), {**(about or {}), **own})
+    return Calibration(jacobian, initial_guess.fit(process, chains), {**(about or {}), **own})
 
 
-def mean_distance(process: ReverseProcess, gains: X0Jacobian | None, chains: RecordedChains, lag: int) -> float:
+def mean_distance(process: ReverseProcess, jacobian: X0Jacobian | None, chains: RecordedChains, lag: int) -> float:
     """How far a draft is from the target ``lag`` steps after the last known x̂0, in standard deviations of the step.
 
-    The mean over the noisy steps of the median over the chains; ``None`` are the gains of the free drafter.
+    The mean over the noisy steps of the median over the chains; ``None`` are the Jacobian of the free drafter.
     """
     innovation, change = x0_increments(process, chains, lag)
-    if gains is not None:
-        change = change - gains.expand(gains.values[lag:, None] * gains.project(innovation))
+    if jacobian is not None:
+        change = change - jacobian.expand(jacobian.values[lag:, None] * jacobian.project(innovation))
     distance = change.norm(dim=-1) * sensitivity(process)[lag:, None].to(change.dtype)
     return float(distance[process.sigma[lag:] > 0].median(dim=1).values.mean())
 
@@ -318,7 +318,7 @@ def rank_that_fits(chains: RecordedChains) -> int:
 
 
 def centres_that_fit(chains: RecordedChains, rank: int) -> int:
-    """Conditions that the file has room for beside the gains and a linear regression."""
+    """Conditions that the file has room for beside the Jacobian and a linear regression."""
     d, c = chains.x0.shape[2], chains.cond.shape[1]
     others = 2 * rank * (d + chains.num_steps) + 4 * (d * c + d + c) + 20_000
     return max(0, (FILE_BYTES - others) // (2 * (c + d)))

@@ -23,20 +23,20 @@ class CalibrationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Gains and an opening for one policy and one number of steps.
+    """Gains and an initial guess for one policy and one number of steps.
 
     Attributes:
-        gains: for a :class:`~specpolicy.LinearDrafter`.
-        opening: what stands in for x̂0 before the first pass.
+        jacobian: for a :class:`~specpolicy.LinearDrafter`.
+        initial_guess: what stands in for x̂0 before the first pass.
         about: where it comes from and what it was worth on chains that it was not fitted on, as plain JSON types.
     """
 
-    gains: X0Jacobian
-    opening: X0Guess
+    jacobian: X0Jacobian
+    initial_guess: X0Guess
     about: dict[str, Any] = field(default_factory=dict)
 
 
-FORMAT = 1
+FORMAT = 2
 _HEADER = "calibration"
 
 
@@ -53,15 +53,15 @@ def save_calibration(calibration: Calibration, checkpoint: str | Path, analytic:
         analytic: whether it is of chains with analytic noise.
 
     Raises:
-        TypeError: the opening is none of this library's.
+        TypeError: the initial_guess is none of this library's.
         FileNotFoundError: there is no checkpoint.
     """
-    gains = calibration.gains
-    tensors = {"gains.values": gains.values.half(), **_parts_of(calibration.opening)}
-    if gains.basis is not None:
-        tensors["gains.basis"] = gains.basis.half()
+    jacobian = calibration.jacobian
+    tensors = {"jacobian.values": jacobian.values.half(), **_parts_of(calibration.initial_guess)}
+    if jacobian.basis is not None:
+        tensors["jacobian.basis"] = jacobian.basis.half()
     about = {**calibration.about, "format": FORMAT, "checkpoint": checkpoint_digest(checkpoint)}
-    path = calibration_path(checkpoint, gains.num_steps, analytic)
+    path = calibration_path(checkpoint, jacobian.num_steps, analytic)
     content = save({name: part.contiguous() for name, part in tensors.items()}, {_HEADER: json.dumps(about)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -87,7 +87,7 @@ def load_calibration(checkpoint: str | Path, num_inference_steps: int, analytic:
         if about["format"] != FORMAT:
             raise KeyError(f"format {about['format']}, this version reads {FORMAT}")
         calibration = Calibration(
-            X0Jacobian(tensors["gains.values"], tensors.get("gains.basis")), _opening_of(tensors), about
+            X0Jacobian(tensors["jacobian.values"], tensors.get("jacobian.basis")), _opening_of(tensors), about
         )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} cannot be read ({error}); run {command} again") from error
@@ -99,25 +99,32 @@ def load_calibration(checkpoint: str | Path, num_inference_steps: int, analytic:
     return calibration
 
 
-def _parts_of(opening: X0Guess) -> dict[str, Tensor]:
-    if isinstance(opening, ZeroGuess):
+def _parts_of(initial_guess: X0Guess) -> dict[str, Tensor]:
+    if isinstance(initial_guess, ZeroGuess):
         return {}
-    if isinstance(opening, LinearGuess):
-        return {"opening.weight": opening.weight.float(), "opening.offset": opening.offset.float()}
-    if isinstance(opening, KernelGuess):
+    if isinstance(initial_guess, LinearGuess):
         return {
-            **_parts_of(opening.linear),
-            "opening.scale": opening.scale.float(),
-            "opening.centres": opening.centres.half(),
-            "opening.weights": opening.weights.half(),
+            "initial_guess.weight": initial_guess.weight.float(),
+            "initial_guess.offset": initial_guess.offset.float(),
         }
-    raise TypeError(f"a {type(opening).__name__} cannot be stored; expected a zero, linear or kernel opening")
+    if isinstance(initial_guess, KernelGuess):
+        return {
+            **_parts_of(initial_guess.linear),
+            "initial_guess.scale": initial_guess.scale.float(),
+            "initial_guess.centres": initial_guess.centres.half(),
+            "initial_guess.weights": initial_guess.weights.half(),
+        }
+    raise TypeError(
+        f"a {type(initial_guess).__name__} cannot be stored; expected a zero, linear or kernel initial guess"
+    )
 
 
 def _opening_of(tensors: dict[str, Tensor]) -> X0Guess:
-    if "opening.weight" not in tensors:
+    if "initial_guess.weight" not in tensors:
         return ZeroGuess()
-    linear = LinearGuess(tensors["opening.weight"], tensors["opening.offset"])
-    if "opening.centres" not in tensors:
+    linear = LinearGuess(tensors["initial_guess.weight"], tensors["initial_guess.offset"])
+    if "initial_guess.centres" not in tensors:
         return linear
-    return KernelGuess(linear, tensors["opening.scale"], tensors["opening.centres"], tensors["opening.weights"])
+    return KernelGuess(
+        linear, tensors["initial_guess.scale"], tensors["initial_guess.centres"], tensors["initial_guess.weights"]
+    )

@@ -10,7 +10,7 @@ from specpolicy.config import compose
 
 
 def calibrate(overrides: Sequence[str]) -> None:
-    """fit the linear drafter and its opening to a checkpoint, from chains that this records"""
+    """fit the linear drafter and its initial guess to a checkpoint, from chains that this records"""
     import torch
 
     from specpolicy.calibration.calibrate import calibrate
@@ -36,7 +36,7 @@ def calibrate(overrides: Sequence[str]) -> None:
     )
     held_out = calibration.about["held_out"]
     for lag, distance in held_out["distance"].items():
-        print(f"{lag}: drafts miss by {distance['linear']:.2f} standard deviations (free: {distance['free']:.2f})")
-    opening = calibration.about["opening"]
-    print(f"opening: {opening}, {held_out['opening'][opening]:.2f} (zero: {held_out['opening']['zero']:.2f})")
+        print(f"{lag}: drafts are off by {distance['linear']:.2f} standard deviations (free: {distance['free']:.2f})")
+    initial_guess, errors = calibration.about["initial_guess"], held_out["initial_guess"]
+    print(f"initial guess: {initial_guess}, {errors[initial_guess]:.2f} (zero: {errors['zero']:.2f})")
     print(f"on {held_out['chains']} chains held out of {calibration.about['chains']}; calibration in {path}")

@@ -83,12 +83,12 @@ class ChainBatch:
         last_eval_k, last_eval_x, last_eval_x0: latest state at which the target was evaluated; ``last_eval_k`` is
             −1 before the first evaluation.
         passes, evaluations: the account of network use, shape ``(B,)``.
-        missed, missed_from: how far the latest draft was off: the distance from the drafter's x̂0 to the target's at
+        draft_x0_error, draft_x0_error_from: the distance from the drafter's x̂0 to the target's at
             ``last_eval_k``, and the position of the x̂0 that it drafted from; shape ``(B,)``, infinite before the first
             comparison. None unless somebody wants to know (``measure``).
-        trail: keeps settled states for a reader that follows the rounds; None without one.
+        state_buffer: keeps settled states for a reader that follows the rounds; None without one.
         replayed: whether the first round was a pre-drafted one.
-        leftover: of all chains after the latest round; None unless the drafter recycles (``recycle``).
+        tail: of all chains after the latest round; None unless the drafter recycles (``recycle``).
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ChainBatch:
         cond: Cond,
         record: bool,
         measure: bool = False,
-        trail: StateBuffer | None = None,
+        state_buffer: StateBuffer | None = None,
         recycle: bool = False,
     ) -> None:
         batch, device = len(noise), noise.device
@@ -110,10 +110,10 @@ class ChainBatch:
         self.last_eval_k = torch.full_like(self.k, -1)
         self.last_eval_x, self.last_eval_x0 = self.x.clone(), torch.zeros_like(self.x)
         self.passes, self.evaluations = torch.zeros_like(self.k), torch.zeros_like(self.k)
-        self.missed = torch.full_like(self.k, torch.inf, dtype=torch.float64) if measure else None
-        self.missed_from = torch.zeros_like(self.k)
-        self.account, self.replayed, self.trail = RoundLog(), False, trail
-        self.leftover = UnverifiedTail.none(self.x, 0) if recycle else None
+        self.draft_x0_error = torch.full_like(self.k, torch.inf, dtype=torch.float64) if measure else None
+        self.draft_x0_error_from = torch.zeros_like(self.k)
+        self.log, self.replayed, self.state_buffer = RoundLog(), False, state_buffer
+        self.tail = UnverifiedTail.none(self.x, 0) if recycle else None
         steps, event = self.process.num_steps, noise.shape[1:]
         self.trajectory = self.x.new_empty((steps + 1, batch, *event)) if record else None
         self.recorded_x0 = self.x.new_empty((steps, batch, *event)) if record else None
@@ -132,19 +132,19 @@ class ChainBatch:
         self.evaluations.index_add_(0, owner, torch.ones_like(owner))
         return self.process.x0(x, output.to(x.dtype), k)
 
-    def anchor(self, chains: Tensor) -> None:
+    def evaluate_current(self, chains: Tensor) -> None:
         """Spend a pass on the x̂0 of these chains at their present states."""
         k, x = self.k[chains], self.x[chains]
-        self.set_anchor(chains, k, x, self.target_x0(chains, k, x))
+        self.set_last_eval(chains, k, x, self.target_x0(chains, k, x))
 
-    def set_anchor(self, chains: Tensor, k: Tensor, x: Tensor, x0: Tensor) -> None:
+    def set_last_eval(self, chains: Tensor, k: Tensor, x: Tensor, x0: Tensor) -> None:
         """Remember the latest known x̂0."""
         self.last_eval_k[chains], self.last_eval_x[chains], self.last_eval_x0[chains] = k, x, x0
 
-    def keep_leftover(self, chains: Tensor, leftover: UnverifiedTail) -> None:
+    def keep_tail(self, chains: Tensor, tail: UnverifiedTail) -> None:
         """Remember what a round has left of these chains; the others have finished."""
-        self.leftover = UnverifiedTail.none(self.x, leftover.noise.shape[1])
-        for whole, part in zip(self.leftover, leftover, strict=True):
+        self.tail = UnverifiedTail.none(self.x, tail.noise.shape[1])
+        for whole, part in zip(self.tail, tail, strict=True):
             whole[chains] = part
 
     def record(self, chains: Tensor, k: Tensor, visited: Tensor, states: Tensor, x0: Tensor) -> None:
@@ -154,12 +154,12 @@ class ChainBatch:
             chains: shape ``(n,)``. k: position of the first column. visited: mask ``(n, w + 1)`` of columns to keep.
             states: x_k …, shape ``(n, w + 1, *event)``. x0: the target's x̂0 there.
         """
-        if self.trail is None and self.trajectory is None:
+        if self.state_buffer is None and self.trajectory is None:
             return
         row, column = visited.nonzero(as_tuple=True)
         where = k[row] + column
-        if self.trail is not None:
-            self.trail.keep(where, chains[row], states[row, column])
+        if self.state_buffer is not None:
+            self.state_buffer.keep(where, chains[row], states[row, column])
         if self.trajectory is None or self.recorded_x0 is None:
             return
         self.trajectory[where, chains[row]] = states[row, column]
@@ -170,7 +170,7 @@ class ChainBatch:
         finished = not len(self.active())
         if self.trajectory is not None:
             self.trajectory[-1] = self.x
-        account = self.account
+        account = self.log
         return SampleResult.of_rounds(
             self.process.num_steps,
             self.k,

@@ -95,5 +95,5 @@ def flat_cond(cond: Cond, numbers: int) -> Float[Tensor, "n c"]:
     """A condition that is one tensor as rows of ``numbers``; anything else raises ``ValueError``."""
     if not isinstance(cond, Tensor) or cond[0].numel() != numbers:
         got = tuple(cond.shape) if isinstance(cond, Tensor) else type(cond).__name__
-        raise ValueError(f"cond is {got}; this opening was fitted on tensors of {numbers} numbers a chain")
+        raise ValueError(f"cond is {got}; this initial guess was fitted on tensors of {numbers} numbers a chain")
     return cond.flatten(1)

@@ -17,15 +17,15 @@ from specpolicy.speculative.process import ReverseProcess
 
 
 def affine_scan(
-    decay: Float[Tensor, "n w r"], kick: Float[Tensor, "n w r"], start: Float[Tensor, "n r"]
+    scale: Float[Tensor, "n w r"], shift: Float[Tensor, "n w r"], start: Float[Tensor, "n r"]
 ) -> Float[Tensor, "n w1 r"]:
     """c_0 = start, c_{j+1} = decay_j c_j + kick_j, number by number.
 
     The affine maps of neighbouring steps are composed in pairs, then pairs of pairs (Hillis and Steele 1986): about
     log2(w) operations on whole windows, so that a device does not wait for w launches.
     """
-    slope, offset = decay, torch.cat([kick[:, :1] + decay[:, :1] * start[:, None], kick[:, 1:]], dim=1)
-    reach, window = 1, decay.shape[1]
+    slope, offset = scale, torch.cat([shift[:, :1] + scale[:, :1] * start[:, None], shift[:, 1:]], dim=1)
+    reach, window = 1, scale.shape[1]
     while reach < window:
         # Step j already covers ``reach`` maps ending at j; the map that ends at j − reach goes first.
         earlier = slice(None, window - reach)
@@ -78,7 +78,7 @@ class MultiStepTransition:
         )
         return (flat + kicks).view(len(x), -1, *x.shape[1:])
 
-    def draft_along(
+    def draft_per_step(
         self,
         k: Int[Tensor, " n"],
         x: Float[Tensor, "n ..."],
@@ -100,9 +100,9 @@ class MultiStepTransition:
         x0: Float[Tensor, "n ..."],
     ) -> Float[Tensor, "n ..."]:
         """Mean of x_end given x_begin = ``x``, under constant ``x0``."""
-        return self.mean_along(begin, end[:, None], x, x0)[:, 0]
+        return self.mean_at(begin, end[:, None], x, x0)[:, 0]
 
-    def mean_along(
+    def mean_at(
         self,
         begin: Int[Tensor, " n"],
         ends: Int[Tensor, "n w"],
@@ -111,8 +111,8 @@ class MultiStepTransition:
     ) -> Float[Tensor, "n w ..."]:
         """As :meth:`mean`, for several ends of each chain."""
         shape = (*ends.shape, *[1] * (x.ndim - 1))
-        decay, drift = (table[begin[:, None], ends].view(shape) for table in (self.products, self.drifts))
-        return decay * x[:, None] + drift * x0[:, None]
+        scale, drift = (table[begin[:, None], ends].view(shape) for table in (self.products, self.drifts))
+        return scale * x[:, None] + drift * x0[:, None]
 
     def _weights(self, k: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """P(k+i+1, k+j) for i < j, shape ``(n, w + 1, w)``, and the position k + i of each step, ``(n, w)``."""

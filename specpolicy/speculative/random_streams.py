@@ -31,14 +31,16 @@ class ChainGenerators:
         dtype: torch.dtype,
     ) -> None:
         self.device, self.dtype = device, dtype
-        self.each: list[torch.Generator] | None = None
-        self.one: torch.Generator | None = None
+        self.generators: list[torch.Generator] | None = None
+        self.shared: torch.Generator | None = None
         if generator is None or isinstance(generator, torch.Generator):
-            self.one = generator
+            self.shared = generator
         else:
-            self.each = list(generator)
-            if len(self.each) != batch:
-                raise ValueError(f"{len(self.each)} generators for a batch of {batch}; give one, or one for each chain")
+            self.generators = list(generator)
+            if len(self.generators) != batch:
+                raise ValueError(
+                    f"{len(self.generators)} generators for a batch of {batch}; give one, or one for each chain"
+                )
         self.batch = batch
 
     def _draw(
@@ -51,9 +53,9 @@ class ChainGenerators:
     def noise(self, event: Sequence[int], chains: Sequence[int] | None = None) -> Tensor:
         """Standard normal numbers, shape ``(chains, *event)``; all chains if ``chains`` is None."""
         chains = range(self.batch) if chains is None else chains
-        if self.each is None:
-            return self._draw((len(chains), *event), self.one, True, self.dtype)
-        return torch.stack([self._draw(event, self.each[chain], True, self.dtype) for chain in chains])
+        if self.generators is None:
+            return self._draw((len(chains), *event), self.shared, True, self.dtype)
+        return torch.stack([self._draw(event, self.generators[chain], True, self.dtype) for chain in chains])
 
     def window_noise(self, lengths: Sequence[int], event: Sequence[int], chains: Sequence[int]) -> Tensor:
         """Standard normal numbers for windows of different lengths, zero-padded to ``(chains, longest, *event)``.
@@ -62,21 +64,21 @@ class ChainGenerators:
         always at least one column, so that drafters and verifiers never see an empty window.
         """
         longest = max(1, *lengths)
-        if self.each is None:
-            return self._draw((len(chains), longest, *event), self.one, True, self.dtype)
+        if self.generators is None:
+            return self._draw((len(chains), longest, *event), self.shared, True, self.dtype)
         padded = torch.zeros((len(chains), longest, *event), device=self.device, dtype=self.dtype)
         for row, (chain, length) in enumerate(zip(chains, lengths, strict=True)):
-            padded[row, :length] = self._draw((length, *event), self.each[chain], True, self.dtype)
+            padded[row, :length] = self._draw((length, *event), self.generators[chain], True, self.dtype)
         return padded
 
     def window_uniform(self, lengths: Sequence[int], chains: Sequence[int]) -> Tensor:
         """Uniform numbers in [0, 1) in float64, shape ``(chains, longest + 1)``: one a step and one for the repair."""
         longest = max(1, *lengths) + 1
-        if self.each is None:
-            return self._draw((len(chains), longest), self.one, False, torch.float64)
+        if self.generators is None:
+            return self._draw((len(chains), longest), self.shared, False, torch.float64)
         padded = torch.zeros((len(chains), longest), device=self.device, dtype=torch.float64)
         for row, (chain, length) in enumerate(zip(chains, lengths, strict=True)):
             # The repair's number stands last in the row, whatever the window's length.
-            drawn = self._draw((length + 1,), self.each[chain], False, torch.float64)
+            drawn = self._draw((length + 1,), self.generators[chain], False, torch.float64)
             padded[row, :length], padded[row, -1] = drawn[:length], drawn[length]
         return padded

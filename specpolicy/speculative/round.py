@@ -71,7 +71,7 @@ def verify_window(
     rejected, at = taken < length, taken.clamp(max=noise.shape[1] - 1)
     rejection = Rejection(  # of the rows without one, numbers that are easily solved for
         distance=torch.where(rejected, comparison.distance[row, at], 1.0),
-        along=torch.where(rejected, comparison.along[row, at], 0.0),
+        noise_along_gap=torch.where(rejected, comparison.noise_along_gap[row, at], 0.0),
         log_scale=torch.where(rejected, verdict.log_scale, 0.0),
         uniform=uniform[:, -1],
     )
@@ -106,21 +106,21 @@ def run_round(
     verifier: Verifier,
     lengths: WindowSchedule,
     random: ChainGenerators,
-    opening: X0Guess | None = None,
+    initial_guess: X0Guess | None = None,
 ) -> None:
     """Draft, verify, and advance every unfinished chain by the accepted steps and one more.
 
     Args:
         chains: changed in place.
         lengths: says how many steps to draft from where the chains are.
-        opening: what takes the place of x̂0 where the target's is not known yet; None: a pass is spent on it.
+        initial_guess: what takes the place of x̂0 where the target's is not known yet; None: a pass is spent on it.
     """
     active = chains.active()
     stale = chains.last_eval_k[active] < (chains.k[active] if drafter.refreshes else 0)
-    if opening is not None:
+    if initial_guess is not None:
         stale &= chains.last_eval_k[active] >= 0
     if stale.any():
-        chains.anchor(active[stale])
+        chains.evaluate_current(active[stale])
 
     k, x, length = chains.k[active], chains.x[active], lengths(chains, active)
     event, order, drawn = x.shape[1:], active.tolist(), length.tolist()
@@ -134,14 +134,14 @@ def run_round(
         chains.last_eval_x0[active],
     )
     new = last_eval_k < 0
-    if opening is not None and new.any():
-        guess = opening.x0(x[new], gather_rows(cond, new.nonzero().squeeze(1))).to(x.dtype)
+    if initial_guess is not None and new.any():
+        guess = initial_guess.x0(x[new], gather_rows(cond, new.nonzero().squeeze(1))).to(x.dtype)
         last_eval_k, last_eval_x = torch.where(new, k, last_eval_k), last_eval_x.index_put((new,), x[new])
         last_eval_x0 = last_eval_x0.index_put((new,), guess)
-    leftover = None if chains.leftover is None else chains.leftover.rows(active)
-    if leftover is not None:
-        noise = leftover.noises(noise)
-    draft = drafter.draft(DraftStart(chains.chain, k, x, last_eval_k, last_eval_x, last_eval_x0, noise, cond, leftover))
+    tail = None if chains.tail is None else chains.tail.rows(active)
+    if tail is not None:
+        noise = tail.noises(noise)
+    draft = drafter.draft(DraftStart(chains.chain, k, x, last_eval_k, last_eval_x, last_eval_x0, noise, cond, tail))
     _verify(chains, active, draft, noise, length, verifier, uniform, fresh_noise)
 
 
@@ -197,20 +197,22 @@ def _verify(
     else:  # nothing to judge, and a round should cost little more than a step of a sequential sampler
         settled = target_step(process, k, x, target[:, 0], fresh_noise)
     taken, end, x0_end = settled.accepted, k + settled.accepted, settled.x0_end
-    if chains.missed is not None:
+    if chains.draft_x0_error is not None:
         row = torch.arange(len(active), device=k.device)
-        _measure(chains, chains.missed, active, end, draft.x0[row, taken.clamp(max=draft.x0.shape[1] - 1)] - x0_end)
+        _measure(
+            chains, chains.draft_x0_error, active, end, draft.x0[row, taken.clamp(max=draft.x0.shape[1] - 1)] - x0_end
+        )
     chains.record(active, k, column <= taken[:, None], draft.states, target)
-    chains.account.add(active, k, length, taken, len(chains.k))
-    chains.set_anchor(active, end, settled.x_end, x0_end)
-    if chains.leftover is not None:
-        chains.keep_leftover(active, UnverifiedTail.after(draft.states, draft.x0, target, noise, length, taken))
+    chains.log.add(active, k, length, taken, len(chains.k))
+    chains.set_last_eval(active, end, settled.x_end, x0_end)
+    if chains.tail is not None:
+        chains.keep_tail(active, UnverifiedTail.after(draft.states, draft.x0, target, noise, length, taken))
     chains.x[active], chains.k[active] = settled.x_next, end + 1
 
 
-def _measure(chains: ChainBatch, missed: Tensor, active: Tensor, end: Tensor, difference: Tensor) -> None:
+def _measure(chains: ChainBatch, draft_x0_error: Tensor, active: Tensor, end: Tensor, difference: Tensor) -> None:
     """Note how far the draft's x̂0 was from the target's at ``end``; nothing where it was the target's own."""
     begin = torch.where(chains.last_eval_k[active] < 0, chains.k[active], chains.last_eval_k[active])
     told = begin < end
-    missed[active[told]] = torch.linalg.vector_norm(difference[told].flatten(1).double(), dim=1)
-    chains.missed_from[active[told]] = begin[told]
+    draft_x0_error[active[told]] = torch.linalg.vector_norm(difference[told].flatten(1).double(), dim=1)
+    chains.draft_x0_error_from[active[told]] = begin[told]

@@ -51,7 +51,7 @@ class _ChainSampler:
         generator: Generators,
         record: bool,
         measure: bool = False,
-        trail: StateBuffer | None = None,
+        state_buffer: StateBuffer | None = None,
         recycle: bool = False,
     ) -> tuple[ChainBatch, ChainGenerators]:
         dtype = state_dtype(noise)
@@ -60,7 +60,7 @@ class _ChainSampler:
         if place not in self._chains:
             self._chains[place] = MultiStepTransition(self.process.to(*place))
         random = ChainGenerators(generator, len(noise), noise.device, dtype)
-        return ChainBatch(self._chains[place], denoiser, noise, cond, record, measure, trail, recycle), random
+        return ChainBatch(self._chains[place], denoiser, noise, cond, record, measure, state_buffer, recycle), random
 
 
 class SpeculativeSampler(_ChainSampler):
@@ -72,7 +72,7 @@ class SpeculativeSampler(_ChainSampler):
             but a drafter that recycles needs a causal verifier, that stops at the first miss (reflection, residual).
         window: steps to draft a round, one number or one for each position of the chain; or an
             :class:`AdaptiveWindow`.
-        opening: guesses x̂0 for the first round's drafts, which saves the pass at pure noise; None spends it.
+        initial_guess: guesses x̂0 for the first round's drafts, which saves the pass at pure noise; None spends it.
         replay: steps of a pre-drafted chain to verify in the first pass; None for all that have noise. Fewer are
             worth while where rows cost time and pre-drafts are poor.
 
@@ -93,7 +93,7 @@ class SpeculativeSampler(_ChainSampler):
         drafter: Drafter | None = None,
         verifier: Verifier | None = None,
         window: Window = 24,
-        opening: X0Guess | None = None,
+        initial_guess: X0Guess | None = None,
         replay: int | None = None,
     ) -> None:
         super().__init__(process)
@@ -107,7 +107,7 @@ class SpeculativeSampler(_ChainSampler):
                 f"{type(self.verifier).__name__} has looked at them, so that the sample would not be exact: take "
                 "ReflectionVerifier or ResidualVerifier"
             )
-        self.window, self.opening, self.replay = window, opening, replay
+        self.window, self.initial_guess, self.replay = window, initial_guess, replay
         self.exact = self.verifier.exact
         within = max_draft_lengths(process)
         self._adapts = isinstance(window, AdaptiveWindow)
@@ -118,8 +118,8 @@ class SpeculativeSampler(_ChainSampler):
 
     def __repr__(self) -> str:
         parts = f"{type(self.drafter).__name__}, {type(self.verifier).__name__}, window={self.window}"
-        if self.opening is not None:
-            parts += f", {type(self.opening).__name__}"
+        if self.initial_guess is not None:
+            parts += f", {type(self.initial_guess).__name__}"
         return f"SpeculativeSampler(K={self.process.num_steps}, {parts})"
 
     @torch.no_grad()
@@ -157,7 +157,7 @@ class SpeculativeSampler(_ChainSampler):
             if self.replayed:
                 replay_round(chains, predraft, self.replayed, self.verifier, random)
         while len(chains.active()):
-            run_round(chains, self.drafter, self.verifier, lengths, random, self.opening)
+            run_round(chains, self.drafter, self.verifier, lengths, random, self.initial_guess)
         return chains.result()
 
     def rounds(
@@ -168,14 +168,14 @@ class SpeculativeSampler(_ChainSampler):
         generator: Generators = None,
         record: bool = False,
         begin: int = 0,
-        trail: StateBuffer | None = None,
+        state_buffer: StateBuffer | None = None,
     ) -> Iterator[ChainBatch]:
         """The same, round by round: for callers that follow the chain on its way, or may want to stop.
 
         Args:
             denoiser, noise, cond, generator, record: as in a call.
             begin: position at which all chains start; ``noise`` is then their state there.
-            trail: keeps the settled states for the caller.
+            state_buffer: keeps the settled states for the caller.
 
         Yields:
             The chains after each round, always the same object: do not change it.
@@ -187,13 +187,13 @@ class SpeculativeSampler(_ChainSampler):
             raise ValueError(f"begin={begin}; the positions of this chain are 0 … {self.process.num_steps - 1}")
         with torch.no_grad():
             chains, random = self._start(
-                denoiser, noise, cond, generator, record, self._adapts, trail, self.drafter.recycles
+                denoiser, noise, cond, generator, record, self._adapts, state_buffer, self.drafter.recycles
             )
             chains.k.fill_(begin)
             lengths = self._lengths(noise.device)
         while len(chains.active()):
             with torch.no_grad():
-                run_round(chains, self.drafter, self.verifier, lengths, random, self.opening)
+                run_round(chains, self.drafter, self.verifier, lengths, random, self.initial_guess)
             yield chains
 
     def _lengths(self, device: torch.device) -> WindowSchedule:

@@ -97,7 +97,7 @@ class DraftTargetGap:
     """
 
     distance: Float64[Tensor, "n w"]
-    along: Float64[Tensor, "n w"]
+    noise_along_gap: Float64[Tensor, "n w"]
     length: Int[Tensor, " n"]
 
     @staticmethod
@@ -117,7 +117,7 @@ class DraftTargetGap:
     @property
     def log_ratio(self) -> Float64[Tensor, "n w"]:
         """ln(target density / draft density) at the drafted point: −v (e·ξ) − v²/2."""
-        return -self.distance * self.along - self.distance.square() / 2
+        return -self.distance * self.noise_along_gap - self.distance.square() / 2
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Rejection:
     """
 
     distance: Float64[Tensor, " n"]
-    along: Float64[Tensor, " n"]
+    noise_along_gap: Float64[Tensor, " n"]
     log_scale: Float64[Tensor, " n"]
     uniform: Float64[Tensor, " n"]
 
@@ -191,7 +191,7 @@ class ReflectionVerifier(StepwiseVerifier):
 
     def repair(self, rejection: Rejection) -> Float64[Tensor, " n"]:
         """The mirrored coordinate."""
-        return -rejection.along
+        return -rejection.noise_along_gap
 
 
 def residual_repair(rejection: Rejection) -> Float64[Tensor, " n"]:

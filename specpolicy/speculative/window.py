@@ -38,21 +38,21 @@ class AdaptiveWindow:
     alone, so that the sampler stays exact.
 
     Attributes:
-        most: longest window.
-        worth: least chance of being kept with which a step is drafted, in (0, 1): about what one more row costs as
-            a share of a pass. Small for a device that computes many rows at once, larger for a CPU.
-        first: length of the first round if nothing has been compared yet.
+        max_window: longest window.
+        min_acceptance: least probability of acceptance with which a step is drafted, in (0, 1): about the cost of one
+            more row as a share of a pass. Small for a device that computes many rows at once, larger for a CPU.
+        initial: length of the first round if nothing has been compared yet.
 
     Raises:
         ValueError: ``most`` or ``first`` is below 1, or ``worth`` is not in (0, 1).
     """
 
-    most: int = 32
-    worth: float = 0.1
-    first: int = 1
+    max_window: int = 32
+    min_acceptance: float = 0.1
+    initial: int = 1
 
     def __post_init__(self) -> None:
-        if self.most < 1 or self.first < 1 or not 0 < self.worth < 1:
+        if self.max_window < 1 or self.initial < 1 or not 0 < self.min_acceptance < 1:
             raise ValueError(f"{self}: most and first must be at least 1, and worth between 0 and 1")
 
 
@@ -87,18 +87,18 @@ class AdaptiveSchedule:
 
     def __call__(self, chains: ChainBatch, active: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """As far as the product of the chances is worth it."""
-        if chains.missed is None:
+        if chains.draft_x0_error is None:
             raise ValueError("these chains do not measure their drafts; make them with measure=True")
         k, anchor = chains.k[active], chains.last_eval_k[active]
-        missed, begin = chains.missed[active], chains.missed_from[active]
+        draft_x0_error, begin = chains.draft_x0_error[active], chains.draft_x0_error_from[active]
         elapsed = (self.clock[anchor.clamp(min=0)] - self.clock[begin]).clamp(min=1e-300)
-        pace = missed / elapsed.sqrt()
-        step = (k[:, None] + torch.arange(self.window.most, device=k.device)).clamp(max=len(self.gain) - 1)
+        pace = draft_x0_error / elapsed.sqrt()
+        step = (k[:, None] + torch.arange(self.window.max_window, device=k.device)).clamp(max=len(self.gain) - 1)
         ahead = (self.clock[step] - self.clock[anchor.clamp(min=0)][:, None]).clamp(min=0)
         distance = torch.where(ahead > 0, self.gain[step] * pace[:, None] * ahead.sqrt(), 0.0)
         chance = torch.special.erfc(distance / math.sqrt(8.0)).cumprod(dim=1)  # 2Φ(−v/2) = erfc(v/√8)
-        length = (chance >= self.window.worth).sum(dim=1)
-        length = torch.where(missed.isinf(), torch.full_like(length, self.window.first), length)
+        length = (chance >= self.window.min_acceptance).sum(dim=1)
+        length = torch.where(draft_x0_error.isinf(), torch.full_like(length, self.window.initial), length)
         return torch.minimum(length, self.reach[k])
 
 

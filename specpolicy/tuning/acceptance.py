@@ -98,7 +98,7 @@ class _Listener(Verifier):
         for window in range(1, self.longest + 1):
             width = min(window, uniform.shape[1])
             length = comparison.length.clamp(max=window)
-            shorter = DraftTargetGap(comparison.distance[:, :width], comparison.along[:, :width], length)
+            shorter = DraftTargetGap(comparison.distance[:, :width], comparison.noise_along_gap[:, :width], length)
             kept.append(self.inner.judge(shorter, uniform[:, :width]).accepted)
         self.heard.append(torch.stack(kept, dim=1).cpu())
         return self.inner.judge(comparison, uniform)
@@ -121,14 +121,14 @@ def record_profile(
     borrow from their neighbours.
 
     Args:
-        sampler: whose process, drafter, verifier and opening.
+        sampler: whose process, drafter, verifier and initial_guess.
         run: samples some chains; called ``repeats`` times.
         longest: window.
         reach: as in :class:`AcceptanceProfile`.
         repeats: how often.
     """
     listener = _Listener(sampler.verifier, longest)
-    listening = SpeculativeSampler(sampler.process, sampler.drafter, listener, longest, sampler.opening)
+    listening = SpeculativeSampler(sampler.process, sampler.drafter, listener, longest, sampler.initial_guess)
     starts, accepted, chains = [], [], []
     for repeat in range(repeats):
         listener.heard.clear()

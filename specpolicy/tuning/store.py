@@ -35,11 +35,11 @@ def windows_path(checkpoint: str | Path, device: torch.device | str) -> Path:
 
 def sampler_key(sampler: SpeculativeSampler) -> str:
     """What the windows of a sampler depend on, besides device and policy."""
-    verifier, opening = (
-        "none" if part is None else type(part).__name__ for part in (sampler.verifier, sampler.opening)
+    verifier, initial_guess = (
+        "none" if part is None else type(part).__name__ for part in (sampler.verifier, sampler.initial_guess)
     )
     analytic = ", analytic noise" if sampler.process.analytic else ""
-    return f"K={sampler.process.num_steps}{analytic}, {sampler.drafter.name}, {verifier}, opening {opening}"
+    return f"K={sampler.process.num_steps}{analytic}, {sampler.drafter.name}, {verifier}, initial_guess {initial_guess}"
 
 
 def save_windows(entry: dict[str, Any], key: str, checkpoint: str | Path, device: torch.device | str) -> Path:

@@ -126,7 +126,9 @@ def measure_rounds(
     windows, calls = sorted({min(4, longest), min(12, longest), longest}), list[TimedCall]()
     with progress_bar("timing rounds", len(windows) * _OVERHEAD_CALLS) as bar:
         for window in windows:
-            fixed = SpeculativeSampler(sampler.process, sampler.drafter, sampler.verifier, window, sampler.opening)
+            fixed = SpeculativeSampler(
+                sampler.process, sampler.drafter, sampler.verifier, window, sampler.initial_guess
+            )
             for call in range(_OVERHEAD_CALLS):
                 here, one = cond[call % len(cond)][None], [torch.Generator().manual_seed(seed + call)]
                 noise = draw_noise((1, *policy.event_shape), one, device)
@@ -134,4 +136,4 @@ def measure_rounds(
                 bar.advance()
     warm = [call for index, call in enumerate(calls) if index % _OVERHEAD_CALLS]  # the first of each is not counted
     round_ms, row_ms = fit_overhead(warm)
-    return RoundCost(rows, milliseconds, round_ms, row_ms, sampler.drafter.refreshes, sampler.opening is not None)
+    return RoundCost(rows, milliseconds, round_ms, row_ms, sampler.drafter.refreshes, sampler.initial_guess is not None)

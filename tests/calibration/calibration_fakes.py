@@ -24,7 +24,7 @@ SCHEDULER = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2", "
 
 @dataclass
 class GaussianTarget:
-    """Denoiser of N(mean(cond), U diag(s²) Uᵀ): x̂0 is linear in x, with gains J_k = U diag(slope_k) Uᵀ."""
+    """Denoiser of N(mean(cond), U diag(s²) Uᵀ): x̂0 is linear in x, with Jacobian J_k = U diag(slope_k) Uᵀ."""
 
     basis: Tensor
     spread: Tensor

@@ -53,9 +53,9 @@ def test_from_observations_to_a_sampler(
 
 def test_the_opening_can_be_chosen(checkpoint: Path) -> None:
     policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "square")
-    assert isinstance(sampler_of("linear_block20", policy, "sampler.opening=zero").opening, ZeroGuess)
-    assert sampler_of("linear_block20", policy, "sampler.opening=null").opening is None
-    with pytest.raises(ValueError, match="opening='warm'; expected fitted, zero or null"):
+    assert isinstance(sampler_of("linear_block20", policy, "sampler.initial_guess=zero").initial_guess, ZeroGuess)
+    assert sampler_of("linear_block20", policy, "sampler.initial_guess=null").initial_guess is None
+    with pytest.raises(ValueError, match="initial_guess='warm'; expected fitted, zero or null"):
         samplers.calibrated(policy, 20, BlockVerifier(), 12, "warm")
 
 
@@ -90,13 +90,13 @@ def test_mistakes(
 @pytest.mark.parametrize("steps", [20, 100])
 def test_shipped_calibrations_belong_to_their_checkpoints(task: str, steps: int) -> None:
     calibration = load_calibration(ROOT / "checkpoints" / task, steps)
-    assert calibration.gains.num_steps == steps
+    assert calibration.jacobian.num_steps == steps
     assert (ROOT / "checkpoints" / task / f"calibration-{steps}.safetensors").stat().st_size < FILE_BYTES
     held_out = calibration.about["held_out"]
     assert all(each["linear"] < 0.9 * each["free"] for each in held_out["distance"].values())
-    assert held_out["opening"][calibration.about["opening"]] < 0.7 * held_out["opening"]["zero"]
+    assert held_out["initial_guess"][calibration.about["initial_guess"]] < 0.7 * held_out["initial_guess"]["zero"]
     if task in ("square", "pusht"):  # learned from people's demonstrations, whose observations are not ours to ship
-        assert isinstance(calibration.opening, LinearGuess)
+        assert isinstance(calibration.initial_guess, LinearGuess)
 
 
 def test_the_shipped_calibration_saves_passes_at_observations_that_it_has_not_seen_and_stays_exact() -> None:

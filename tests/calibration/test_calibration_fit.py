@@ -1,4 +1,4 @@
-"""What is fitted: gains and openings that are known, and what is never fitted to the chains that judge it."""
+"""What is fitted: jacobian and initial_guesses that are known, and what is never fitted to the chains that judge it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def chains() -> RecordedChains:
 
 def test_the_gains_of_gaussian_data_are_found(chains: RecordedChains) -> None:
     target, process = gaussian(), process_of(STEPS)
-    gains = fit_jacobian(process, chains, ridge=1e-4)
+    jacobian = fit_jacobian(process, chains, ridge=1e-4)
     alpha = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2").alphas_cumprod[process.timesteps][:, None]
-    assert gains.basis is not None
+    assert jacobian.basis is not None
     for k in range(1, STEPS - 1):
         true = target.basis @ torch.diag(target.slope(alpha)[k]) @ target.basis.T
-        found = gains.basis @ torch.diag(gains.values[k]) @ gains.basis.T
+        found = jacobian.basis @ torch.diag(jacobian.values[k]) @ jacobian.basis.T
         torch.testing.assert_close(found, true, atol=0.1, rtol=0)
-    assert mean_distance(process, gains, chains, 4) < 0.2 * mean_distance(process, None, chains, 4)
+    assert mean_distance(process, jacobian, chains, 4) < 0.2 * mean_distance(process, None, chains, 4)
 
 
 def test_fitted_gains_save_passes_and_stay_exact(chains: RecordedChains) -> None:
@@ -91,10 +91,10 @@ def test_a_linear_dependence_is_opened_linearly() -> None:
     process, chains = process_of(STEPS), recorded(gaussian(), STEPS, 200)
     x0 = (0.5 * chains.cond @ torch.ones(2, 4) + 0.3).repeat(STEPS, 1, 1)
     straight = RecordedChains(chains.states, x0, chains.cond, chains.group)
-    opening = fit_linear_guess(process, straight, ridge=1e-6)
-    assert isinstance(opening, LinearGuess)
-    torch.testing.assert_close(opening.x0(x0[0], chains.cond), x0[0], atol=1e-3, rtol=1e-3)
-    assert guess_error(process, opening, straight) < 1e-2
+    initial_guess = fit_linear_guess(process, straight, ridge=1e-6)
+    assert isinstance(initial_guess, LinearGuess)
+    torch.testing.assert_close(initial_guess.x0(x0[0], chains.cond), x0[0], atol=1e-3, rtol=1e-3)
+    assert guess_error(process, initial_guess, straight) < 1e-2
     x0 += 0.1 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(4))
     blurred = RecordedChains(chains.states, x0, chains.cond, chains.group)
     assert fit_guess(process, blurred).name.startswith("linear")
@@ -135,9 +135,9 @@ def test_a_calibration_says_what_it_was_worth(chains: RecordedChains) -> None:
     assert about["seed"] == 5 and about["num_inference_steps"] == STEPS and about["chains"] == 600
     for lag in ("lag 1", "lag 4"):
         assert about["held_out"]["distance"][lag]["linear"] < 0.7 * about["held_out"]["distance"][lag]["free"]
-    assert not isinstance(calibration.opening, ZeroGuess)
+    assert not isinstance(calibration.initial_guess, ZeroGuess)
     without = fit_calibration(process_of(STEPS), chains, most_centres=0)
-    assert not any(name.startswith("kernel") for name in without.about["held_out"]["opening"])
+    assert not any(name.startswith("kernel") for name in without.about["held_out"]["initial_guess"])
 
 
 def test_chains_of_another_process_are_refused(chains: RecordedChains) -> None:

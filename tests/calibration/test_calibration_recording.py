@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from calibration_fakes import histories, save_untrained
 
 from specpolicy import ReverseProcess
-from specpolicy.calibration import calibrate as recording
 from specpolicy.calibration.calibrate import observations_of_demonstrations, observations_of_results, record_chains
 from specpolicy.calibration.fit import RecordedChains
 from specpolicy.calibration.store import CalibrationError
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.observations import ObservationError
+
+# The package has a function of this name, which hides the module.
+recording = importlib.import_module("specpolicy.calibration.calibrate")
 
 
 @pytest.fixture

@@ -30,9 +30,9 @@ def halves(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(sum(shape))).half().float()
 
 
-def calibration(opening: X0Guess, basis: bool = True) -> Calibration:
-    gains = X0Jacobian(halves(5, 3), halves(32, 3)) if basis else X0Jacobian(halves(5, 32))
-    return Calibration(gains, opening, {"chains": 7})
+def calibration(initial_guess: X0Guess, basis: bool = True) -> Calibration:
+    jacobian = X0Jacobian(halves(5, 3), halves(32, 3)) if basis else X0Jacobian(halves(5, 32))
+    return Calibration(jacobian, initial_guess, {"chains": 7})
 
 
 LINEAR = LinearGuess(torch.rand(32, 8), torch.rand(32))
@@ -40,17 +40,17 @@ OPENINGS = [ZeroGuess(), LINEAR, KernelGuess(LINEAR, torch.rand(8), halves(6, 8)
 
 
 @pytest.mark.parametrize("basis", [True, False])
-@pytest.mark.parametrize("opening", OPENINGS, ids=lambda each: type(each).__name__)
-def test_what_is_written_is_read(checkpoint: Path, opening: X0Guess, basis: bool) -> None:
-    written = calibration(opening, basis)
+@pytest.mark.parametrize("initial_guess", OPENINGS, ids=lambda each: type(each).__name__)
+def test_what_is_written_is_read(checkpoint: Path, initial_guess: X0Guess, basis: bool) -> None:
+    written = calibration(initial_guess, basis)
     path = save_calibration(written, checkpoint)
     assert path == calibration_path(checkpoint, 5) == checkpoint / "calibration-5.safetensors"
     read = load_calibration(checkpoint, 5)
-    assert torch.equal(read.gains.values, written.gains.values) and read.gains.values.dtype == torch.float32
-    assert (read.gains.basis is None) == (not basis)
-    assert type(read.opening) is type(opening) and read.about["chains"] == 7
+    assert torch.equal(read.jacobian.values, written.jacobian.values) and read.jacobian.values.dtype == torch.float32
+    assert (read.jacobian.basis is None) == (not basis)
+    assert type(read.initial_guess) is type(initial_guess) and read.about["chains"] == 7
     x, cond = torch.zeros(4, 16, 2), torch.rand(4, 8)
-    torch.testing.assert_close(read.opening.x0(x, cond), opening.x0(x, cond))
+    torch.testing.assert_close(read.initial_guess.x0(x, cond), initial_guess.x0(x, cond))
 
 
 def test_a_calibration_leaves_the_checkpoint_what_it_is(checkpoint: Path) -> None:
@@ -109,8 +109,10 @@ def test_the_file_is_small_also_for_large_policies(checkpoint: Path) -> None:
     centres = centres_that_fit(chains, rank)
     assert rank == d and centres > 800
     linear = LinearGuess(torch.rand(d, c), torch.rand(d))
-    opening = KernelGuess(linear, torch.rand(c), torch.rand(centres, c), torch.rand(centres, d))
-    path = save_calibration(Calibration(X0Jacobian(torch.rand(steps, rank), torch.rand(d, rank)), opening), checkpoint)
+    initial_guess = KernelGuess(linear, torch.rand(c), torch.rand(centres, c), torch.rand(centres, d))
+    path = save_calibration(
+        Calibration(X0Jacobian(torch.rand(steps, rank), torch.rand(d, rank)), initial_guess), checkpoint
+    )
     assert 0.9 * FILE_BYTES < path.stat().st_size < FILE_BYTES == 1_000_000
 
 

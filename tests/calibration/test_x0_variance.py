@@ -135,7 +135,7 @@ def test_shipped_short_chains_belong_to_their_checkpoints(task: str) -> None:
     checkpoint = ROOT / "checkpoints" / task
     x0_variance, calibration = load_x0_variance(checkpoint), load_calibration(checkpoint, 10, analytic=True)
     assert len(x0_variance.variance) == 100 and x0_variance.variance[0] < 1e-3 < x0_variance.variance[99] < 1
-    assert calibration.gains.num_steps == 10
+    assert calibration.jacobian.num_steps == 10
     held_out = calibration.about["held_out"]
     assert all(each["linear"] < each["free"] for each in held_out["distance"].values())
 

@@ -85,7 +85,7 @@ def test_ddim_with_a_clipped_x0(clipped: bool, replay: Any) -> None:
 RECYCLED = {"drafter": RecyclingDrafter(), "verifier": ReflectionVerifier(), "window": 5}
 
 
-@pytest.mark.parametrize("how", [{"window": AdaptiveWindow(6, worth=0.3)}, RECYCLED])
+@pytest.mark.parametrize("how", [{"window": AdaptiveWindow(6, min_acceptance=0.3)}, RECYCLED])
 @pytest.mark.parametrize(("name", "many"), [("ddpm", {"batch_size": 400}), ("dit", {"class_labels": [7] * 200})])
 def test_innovations_are_standard_normal(name: str, many: dict[str, Any], how: dict[str, Any]) -> None:
     pipeline = tiny.ddpm(size=2) if name == "ddpm" else tiny.dit()

@@ -46,7 +46,7 @@ def test_innovations_are_standard_normal(
 ) -> None:
     scheduler, process = ddpm(steps)
     noise, generator = chains(batch, dim, seed=steps)
-    sampler = SpeculativeSampler(process, drafter, verifier, AdaptiveWindow(6, worth=0.4))
+    sampler = SpeculativeSampler(process, drafter, verifier, AdaptiveWindow(6, min_acceptance=0.4))
     result = sampler(mixture(scheduler, dim, scale=scale), noise, generator=generator, record=True)
     assert check_exactness(process, result).smallest > 1e-3
     assert result.proposed is not None
@@ -62,7 +62,7 @@ class AcceptsEverything(BlockVerifier):
 def test_the_test_notices_a_wrong_verifier_behind_these_windows() -> None:
     scheduler, process = ddpm(8)
     noise, generator = chains(6_000, 1)
-    sampler = SpeculativeSampler(process, FreeDrafter(), AcceptsEverything(), AdaptiveWindow(6, worth=0.1))
+    sampler = SpeculativeSampler(process, FreeDrafter(), AcceptsEverything(), AdaptiveWindow(6, min_acceptance=0.1))
     result = sampler(mixture(scheduler, 1, scale=0.3), noise, generator=generator, record=True)
     assert check_exactness(process, result).smallest < 1e-12
 
@@ -149,13 +149,13 @@ def test_a_chain_does_not_depend_on_its_neighbours() -> None:
 def test_with_an_opening_and_a_predraft() -> None:
     scheduler, process = ddpm(60)
     target, (noise, generator) = mixture(scheduler, 4), chains(6, 4)
-    sampler = SpeculativeSampler(process, window=AdaptiveWindow(16, first=8), opening=ZeroGuess())
+    sampler = SpeculativeSampler(process, window=AdaptiveWindow(16, initial=8), initial_guess=ZeroGuess())
     drafted = sampler.predraft(target, noise, torch.zeros(6, 1), generator)
     result = sampler(target, drafted.start, torch.full((6, 1), 0.01), generator, predraft=drafted)
     assert torch.isfinite(result.sample).all() and (result.passes < 30).all()
 
 
-@pytest.mark.parametrize("bad", [{"most": 0}, {"worth": 0.0}, {"worth": 1.0}, {"first": 0}])
+@pytest.mark.parametrize("bad", [{"max_window": 0}, {"min_acceptance": 0.0}, {"min_acceptance": 1.0}, {"initial": 0}])
 def test_bad_settings(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         AdaptiveWindow(**bad)
@@ -169,15 +169,17 @@ def test_rounds_are_the_call_and_the_trail_is_the_trajectory(begin: int) -> None
     scheduler, process = ddpm(40)
     target, sampler = mixture(scheduler, 3), SpeculativeSampler(process, window=7)
     noise, _ = chains(5, 3)
-    trail, position, seen = StateBuffer(), begin, [noise]
-    rounds = sampler.rounds(target, noise, generator=torch.Generator().manual_seed(1), begin=begin, trail=trail)
+    state_buffer, position, seen = StateBuffer(), begin, [noise]
+    rounds = sampler.rounds(
+        target, noise, generator=torch.Generator().manual_seed(1), begin=begin, state_buffer=state_buffer
+    )
     for at in rounds:
         while position < int(at.k.min()):
             position += 1
-            seen.append(trail.take(position, at.x))
+            seen.append(state_buffer.take(position, at.x))
     assert position == process.num_steps
     whole = sampler.rounds(
-        target, noise, generator=torch.Generator().manual_seed(1), begin=begin, record=True, trail=None
+        target, noise, generator=torch.Generator().manual_seed(1), begin=begin, record=True, state_buffer=None
     )
     *_, last = whole
     trajectory = last.result().trajectory

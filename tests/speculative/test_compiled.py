@@ -54,20 +54,20 @@ PAIRS: list[tuple[Drafter, X0Guess | None]] = [
     (FreeDrafter(), ZeroGuess()),
     (FrozenDrafter(), None),
     (RecyclingDrafter(), ZeroGuess()),
-    (RecyclingDrafter(linear(3, 30).gains), None),
+    (RecyclingDrafter(linear(3, 30).jacobian), None),
 ]
 TRIPLES = [(*pair, verifier) for pair, verifier in itertools.product(PAIRS, VERIFIERS)]
 
 
 @pytest.mark.parametrize(
-    ("drafter", "opening", "verifier"), [each for each in TRIPLES if each[2].causal or not each[0].recycles]
+    ("drafter", "initial_guess", "verifier"), [each for each in TRIPLES if each[2].causal or not each[0].recycles]
 )
 def test_equal_seeds_give_equal_samples(
-    drafter: Drafter, opening: X0Guess | None, verifier: Callable[[], Verifier]
+    drafter: Drafter, initial_guess: X0Guess | None, verifier: Callable[[], Verifier]
 ) -> None:
     scheduler, process = ddpm(30)
     target, (noise, _) = mixture(scheduler, 3), chains(5, 3)
-    eager = SpeculativeSampler(process, drafter, verifier(), window=9, opening=opening)
+    eager = SpeculativeSampler(process, drafter, verifier(), window=9, initial_guess=initial_guess)
     compiled = CompiledSampler(eager, "plain", widths=(4, 9))
     cond = torch.linspace(-0.2, 0.2, 5)[:, None]
     wanted = eager(target, noise, cond=cond, generator=streams(5), record=True)
@@ -85,7 +85,7 @@ def test_windows_by_position_single_generators_and_linear_drafts() -> None:
     scheduler, process = ddpm(20)
     target, (noise, generator) = mixture(scheduler, 3), chains(1, 3, dtype=torch.float32)
     lengths = [3, 5, 7, 11] * 5
-    eager = SpeculativeSampler(process, linear(3, 20), BlockVerifier(), window=lengths, opening=ZeroGuess())
+    eager = SpeculativeSampler(process, linear(3, 20), BlockVerifier(), window=lengths, initial_guess=ZeroGuess())
     start = generator.get_state()
     wanted = eager(target, noise, generator=generator)
     generator.set_state(start)
@@ -146,15 +146,15 @@ def test_pre_drafts(replay: int | None, drafter: Drafter, verifier: Verifier) ->
 
 @pytest.mark.parametrize("widths", [(4, 9), (9,)])
 @pytest.mark.parametrize(
-    ("drafter", "opening", "verifier"),
+    ("drafter", "initial_guess", "verifier"),
     [
         (FreeDrafter(), None, BlockVerifier()),
         (FrozenDrafter(), None, BlockVerifier()),
-        (RecyclingDrafter(linear(3, 30).gains), ZeroGuess(), ReflectionVerifier()),
+        (RecyclingDrafter(linear(3, 30).jacobian), ZeroGuess(), ReflectionVerifier()),
     ],
 )
 def test_filled_batches_give_what_the_batch_alone_gives(
-    drafter: Drafter, opening: X0Guess | None, verifier: Verifier, widths: tuple[int, ...]
+    drafter: Drafter, initial_guess: X0Guess | None, verifier: Verifier, widths: tuple[int, ...]
 ) -> None:
     scheduler, process = ddpm(30)
     target, (noise, _) = mixture(scheduler, 3), chains(3, 3)
@@ -165,7 +165,7 @@ def test_filled_batches_give_what_the_batch_alone_gives(
         asked.append(len(x))
         return target(x, timestep, cond)
 
-    eager = SpeculativeSampler(process, drafter, verifier, window=9, opening=opening)
+    eager = SpeculativeSampler(process, drafter, verifier, window=9, initial_guess=initial_guess)
     alone = CompiledSampler(eager, "plain", widths)
     full = CompiledSampler(eager, "plain", widths, batches=[1, 4, 8])
     for several in (True, False):
@@ -288,7 +288,7 @@ def network(x, timestep, cond):
 
 process = ReverseProcess.from_scheduler(DDPMScheduler(100, beta_schedule="squaredcos_cap_v2"), 6)
 noise, cond = torch.randn(1, 3, generator=torch.Generator().manual_seed(1)), torch.full((1, 3), 0.2)
-eager = SpeculativeSampler(process, window=2, opening=ZeroOpening())
+eager = SpeculativeSampler(process, window=2, initial_guess=ZeroOpening())
 compiled, plain = CompiledSampler(eager, widths=(2,)), CompiledSampler(eager, "plain", widths=(2,))
 compiled.warm_up(network, noise, cond)
 for seed in range(3):

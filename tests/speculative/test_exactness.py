@@ -143,7 +143,7 @@ class ReflectsInBlock(BlockVerifier):
     causal = True
 
     def repair(self, rejection: Rejection) -> torch.Tensor:
-        return -rejection.along
+        return -rejection.noise_along_gap
 
 
 @pytest.mark.parametrize("wrong", [AcceptsTooMuch, AcceptsEverything, UnscaledResidual, ReflectsInBlock])
@@ -173,9 +173,9 @@ class StaleNoise(ChainGenerators):
 
 
 def test_stale_noise_after_a_block_rejection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stale_round(chains, drafter, verifier, lengths, random, opening):  # type: ignore[no-untyped-def]
+    def stale_round(chains, drafter, verifier, lengths, random, initial_guess):  # type: ignore[no-untyped-def]
         run_round(chains, drafter, verifier, lengths, random)
-        used = chains.account.accepted[-1]
+        used = chains.log.accepted[-1]
         random.left = {chain: noise[int(used[chain]) + 1 :] for chain, noise in random.drawn.items()}
 
     monkeypatch.setattr(sampler_module, "RandomSource", StaleNoise)

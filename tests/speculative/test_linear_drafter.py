@@ -1,4 +1,4 @@
-"""The linear drafter: what it drafts, what good gains are worth, and that bad ones cost passes only."""
+"""The linear drafter: what it drafts, what good jacobian are worth, and that bad ones cost passes only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from specpolicy.speculative.linear_chain import MultiStepTransition
 from specpolicy.speculative.verifiers import Verifier
 
 
-def gains_of(steps: int, dim: int, scale: float = 1.0, rank: int | None = None) -> X0Jacobian:
+def jacobian_of(steps: int, dim: int, scale: float = 1.0, rank: int | None = None) -> X0Jacobian:
     """Gains that fit no network: random sizes up to ``scale`` in a random basis."""
     generator = torch.Generator().manual_seed(3)
     basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0][:, : rank or dim]
@@ -47,9 +47,9 @@ def start_at(k: list[int], last_eval_k: list[int], steps: int, dim: int, window:
 @pytest.mark.parametrize("rank", [None, 2])
 def test_a_draft_is_the_loop(rank: int | None) -> None:
     """x̂0 = f + J (x − x̄) at each step, where x̄ is the mean from the anchor on, however far back that is."""
-    gains, start = gains_of(20, 4, rank=rank), start_at([0, 6, 13], [0, 4, 13], 20, 4, window=6)
-    assert gains.basis is not None
-    draft, process = LinearDrafter(gains).draft(start), start.chain.process
+    jacobian, start = jacobian_of(20, 4, rank=rank), start_at([0, 6, 13], [0, 4, 13], 20, 4, window=6)
+    assert jacobian.basis is not None
+    draft, process = LinearDrafter(jacobian).draft(start), start.chain.process
     for row in range(3):
         x, f, mean = start.x[row], start.last_eval_x0[row], start.last_eval_x[row]
         for k in range(int(start.last_eval_k[row]), int(start.k[row])):
@@ -57,7 +57,7 @@ def test_a_draft_is_the_loop(rank: int | None) -> None:
         for step in range(6):
             k = int(start.k[row]) + step
             torch.testing.assert_close(draft.states[row, step], x)
-            x0 = f + gains.basis @ (gains.values[k] * (gains.basis.T @ (x - mean)))
+            x0 = f + jacobian.basis @ (jacobian.values[k] * (jacobian.basis.T @ (x - mean)))
             torch.testing.assert_close(draft.x0[row, step], x0)
             x = process.a[k] * x + process.b[k] * x0 + process.sigma[k] * start.noise[row, step]
             mean = process.a[k] * mean + process.b[k] * f
@@ -100,47 +100,53 @@ def unconditioned(noise: torch.Tensor, generator: torch.Generator) -> tuple[torc
     return noise, None, generator
 
 
-# Of a mean 0.9 away from the data, and no opening at all.
+# Of a mean 0.9 away from the data, and no initial guess at all.
 OPENINGS = [None, ZeroGuess(), LinearGuess(torch.full((1, 1), -2.0), torch.full((1,), 0.9))]
 
 
 def smallest_p(
-    gains: X0Jacobian, opening: X0Guess | None, verifier: Verifier, dim: int, steps: int, window: Any, batch: int
+    jacobian: X0Jacobian,
+    initial_guess: X0Guess | None,
+    verifier: Verifier,
+    dim: int,
+    steps: int,
+    window: Any,
+    batch: int,
 ) -> float:
     scheduler, process = ddpm(steps)
     noise, generator = chains(batch, dim, seed=steps)
     cond = torch.rand(batch, 1, generator=generator, dtype=torch.float64)
-    sampler = SpeculativeSampler(process, LinearDrafter(gains), verifier, window, opening)
+    sampler = SpeculativeSampler(process, LinearDrafter(jacobian), verifier, window, initial_guess)
     assert sampler.exact
     result = sampler(mixture(scheduler, dim), noise, cond=cond, generator=generator, record=True)
     return check_exactness(process, result).smallest
 
 
-@pytest.mark.parametrize("opening", OPENINGS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("initial_guess", OPENINGS, ids=lambda each: type(each).__name__)
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 @pytest.mark.parametrize(("steps", "window", "batch"), [(8, 7, 12_000), (12, 4, 8_000)])
 def test_wrong_gains_and_openings_do_not_spoil_the_law(
-    opening: X0Guess | None, scale: float, steps: int, window: int, batch: int
+    initial_guess: X0Guess | None, scale: float, steps: int, window: int, batch: int
 ) -> None:
-    assert smallest_p(gains_of(steps, 1, scale), opening, BlockVerifier(), 1, steps, window, batch) > 1e-3
+    assert smallest_p(jacobian_of(steps, 1, scale), initial_guess, BlockVerifier(), 1, steps, window, batch) > 1e-3
 
 
 @pytest.mark.parametrize("verifier", [ReflectionVerifier(), ResidualVerifier(), BlockVerifier()])
 def test_wrong_gains_in_two_dimensions_with_every_verifier(verifier: Verifier) -> None:
     window = [1 + k % 7 for k in range(16)]
-    assert smallest_p(gains_of(16, 2, 1.5), ZeroGuess(), verifier, 2, 16, window, 4_000) > 1e-3
+    assert smallest_p(jacobian_of(16, 2, 1.5), ZeroGuess(), verifier, 2, 16, window, 4_000) > 1e-3
 
 
 def test_low_rank_gains_in_many_dimensions_are_exact() -> None:
-    assert smallest_p(gains_of(100, 16, 0.7, rank=5), ZeroGuess(), BlockVerifier(), 16, 100, 24, 200) > 1e-3
+    assert smallest_p(jacobian_of(100, 16, 0.7, rank=5), ZeroGuess(), BlockVerifier(), 16, 100, 24, 200) > 1e-3
 
 
 @pytest.mark.parametrize("window", [9, [2 + k % 5 for k in range(50)]])
 def test_a_chain_does_not_depend_on_its_neighbours(window: Any) -> None:
     scheduler, process = ddpm(50)
     weight = torch.randn(3, 1, dtype=torch.float64)
-    opening = LinearGuess(weight, torch.zeros(3, dtype=torch.float64))
-    sampler = SpeculativeSampler(process, LinearDrafter(gains_of(50, 3)), window=window, opening=opening)
+    initial_guess = LinearGuess(weight, torch.zeros(3, dtype=torch.float64))
+    sampler = SpeculativeSampler(process, LinearDrafter(jacobian_of(50, 3)), window=window, initial_guess=initial_guess)
     noise, _ = chains(6, 3, seed=3)
     cond = torch.linspace(-0.5, 0.5, 6, dtype=torch.float64)[:, None]
 
@@ -160,7 +166,7 @@ def test_a_chain_does_not_depend_on_its_neighbours(window: Any) -> None:
 def test_dtypes_and_event_shapes(dtype: torch.dtype) -> None:
     scheduler, process = ddpm(30)
     noise = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
-    sampler = SpeculativeSampler(process, LinearDrafter(gains_of(30, 12)), window=6, opening=ZeroGuess())
+    sampler = SpeculativeSampler(process, LinearDrafter(jacobian_of(30, 12)), window=6, initial_guess=ZeroGuess())
     result = sampler(mixture(scheduler, 12), noise, generator=torch.Generator().manual_seed(1))
     assert result.sample.shape == noise.shape and result.sample.dtype == dtype and result.sample.isfinite().all()
 
@@ -168,10 +174,10 @@ def test_dtypes_and_event_shapes(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("steps", "dim"), [(19, 4), (20, 3)])
 def test_gains_of_another_process_are_refused(steps: int, dim: int) -> None:
     scheduler, process = ddpm(20)
-    sampler = SpeculativeSampler(process, LinearDrafter(gains_of(steps, dim)))
+    sampler = SpeculativeSampler(process, LinearDrafter(jacobian_of(steps, dim)))
     with pytest.raises(ValueError, match=rf"for {steps} steps and events of {dim} numbers.* 20 steps and its events 4"):
         sampler(mixture(scheduler, 4), torch.randn(2, 4))
 
 
 def test_it_says_what_it_is() -> None:
-    assert repr(LinearDrafter(gains_of(20, 4, rank=2))) == "LinearDrafter(K=20, rank=2)"
+    assert repr(LinearDrafter(jacobian_of(20, 4, rank=2))) == "LinearDrafter(K=20, rank=2)"

@@ -115,7 +115,7 @@ def test_such_chains_have_the_sequential_distribution(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("drafter", [FreeDrafter(), FrozenDrafter(), RecyclingDrafter()])
-@pytest.mark.parametrize("window", [1, 3, 40, AdaptiveWindow(most=9, worth=0.01, first=9)])
+@pytest.mark.parametrize("window", [1, 3, 40, AdaptiveWindow(max_window=9, min_acceptance=0.01, initial=9)])
 def test_every_chain_has_exactly_its_steps(kind: Kind, drafter: Drafter, window: int | AdaptiveWindow) -> None:
     process, target = kind()
     sampler = SpeculativeSampler(process, drafter, ReflectionVerifier(), window)

@@ -27,7 +27,7 @@ from specpolicy.speculative.linear_chain import MultiStepTransition
 from specpolicy.speculative.verifiers import Verifier
 
 
-def gains_of(steps: int, dim: int, scale: float = 0.8) -> X0Jacobian:
+def jacobian_of(steps: int, dim: int, scale: float = 0.8) -> X0Jacobian:
     """Gains that fit no network: random sizes up to ``scale`` in a random basis."""
     generator = torch.Generator().manual_seed(3)
     basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
@@ -47,26 +47,26 @@ def a_start(window: int, counts: list[int], dim: int = 3, steps: int = 20) -> Dr
     n, k = len(counts), torch.tensor([2, 6, 9, 11][: len(counts)])
     chain = MultiStepTransition(ddpm(steps)[1].to("cpu", torch.float64))
     drafted, noise = some(n, 5), some(n, 5)
-    path = chain.draft_along(k, some(n), drafted, noise)
-    leftover = UnverifiedTail(path, drafted, some(n, 6), noise, torch.tensor(counts))
-    noise = leftover.noises(some(n, window))
-    return DraftStart(chain, k, some(n), k - 1, some(n), some(n), noise, None, leftover)
+    path = chain.draft_per_step(k, some(n), drafted, noise)
+    tail = UnverifiedTail(path, drafted, some(n, 6), noise, torch.tensor(counts))
+    noise = tail.noises(some(n, window))
+    return DraftStart(chain, k, some(n), k - 1, some(n), some(n), noise, None, tail)
 
 
 @pytest.mark.parametrize("window", [3, 5, 8])
-@pytest.mark.parametrize("with_gains", [False, True])
-def test_a_draft_is_the_loop(with_gains: bool, window: int) -> None:
+@pytest.mark.parametrize("with_jacobian", [False, True])
+def test_a_draft_is_the_loop(with_jacobian: bool, window: int) -> None:
     """Step by step: from the old x̂0 while there is an old path, then from the last x̂0."""
     start = a_start(window, counts=[-1, 0, 2, 5])
-    assert start.leftover is not None
-    gains = gains_of(20, 3)
+    assert start.tail is not None
+    jacobian = jacobian_of(20, 3)
     draft, process, old = (
-        RecyclingDrafter(gains if with_gains else None, trust=torch.inf).draft(start),
+        RecyclingDrafter(jacobian if with_jacobian else None, trust=torch.inf).draft(start),
         start.chain.process,
-        start.leftover,
+        start.tail,
     )
-    assert gains.basis is not None
-    for row, count in enumerate(old.left.tolist()):
+    assert jacobian.basis is not None
+    for row, count in enumerate(old.num_noises.tolist()):
         x = start.x[row]
         # From the anchor one step back, where nothing is left of the last round.
         base, mean = start.last_eval_x0[row], start.last_eval_x[row]
@@ -75,8 +75,8 @@ def test_a_draft_is_the_loop(with_gains: bool, window: int) -> None:
             k = int(start.k[row]) + step
             if step <= count:
                 base, mean = old.target_x0[row, step], old.states[row, step]
-            response = gains.basis @ (gains.values[k] * (gains.basis.T @ (x - mean)))
-            x0 = base + (response if with_gains else 0.0)
+            response = jacobian.basis @ (jacobian.values[k] * (jacobian.basis.T @ (x - mean)))
+            x0 = base + (response if with_jacobian else 0.0)
             if step == count:
                 base, mean = x0, x
             torch.testing.assert_close(draft.states[row, step], x)
@@ -88,11 +88,11 @@ def test_a_draft_is_the_loop(with_gains: bool, window: int) -> None:
 def test_the_old_path_is_left_where_it_is_far() -> None:
     """One dimension by hand: near enough for two steps, then from the x̂0 that was drafted there."""
     start = a_start(6, counts=[5, 5])
-    assert start.leftover is not None
-    near = start.leftover.states[:, 0] + 0.1 * (start.x - start.leftover.states[:, 0])
+    assert start.tail is not None
+    near = start.tail.states[:, 0] + 0.1 * (start.x - start.tail.states[:, 0])
     start = dataclasses.replace(start, x=near)
     far, close = (RecyclingDrafter(None, trust).draft(start) for trust in (torch.inf, 1e-9))
-    old = start.leftover
+    old = start.tail
     assert old is not None
     torch.testing.assert_close(far.x0[:, :5], old.target_x0[:, :5])
     assert (close.x0 == start.last_eval_x0[:, None]).all()  # not even the first step is trusted
@@ -118,14 +118,14 @@ def test_what_a_round_leaves() -> None:
     left = UnverifiedTail.after(
         part, part[:, :4] + 20, part + 30, part[:, :4] + 40, torch.tensor([4, 3]), torch.tensor([1, 3])
     )
-    assert left.left.tolist() == [2, -1]  # two noises nobody has looked at; nothing where all was kept
+    assert left.num_noises.tolist() == [2, -1]  # two noises nobody has looked at; nothing where all was kept
     assert left.states[0, :3, 0].tolist() == [2.0, 3.0, 4.0]
     assert left.target_x0[0, :3, 0].tolist() == [32.0, 33.0, 34.0]
     assert left.drafted_x0[0, :2, 0].tolist() == [22.0, 23.0]
     noise = left.noises(torch.full((2, 3, 1), 7.0))
     assert noise[..., 0].tolist() == [[42.0, 43.0, 7.0], [7.0, 7.0, 7.0]]
     cut = left.width(1)
-    assert cut.left.tolist() == [1, -1] and cut.states.shape == (2, 2, 1) and cut.noise.shape == (2, 1, 1)
+    assert cut.num_noises.tolist() == [1, -1] and cut.states.shape == (2, 2, 1) and cut.noise.shape == (2, 1, 1)
 
 
 # ---- law
@@ -143,12 +143,12 @@ def smallest_p(sampler: SpeculativeSampler | CompiledSampler, dim: int, steps: i
     return check_exactness(process, result).smallest
 
 
-@pytest.mark.parametrize(("with_gains", "verifier"), list(itertools.product([False, True], VERIFIERS)))
+@pytest.mark.parametrize(("with_jacobian", "verifier"), list(itertools.product([False, True], VERIFIERS)))
 @pytest.mark.parametrize(("dim", "steps", "window", "batch"), CASES)
 def test_innovations_are_standard_normal(
-    with_gains: bool, verifier: Verifier, dim: int, steps: int, window: int, batch: int
+    with_jacobian: bool, verifier: Verifier, dim: int, steps: int, window: int, batch: int
 ) -> None:
-    drafter = RecyclingDrafter(gains_of(steps, dim) if with_gains else None)
+    drafter = RecyclingDrafter(jacobian_of(steps, dim) if with_jacobian else None)
     sampler = SpeculativeSampler(ddpm(steps)[1], drafter, verifier, window, ZeroGuess())
     assert sampler.exact
     assert smallest_p(sampler, dim, steps, batch) > 1e-3
@@ -156,12 +156,12 @@ def test_innovations_are_standard_normal(
 
 @pytest.mark.parametrize("lengths", [[1, 4, 7, 2] * 3, [6] * 6 + [2] * 6])
 def test_windows_that_change_are_exact(lengths: list[int]) -> None:
-    sampler = SpeculativeSampler(ddpm(12)[1], RecyclingDrafter(gains_of(12, 1)), ReflectionVerifier(), lengths)
+    sampler = SpeculativeSampler(ddpm(12)[1], RecyclingDrafter(jacobian_of(12, 1)), ReflectionVerifier(), lengths)
     assert smallest_p(sampler, 1, 12, 20_000) > 1e-3
 
 
 def test_compiled_rounds_that_run_ahead_have_the_law() -> None:
-    eager = SpeculativeSampler(ddpm(12)[1], RecyclingDrafter(gains_of(12, 1)), ReflectionVerifier(), 6)
+    eager = SpeculativeSampler(ddpm(12)[1], RecyclingDrafter(jacobian_of(12, 1)), ReflectionVerifier(), 6)
     assert smallest_p(CompiledSampler(eager, "plain", widths=(6,)), 1, 12, 20_000) > 1e-3
 
 
@@ -220,11 +220,11 @@ def test_trust_must_be_positive() -> None:
 
 def test_gains_of_another_process_are_refused() -> None:
     scheduler, process = ddpm(20)
-    sampler = SpeculativeSampler(process, RecyclingDrafter(gains_of(12, 2)), ReflectionVerifier())
-    with pytest.raises(ValueError, match="fit gains for this process"):
+    sampler = SpeculativeSampler(process, RecyclingDrafter(jacobian_of(12, 2)), ReflectionVerifier())
+    with pytest.raises(ValueError, match="fit Jacobian for this process"):
         sampler(mixture(scheduler, 2), chains(3, 2)[0])
 
 
 def test_a_leftover_must_be_handed_in() -> None:
-    with pytest.raises(ValueError, match="needs the leftover of the last round"):
-        RecyclingDrafter().draft(dataclasses.replace(a_start(3, [0]), leftover=None))
+    with pytest.raises(ValueError, match="needs the tail of the last round"):
+        RecyclingDrafter().draft(dataclasses.replace(a_start(3, [0]), tail=None))

@@ -21,7 +21,7 @@ def block_by_loop(comparison: DraftTargetGap, uniform: torch.Tensor) -> tuple[li
         length = int(comparison.length[row])
         logs = [0.0]
         for i in range(length):
-            v, s = comparison.distance[row, i].item(), comparison.along[row, i].item()
+            v, s = comparison.distance[row, i].item(), comparison.noise_along_gap[row, i].item()
             logs.append(min(0.0, logs[-1] - v * s - v * v / 2))
         tau = 0
         for i in range(1, length + 1):
@@ -99,7 +99,7 @@ def test_corners_stay_finite(verifier: Verifier, size: float) -> None:
     rows = (verdict.accepted < comparison.length).nonzero().squeeze(1)
     at = verdict.accepted[rows]
     rejection = Rejection(
-        comparison.distance[rows, at], comparison.along[rows, at], verdict.log_scale[rows], uniform[rows, -1]
+        comparison.distance[rows, at], comparison.noise_along_gap[rows, at], verdict.log_scale[rows], uniform[rows, -1]
     )
     u = verifier.repair(rejection)
     assert torch.isfinite(u).all()

@@ -21,10 +21,10 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_samplers_are_told_apart() -> None:
     process = ReverseProcess.from_scheduler(DDPMScheduler(100), 10)
     free = SpeculativeSampler(process, FreeDrafter(), BlockVerifier())
-    assert sampler_key(free) == "K=10, FreeDrafter, BlockVerifier, opening none"
+    assert sampler_key(free) == "K=10, FreeDrafter, BlockVerifier, initial_guess none"
     others = [
         SpeculativeSampler(process, FrozenDrafter()),
-        SpeculativeSampler(process, opening=ZeroGuess()),
+        SpeculativeSampler(process, initial_guess=ZeroGuess()),
         SpeculativeSampler(ReverseProcess.from_scheduler(DDPMScheduler(100), 11)),
     ]
     assert len({sampler_key(each) for each in [free, *others]}) == 4

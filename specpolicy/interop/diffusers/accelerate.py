@@ -63,7 +63,7 @@ class RoundSampler(Protocol):
         generator: Generators = None,
         record: bool = False,
         begin: int = 0,
-        trail: StateBuffer | None = None,
+        state_buffer: StateBuffer | None = None,
     ) -> Iterator[Progress]:
         """See :meth:`SpeculativeSampler.rounds`."""
         ...
@@ -87,9 +87,9 @@ class ChainSegment:
         record: bool,
     ) -> None:
         self.prediction, self.state, self._begin = prediction, state, begin
-        self._trail = StateBuffer()
+        self._state_buffer = StateBuffer()
         rows = prediction.conditions.rows
-        self._rounds = sampler.rounds(prediction, state, rows, generator, record, begin, self._trail)
+        self._rounds = sampler.rounds(prediction, state, rows, generator, record, begin, self._state_buffer)
         self._progress: Progress | None = None
 
     def fits(self, state: Tensor, guidance: Guidance, given: Mapping[str, Any]) -> bool:
@@ -105,7 +105,7 @@ class ChainSegment:
         """The state of all chains at ``position``, in the dtype of the first: the sampler runs until it is known."""
         while self._progress is None or int(self._progress.k.min()) < position:
             self._progress = next(self._rounds)
-        self.state = self._trail.take(position, self._progress.x).to(self.state.dtype)
+        self.state = self._state_buffer.take(position, self._progress.x).to(self.state.dtype)
         return self.state
 
     def result(self) -> SampleResult | None:
@@ -312,7 +312,7 @@ def accelerate(
         pipeline: changed in place until :meth:`Acceleration.restore`.
         drafter, verifier: any pair; by default those of :class:`~specpolicy.SpeculativeSampler`.
         window: by default one that adapts, since acceptance falls with the size of an image: where no draft has
-            hope it costs as many passes and rows as the stock pipeline. ``AdaptiveWindow(worth=…)`` sets the price of
+            hope it costs as many passes and rows as the stock pipeline. ``AdaptiveWindow(min_acceptance=…)`` sets the price of
             a row.
         record: keep all states and x̂0 in the account.
 
@@ -320,7 +320,7 @@ def accelerate(
         PipelineRefused: pipeline, scheduler or network do not fit; the message says why. What depends on the
             arguments of a call, such as ``eta``, is said by the call.
     """
-    window = AdaptiveWindow(worth=ROW_PRICE) if window is None else window
+    window = AdaptiveWindow(min_acceptance=ROW_PRICE) if window is None else window
     drafter, verifier = drafter or FreeDrafter(), verifier or BlockVerifier()
     if not isinstance(verifier, Verifier):
         raise TypeError(f"{type(verifier).__name__} does not verify draws; for a threshold see approximate()")

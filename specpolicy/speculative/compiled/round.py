@@ -31,7 +31,7 @@ class RoundState(NamedTuple):
         finite: whether the network's output has always been finite, ``(1,)``.
         trajectory, x0: visited states and the target's x̂0 there, ``(K + 2, B, *event)`` with a last row for what is
             not to be kept; no rows at all if nothing is recorded.
-        leftover: of the last round, in windows of the longest one's width; None if the drafter does not recycle.
+        tail: of the last round, in windows of the longest one's width; None if the drafter does not recycle.
     """
 
     k: Int[Tensor, " b"]
@@ -46,7 +46,7 @@ class RoundState(NamedTuple):
     finite: Bool[Tensor, " 1"]
     trajectory: Float[Tensor, "k2 b ..."]
     x0: Float[Tensor, "k2 b ..."]
-    leftover: UnverifiedTail | None = None
+    tail: UnverifiedTail | None = None
 
     @staticmethod
     def start(
@@ -56,7 +56,7 @@ class RoundState(NamedTuple):
 
         Args:
             x: one row a chain. steps: K. record: keep what was visited.
-            recycled: the longest window that a round may leave something of; None keeps no leftover.
+            recycled: the longest window that a round may leave something of; None keeps no tail.
             chains: the rows after so many only fill the batch, and are finished from the start; None: there are none.
         """
         batch, rows = len(x), steps + 2 if record else 0
@@ -78,7 +78,7 @@ class RoundState(NamedTuple):
             finite=torch.ones(1, dtype=torch.bool, device=x.device),
             trajectory=x.new_zeros((rows, *x.shape)),
             x0=x.new_zeros((rows, *x.shape)),
-            leftover=None if recycled is None else UnverifiedTail.none(x, recycled),
+            tail=None if recycled is None else UnverifiedTail.none(x, recycled),
         )
 
     def result(self, dtype: torch.dtype, replayed: bool, chains: int) -> SampleResult:
@@ -123,7 +123,7 @@ class FixedShapeRound:
     Attributes:
         chain: the process and its products, on the states' device and in their dtype.
         denoiser: the network. dtype: what it is called with.
-        drafter, verifier, opening: of the sampler.
+        drafter, verifier, initial_guess: of the sampler.
         table: steps to draft from each position, shape ``(K,)``.
     """
 
@@ -132,15 +132,15 @@ class FixedShapeRound:
     dtype: torch.dtype
     drafter: Drafter
     verifier: Verifier
-    opening: X0Guess | None
+    initial_guess: X0Guess | None
     table: Int[Tensor, " k"]
 
     def begin(self, state: RoundState, _: None, cond: Cond) -> RoundState:
-        """The x̂0 that the first round drafts with: the opening's, or the target's for one pass."""
+        """The x̂0 that the first round drafts with: the initial guess's, or the target's for one pass."""
         if self.drafter.refreshes:
             return state  # every round begins with a pass of its own
-        if self.opening is not None:
-            return state._replace(last_eval_x0=self.opening.x0(state.x, cond).to(state.x.dtype))
+        if self.initial_guess is not None:
+            return state._replace(last_eval_x0=self.initial_guess.x0(state.x, cond).to(state.x.dtype))
         # Rows that only fill the batch stand behind the last step, where there is nothing to ask.
         x0, finite = self._x0(state.x, state.k.clamp(max=self.chain.process.num_steps - 1), cond)
         return state._replace(
@@ -165,10 +165,10 @@ class FixedShapeRound:
                 evaluations=state.evaluations + running,
                 finite=state.finite & (finite | ~running).all(),
             )
-        if state.leftover is not None:
-            draws = draws._replace(noise=state.leftover.noises(draws.noise))
+        if state.tail is not None:
+            draws = draws._replace(noise=state.tail.noises(draws.noise))
         anchor = (state.last_eval_k, state.last_eval_x, state.last_eval_x0)
-        draft = self.drafter.draft(DraftStart(self.chain, k, state.x, *anchor, draws.noise, cond, state.leftover))
+        draft = self.drafter.draft(DraftStart(self.chain, k, state.x, *anchor, draws.noise, cond, state.tail))
         return self._verify(state, draft, draws, length, cond, state.last_eval_x0 if self.drafter.refreshes else None)
 
     def replay(self, state: RoundState, predraft: tuple[Draft, RoundNoise], cond: Cond) -> RoundState:
@@ -203,10 +203,10 @@ class FixedShapeRound:
 
         taken = settled.accepted
         numbers = torch.stack([kept(each, torch.full_like(k, -1)) for each in (k, length, taken)])
-        leftover = state.leftover
-        if leftover is not None:
+        tail = state.tail
+        if tail is not None:
             after = UnverifiedTail.after(draft.states, draft.x0, target, draws.noise, length, taken)
-            leftover = after.width(leftover.noise.shape[1])
+            tail = after.width(tail.noise.shape[1])
         trajectory, recorded = state.trajectory, state.x0
         if len(trajectory):
             visited = (column <= taken[:, None]) & running[:, None]
@@ -229,7 +229,7 @@ class FixedShapeRound:
             finite=state.finite & fine.all(),
             trajectory=trajectory,
             x0=recorded,
-            leftover=leftover,
+            tail=tail,
         )
 
     def _x0(

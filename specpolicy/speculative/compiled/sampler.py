@@ -165,12 +165,12 @@ class CompiledSampler:
                 noise.dtype,
                 self.sampler.drafter,
                 self.sampler.verifier,
-                self.sampler.opening,
+                self.sampler.initial_guess,
                 self.sampler.table.to(noise.device),
             )
             backend: Backend = self.backend or ("graph+inductor" if cuda else "inductor")
             self._prepared[key] = (rounds, make_runner(backend))
-            # Drafters and openings bring their tables to the device when they are first asked: not in a compiled round.
+            # Drafters and initial guesses move their tables to the device on first use: not in a compiled round.
             random = ChainGenerators(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
             state = rounds.begin(self._begin(noise, False), None, cond)
             rounds.advance(state, full_draws(random, 1, noise), cond)

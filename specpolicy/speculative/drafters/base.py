@@ -22,14 +22,14 @@ class UnverifiedTail(NamedTuple):
             come to its present state.
         drafted_x0: the x̂0 that made them, ``(n, w, *event)``. target_x0: the target's x̂0 at them, as ``states``.
         noise: the noises that made them, ``(n, w, *event)``; nothing that decided anything has looked at them.
-        left: how many of the noises there are, shape ``(n,)``; ``left + 1`` states are known. −1: nothing is.
+        num_noises: how many of the noises are valid, shape ``(n,)``; ``num_noises + 1`` states are. −1: nothing is.
     """
 
     states: Float[Tensor, "n w1 ..."]
     drafted_x0: Float[Tensor, "n w ..."]
     target_x0: Float[Tensor, "n w1 ..."]
     noise: Float[Tensor, "n w ..."]
-    left: Int[Tensor, " n"]
+    num_noises: Int[Tensor, " n"]
 
     @staticmethod
     def none(x: Float[Tensor, "n ..."], width: int) -> UnverifiedTail:
@@ -56,7 +56,7 @@ class UnverifiedTail(NamedTuple):
             drafted_x0=_columns(drafted_x0.expand_as(noise), step),
             target_x0=_columns(target_x0, state),
             noise=_columns(noise, step),
-            left=(length - accepted - 1).clamp(min=-1),
+            num_noises=(length - accepted - 1).clamp(min=-1),
         )
 
     def width(self, width: int) -> UnverifiedTail:
@@ -65,7 +65,7 @@ class UnverifiedTail(NamedTuple):
             _resized(part, columns)
             for part, columns in zip(self[:4], (width + 1, width, width + 1, width), strict=True)
         )
-        return UnverifiedTail(states, drafted, target, noise, self.left.clamp(max=width))
+        return UnverifiedTail(states, drafted, target, noise, self.num_noises.clamp(max=width))
 
     def rows(self, which: Int[Tensor, " m"]) -> UnverifiedTail:
         """Of some of the chains."""
@@ -73,7 +73,7 @@ class UnverifiedTail(NamedTuple):
 
     def noises(self, fresh: Float[Tensor, "n w ..."]) -> Float[Tensor, "n w ..."]:
         """To draft with: the old noises as far as there are any, then ``fresh`` ones."""
-        old = torch.arange(fresh.shape[1], device=fresh.device) < self.left[:, None]
+        old = torch.arange(fresh.shape[1], device=fresh.device) < self.num_noises[:, None]
         return torch.where(old.view(*old.shape, *[1] * (fresh.ndim - 2)), self.width(fresh.shape[1]).noise, fresh)
 
 
@@ -99,7 +99,7 @@ class DraftStart:
         last_eval_k, last_eval_x, last_eval_x0: position, state and x̂0 of the latest evaluation of the target.
         noise: the noises ξ to draft with, shape ``(n, w, *event)``.
         cond: the conditions of these chains, for drafters that run a network of their own.
-        leftover: for drafters that recycle: what the last pass said of steps not reached. ``noise`` begins with its
+        tail: for drafters that recycle: what the last pass said of steps not reached. ``noise`` begins with its
             noises.
     """
 
@@ -111,7 +111,7 @@ class DraftStart:
     last_eval_x0: Float[Tensor, "n ..."]
     noise: Float[Tensor, "n w ..."]
     cond: Cond
-    leftover: UnverifiedTail | None = None
+    tail: UnverifiedTail | None = None
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from specpolicy.speculative.process import ReverseProcess
 
 @dataclass(frozen=True)
 class X0Jacobian:
-    """Linear gains J_k = U diag(λ_k) Uᵀ with one orthonormal basis U for all steps.
+    """Linear Jacobian J_k = U diag(λ_k) Uᵀ with one orthonormal basis U for all steps.
 
-    For Gaussian data the gains of all noise levels are functions of one covariance and share its eigenvectors; on
-    trained policies a shared basis predicts better than gains fitted step by step, since there is so much less to fit.
+    For Gaussian data the Jacobian of all noise levels are functions of one covariance and share its eigenvectors; on
+    trained policies a shared basis predicts better than Jacobians fitted step by step: there is less to fit.
 
     Attributes:
         values: λ_k, shape ``(K, r)``, one row for each step, not negative.
@@ -35,7 +35,7 @@ class X0Jacobian:
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or (self.basis is not None and self.basis.shape[-1] != self.values.shape[1]):
             basis = None if self.basis is None else tuple(self.basis.shape)
-            raise ValueError(f"gains {tuple(self.values.shape)} with basis {basis}; expected (K, r) and (d, r)")
+            raise ValueError(f"jacobian {tuple(self.values.shape)} with basis {basis}; expected (K, r) and (d, r)")
 
     @property
     def num_steps(self) -> int:
@@ -64,65 +64,65 @@ class JacobianCache:
     """Gains wherever they are asked for, brought there once.
 
     Args:
-        gains: on any device, in any dtype.
+        jacobian: on any device, in any dtype.
     """
 
-    def __init__(self, gains: X0Jacobian) -> None:
-        self.gains = gains
+    def __init__(self, jacobian: X0Jacobian) -> None:
+        self.jacobian = jacobian
         self._placed: dict[tuple[torch.device, torch.dtype], X0Jacobian] = {}
 
     def at(self, process: ReverseProcess, x: Float[Tensor, "n ..."]) -> X0Jacobian:
-        """The gains on the device and in the dtype of the states ``x`` of ``process``.
+        """The Jacobian on the device and in the dtype of the states ``x`` of ``process``.
 
         Raises:
             ValueError: they are of another number of steps or another event.
         """
-        gains, numbers = self.gains, x[0].numel()
-        if (gains.num_steps, gains.event_numbers) != (process.num_steps, numbers):
+        jacobian, numbers = self.jacobian, x[0].numel()
+        if (jacobian.num_steps, jacobian.event_numbers) != (process.num_steps, numbers):
             raise ValueError(
-                f"the gains are for {gains.num_steps} steps and events of {gains.event_numbers} numbers; the sampler's "
-                f"process has {process.num_steps} steps and its events {numbers} numbers: fit gains for this process"
+                f"the Jacobian is for {jacobian.num_steps} steps and events of {jacobian.event_numbers} numbers; the process "
+                f"has {process.num_steps} steps and its events {numbers} numbers: fit a Jacobian for this process"
             )
         place = (x.device, x.dtype)
         if place not in self._placed:
-            self._placed[place] = gains.to(*place)
+            self._placed[place] = jacobian.to(*place)
         return self._placed[place]
 
 
 class LinearDrafter(Drafter):
-    """x̂0 at a drafted state = f + J_k (x − x̄): linear in the innovation, with gains fitted once per network.
+    """x̂0 at a drafted state = f + J_k (x − x̄): linear in the innovation, with Jacobian fitted once per network.
 
-    f is the x̂0 at the anchor, and x̄ the mean path from there under constant f. In the basis of the gains the
+    f is the x̂0 at the anchor, and x̄ the mean path from there under constant f. In the basis of the Jacobian the
     innovation c = Uᵀ(x − x̄) obeys c_{j+1} = (a_j + b_j λ_j) c_j + σ_j Uᵀξ_j number by number, so that a window is
-    drafted at once, by a few products and one recurrence. No network pass of its own; zero gains make it the free
+    drafted at once, by a few products and one recurrence. No network pass of its own; zero Jacobian make it the free
     drafter.
 
     Args:
-        gains: of the process that is to be sampled and the network that samples it. Wrong ones cost passes, never
+        jacobian: of the process that is to be sampled and the network that samples it. Wrong ones cost passes, never
             exactness.
     """
 
-    def __init__(self, gains: X0Jacobian) -> None:
-        self.gains = gains
-        self._on = JacobianCache(gains)
+    def __init__(self, jacobian: X0Jacobian) -> None:
+        self.jacobian = jacobian
+        self._on = JacobianCache(jacobian)
 
     def __repr__(self) -> str:
-        return f"LinearDrafter(K={self.gains.num_steps}, rank={self.gains.values.shape[1]})"
+        return f"LinearDrafter(K={self.jacobian.num_steps}, rank={self.jacobian.values.shape[1]})"
 
     def draft(self, start: DraftStart) -> Draft:
         """Draft the window.
 
         Raises:
-            ValueError: the gains are of another number of steps or another event.
+            ValueError: the Jacobian is of another number of steps or another event.
         """
         process, window = start.chain.process, start.noise.shape[1]
-        gains = self._on.at(process, start.x)
+        jacobian = self._on.at(process, start.x)
         k = (start.k[:, None] + torch.arange(window, device=start.k.device)).clamp(max=process.num_steps - 1)
         a, b, sigma = (coefficient[k][..., None] for coefficient in (process.a, process.b, process.sigma))
         away = start.x - start.chain.mean(start.last_eval_k, start.k, start.last_eval_x, start.last_eval_x0)
-        values = gains.values[k]
-        noise = gains.project(start.noise.flatten(2))
-        innovation = affine_scan(a + b * values, sigma * noise, gains.project(away.flatten(1)))
-        answer = gains.expand(values * innovation[:, :-1])
+        values = jacobian.values[k]
+        noise = jacobian.project(start.noise.flatten(2))
+        innovation = affine_scan(a + b * values, sigma * noise, jacobian.project(away.flatten(1)))
+        answer = jacobian.expand(values * innovation[:, :-1])
         x0 = (start.last_eval_x0.flatten(1)[:, None] + answer).view_as(start.noise)
-        return Draft(start.chain.draft_along(start.k, start.x, x0, start.noise), x0)
+        return Draft(start.chain.draft_per_step(start.k, start.x, x0, start.noise), x0)

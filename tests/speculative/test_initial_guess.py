@@ -37,23 +37,25 @@ def test_zero_is_zero() -> None:
 
 
 def test_linear_is_the_regression() -> None:
-    opening, cond = linear(6, 3), torch.randn(5, 3)
-    found = opening.x0(torch.zeros(5, 2, 3), cond)
-    torch.testing.assert_close(found, (cond @ opening.weight.T + opening.offset).view(5, 2, 3))
+    initial_guess, cond = linear(6, 3), torch.randn(5, 3)
+    found = initial_guess.x0(torch.zeros(5, 2, 3), cond)
+    torch.testing.assert_close(found, (cond @ initial_guess.weight.T + initial_guess.offset).view(5, 2, 3))
 
 
 def test_kernel_is_the_sum_over_its_centres() -> None:
-    opening, cond = kernel(6, 3), torch.randn(5, 3)
-    found = opening.x0(torch.zeros(5, 6), cond)
-    expected = opening.linear.x0(torch.zeros(5, 6), cond)
-    for centre, weight in zip(opening.centres, opening.weights, strict=True):
-        expected = expected + (-(cond * opening.scale - centre).square().sum(1) / 2).exp()[:, None] * weight
+    initial_guess, cond = kernel(6, 3), torch.randn(5, 3)
+    found = initial_guess.x0(torch.zeros(5, 6), cond)
+    expected = initial_guess.linear.x0(torch.zeros(5, 6), cond)
+    for centre, weight in zip(initial_guess.centres, initial_guess.weights, strict=True):
+        expected = expected + (-(cond * initial_guess.scale - centre).square().sum(1) / 2).exp()[:, None] * weight
     torch.testing.assert_close(found, expected)
 
 
 def test_far_from_its_centres_the_kernel_is_the_linear_one() -> None:
-    opening, cond = kernel(2, 3), torch.full((1, 3), 1e3)
-    torch.testing.assert_close(opening.x0(torch.zeros(1, 2), cond), opening.linear.x0(torch.zeros(1, 2), cond))
+    initial_guess, cond = kernel(2, 3), torch.full((1, 3), 1e3)
+    torch.testing.assert_close(
+        initial_guess.x0(torch.zeros(1, 2), cond), initial_guess.linear.x0(torch.zeros(1, 2), cond)
+    )
 
 
 def test_neighbourhood_is_one_at_home() -> None:
@@ -63,12 +65,14 @@ def test_neighbourhood_is_one_at_home() -> None:
     assert (near <= 1 + 1e-12).all() and torch.allclose(near, near.T)
 
 
-@pytest.mark.parametrize("opening", [linear(4, 6), kernel(4, 6)])
-def test_conditions_may_have_any_shape_and_precision(opening: X0Guess) -> None:
+@pytest.mark.parametrize("initial_guess", [linear(4, 6), kernel(4, 6)])
+def test_conditions_may_have_any_shape_and_precision(initial_guess: X0Guess) -> None:
     cond = torch.randn(3, 2, 3)
-    single, double = (opening.x0(torch.zeros(3, 2, 2, dtype=d), cond.to(d)) for d in (torch.float32, torch.float64))
+    single, double = (
+        initial_guess.x0(torch.zeros(3, 2, 2, dtype=d), cond.to(d)) for d in (torch.float32, torch.float64)
+    )
     assert single.dtype == torch.float32 and double.dtype == torch.float64
-    torch.testing.assert_close(single, opening.x0(torch.zeros(3, 4), cond.flatten(1)).view(3, 2, 2))
+    torch.testing.assert_close(single, initial_guess.x0(torch.zeros(3, 4), cond.flatten(1)).view(3, 2, 2))
     torch.testing.assert_close(double.float(), single)
 
 
@@ -76,22 +80,22 @@ OPENINGS = [ZeroGuess(), linear(), kernel()]
 
 
 @pytest.mark.parametrize("drafter", [FreeDrafter(), FrozenDrafter()])
-@pytest.mark.parametrize("opening", OPENINGS, ids=lambda each: type(each).__name__)
-def test_any_opening_is_exact(opening: X0Guess, drafter: Drafter) -> None:
+@pytest.mark.parametrize("initial_guess", OPENINGS, ids=lambda each: type(each).__name__)
+def test_any_opening_is_exact(initial_guess: X0Guess, drafter: Drafter) -> None:
     """Their guesses have nothing to do with the data; the law stays, and so do all states on the way."""
     scheduler, process = ddpm(8)
     noise, generator = chains(12_000, 1)
     cond = torch.rand(12_000, 1, generator=generator, dtype=torch.float64)
-    sampler = SpeculativeSampler(process, drafter, BlockVerifier(), 7, opening)
+    sampler = SpeculativeSampler(process, drafter, BlockVerifier(), 7, initial_guess)
     result = sampler(mixture(scheduler, 1), noise, cond=cond, generator=generator, record=True)
     assert check_exactness(process, result).smallest > 1e-3
 
 
 def test_an_opening_saves_the_first_pass() -> None:
-    """Free spends a pass a round, and with an opening nothing besides; the first x̂0 is the network's all the same."""
+    """Free spends a pass a round, and with an initial guess nothing besides; the first x̂0 is the network's."""
     scheduler, process = ddpm(50)
     target, (noise, generator) = mixture(scheduler, 4), chains(64, 4)
-    result = SpeculativeSampler(process, opening=ZeroGuess())(target, noise, generator=generator, record=True)
+    result = SpeculativeSampler(process, initial_guess=ZeroGuess())(target, noise, generator=generator, record=True)
     assert result.accepted is not None and result.x0 is not None
     assert (result.passes == (result.accepted >= 0).sum(0)).all()
     first = torch.zeros(64, dtype=torch.long)
@@ -100,7 +104,7 @@ def test_an_opening_saves_the_first_pass() -> None:
 
 def test_ragged_batches_open_row_by_row() -> None:
     scheduler, process = ddpm(30)
-    sampler = SpeculativeSampler(process, window=6, opening=kernel(3, 2))
+    sampler = SpeculativeSampler(process, window=6, initial_guess=kernel(3, 2))
     noise, _ = chains(5, 3)
     cond = torch.randn(5, 2, dtype=torch.float64)
 
@@ -113,12 +117,12 @@ def test_ragged_batches_open_row_by_row() -> None:
         torch.testing.assert_close(sampled(order), together[order], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("opening", [linear(2, 3), kernel(2, 3)])
-def test_other_conditions_are_refused(opening: X0Guess) -> None:
+@pytest.mark.parametrize("initial_guess", [linear(2, 3), kernel(2, 3)])
+def test_other_conditions_are_refused(initial_guess: X0Guess) -> None:
     x = torch.zeros(4, 2)
-    with pytest.raises(ValueError, match=r"cond is \(4, 5\); this opening was fitted on tensors of 3 numbers"):
-        opening.x0(x, torch.zeros(4, 5))
-    with pytest.raises(ValueError, match="cond is NoneType; this opening"):
-        opening.x0(x, None)
-    with pytest.raises(ValueError, match="cond is dict; this opening"):
-        opening.x0(x, {"observation": torch.zeros(4, 3)})
+    with pytest.raises(ValueError, match=r"cond is \(4, 5\); this initial guess was fitted on tensors of 3 numbers"):
+        initial_guess.x0(x, torch.zeros(4, 5))
+    with pytest.raises(ValueError, match="cond is NoneType; this initial guess"):
+        initial_guess.x0(x, None)
+    with pytest.raises(ValueError, match="cond is dict; this initial guess"):
+        initial_guess.x0(x, {"observation": torch.zeros(4, 3)})
