@@ -87,7 +87,7 @@ def load_calibration(checkpoint: str | Path, num_inference_steps: int, analytic:
         if about["format"] != FORMAT:
             raise KeyError(f"format {about['format']}, this version reads {FORMAT}")
         calibration = Calibration(
-            X0Jacobian(tensors["jacobian.values"], tensors.get("jacobian.basis")), _opening_of(tensors), about
+            X0Jacobian(tensors["jacobian.values"], tensors.get("jacobian.basis")), _guess_of(tensors), about
         )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} cannot be read ({error}); run {command} again") from error
@@ -119,7 +119,7 @@ def _parts_of(initial_guess: X0Guess) -> dict[str, Tensor]:
     )
 
 
-def _opening_of(tensors: dict[str, Tensor]) -> X0Guess:
+def _guess_of(tensors: dict[str, Tensor]) -> X0Guess:
     if "initial_guess.weight" not in tensors:
         return ZeroGuess()
     linear = LinearGuess(tensors["initial_guess.weight"], tensors["initial_guess.offset"])

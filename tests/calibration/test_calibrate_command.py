@@ -40,7 +40,7 @@ def test_from_observations_to_a_sampler(
     ]  # fmt: skip
     assert main(job) == 0
     said = capsys.readouterr().out
-    assert "held out of 100" in said and "calibration-20.safetensors" in said and "lag 1: drafts miss by" in said
+    assert "held out of 100" in said and "calibration-20.safetensors" in said and "lag 1: drafts are off by" in said
     about = load_calibration(checkpoint, 20).about
     assert about["observations"]["file"] == "o.npz" and {"packages", "git", "machine"} <= set(about["provenance"])
     assert str(tmp_path) not in str(about), "no paths of this machine"
@@ -51,7 +51,7 @@ def test_from_observations_to_a_sampler(
     assert chunk.actions.shape == (3, 8, 2) and np.isfinite(chunk.actions).all()
 
 
-def test_the_opening_can_be_chosen(checkpoint: Path) -> None:
+def test_the_initial_guess_can_be_chosen(checkpoint: Path) -> None:
     policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "square")
     assert isinstance(sampler_of("linear_block20", policy, "sampler.initial_guess=zero").initial_guess, ZeroGuess)
     assert sampler_of("linear_block20", policy, "sampler.initial_guess=null").initial_guess is None

@@ -31,7 +31,7 @@ def chains() -> RecordedChains:
     return recorded(gaussian(), STEPS, 600)
 
 
-def test_the_gains_of_gaussian_data_are_found(chains: RecordedChains) -> None:
+def test_the_jacobian_of_gaussian_data_are_found(chains: RecordedChains) -> None:
     target, process = gaussian(), process_of(STEPS)
     jacobian = fit_jacobian(process, chains, ridge=1e-4)
     alpha = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2").alphas_cumprod[process.timesteps][:, None]
@@ -43,7 +43,7 @@ def test_the_gains_of_gaussian_data_are_found(chains: RecordedChains) -> None:
     assert mean_distance(process, jacobian, chains, 4) < 0.2 * mean_distance(process, None, chains, 4)
 
 
-def test_fitted_gains_save_passes_and_stay_exact(chains: RecordedChains) -> None:
+def test_fitted_jacobian_save_passes_and_stay_exact(chains: RecordedChains) -> None:
     target, process = gaussian(), process_of(STEPS)
     drafters, passes = (FreeDrafter(), LinearDrafter(fit_jacobian(process, chains))), []
     for drafter in drafters:

@@ -85,7 +85,7 @@ def test_damage_is_told(checkpoint: Path) -> None:
         load_calibration(checkpoint, 5)
 
 
-def test_an_opening_of_ones_own_cannot_be_stored(checkpoint: Path) -> None:
+def test_an_initial_guess_of_ones_own_cannot_be_stored(checkpoint: Path) -> None:
     class Own(ZeroGuess.__base__):  # type: ignore[name-defined,misc]
         def x0(self, x: torch.Tensor, cond: object) -> torch.Tensor:
             return x
@@ -116,7 +116,7 @@ def test_the_file_is_small_also_for_large_policies(checkpoint: Path) -> None:
     assert 0.9 * FILE_BYTES < path.stat().st_size < FILE_BYTES == 1_000_000
 
 
-def test_gains_of_an_image_are_cut_to_what_fits() -> None:
+def test_jacobian_of_an_image_are_cut_to_what_fits() -> None:
     chains = RecordedChains(
         torch.zeros(101, 1, 3072), torch.zeros(100, 1, 3072), torch.zeros(1, 1), torch.zeros(1).long()
     )

@@ -146,7 +146,7 @@ def test_a_chain_does_not_depend_on_its_neighbours() -> None:
     assert alone.passes[0] == together.passes[2]
 
 
-def test_with_an_opening_and_a_predraft() -> None:
+def test_with_an_initial_guess_and_a_predraft() -> None:
     scheduler, process = ddpm(60)
     target, (noise, generator) = mixture(scheduler, 4), chains(6, 4)
     sampler = SpeculativeSampler(process, window=AdaptiveWindow(16, initial=8), initial_guess=ZeroGuess())

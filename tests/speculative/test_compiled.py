@@ -280,7 +280,7 @@ def test_deterministic_processes_are_ddim(clip: bool) -> None:
 PROGRAM = """
 import torch
 from diffusers import DDPMScheduler
-from specpolicy import ReverseProcess, SpeculativeSampler, ZeroOpening
+from specpolicy import ReverseProcess, SpeculativeSampler, ZeroGuess
 from specpolicy.speculative.compiled import CompiledSampler
 
 def network(x, timestep, cond):
@@ -288,7 +288,7 @@ def network(x, timestep, cond):
 
 process = ReverseProcess.from_scheduler(DDPMScheduler(100, beta_schedule="squaredcos_cap_v2"), 6)
 noise, cond = torch.randn(1, 3, generator=torch.Generator().manual_seed(1)), torch.full((1, 3), 0.2)
-eager = SpeculativeSampler(process, window=2, initial_guess=ZeroOpening())
+eager = SpeculativeSampler(process, window=2, initial_guess=ZeroGuess())
 compiled, plain = CompiledSampler(eager, widths=(2,)), CompiledSampler(eager, "plain", widths=(2,))
 compiled.warm_up(network, noise, cond)
 for seed in range(3):

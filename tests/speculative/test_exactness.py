@@ -178,7 +178,7 @@ def test_stale_noise_after_a_block_rejection_is_noticed(monkeypatch: pytest.Monk
         used = chains.log.accepted[-1]
         random.left = {chain: noise[int(used[chain]) + 1 :] for chain, noise in random.drawn.items()}
 
-    monkeypatch.setattr(sampler_module, "RandomSource", StaleNoise)
+    monkeypatch.setattr(sampler_module, "ChainGenerators", StaleNoise)
     monkeypatch.setattr(sampler_module, "run_round", stale_round)
     assert smallest_p(1.5, BlockVerifier(), 1, 8, 7, 20_000) < 1e-12
 

@@ -81,7 +81,7 @@ OPENINGS = [ZeroGuess(), linear(), kernel()]
 
 @pytest.mark.parametrize("drafter", [FreeDrafter(), FrozenDrafter()])
 @pytest.mark.parametrize("initial_guess", OPENINGS, ids=lambda each: type(each).__name__)
-def test_any_opening_is_exact(initial_guess: X0Guess, drafter: Drafter) -> None:
+def test_any_initial_guess_is_exact(initial_guess: X0Guess, drafter: Drafter) -> None:
     """Their guesses have nothing to do with the data; the law stays, and so do all states on the way."""
     scheduler, process = ddpm(8)
     noise, generator = chains(12_000, 1)
@@ -91,7 +91,7 @@ def test_any_opening_is_exact(initial_guess: X0Guess, drafter: Drafter) -> None:
     assert check_exactness(process, result).smallest > 1e-3
 
 
-def test_an_opening_saves_the_first_pass() -> None:
+def test_an_initial_guess_saves_the_first_pass() -> None:
     """Free spends a pass a round, and with an initial guess nothing besides; the first x̂0 is the network's."""
     scheduler, process = ddpm(50)
     target, (noise, generator) = mixture(scheduler, 4), chains(64, 4)

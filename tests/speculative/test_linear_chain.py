@@ -32,7 +32,7 @@ def orthonormal(dim: int, rank: int) -> torch.Tensor:
     return torch.linalg.qr(torch.randn(dim, rank, generator=torch.Generator().manual_seed(1), dtype=torch.float64))[0]
 
 
-def test_gains_of_a_full_basis_are_a_matrix() -> None:
+def test_jacobian_of_a_full_basis_are_a_matrix() -> None:
     basis, values = orthonormal(4, 4), torch.rand(7, 4, dtype=torch.float64)
     jacobian, x = X0Jacobian(values, basis), torch.randn(3, 4, dtype=torch.float64)
     assert (jacobian.num_steps, jacobian.event_numbers) == (7, 4)
@@ -40,7 +40,7 @@ def test_gains_of_a_full_basis_are_a_matrix() -> None:
     torch.testing.assert_close(jacobian.expand(values[2] * jacobian.project(x)), x @ matrix)
 
 
-def test_gains_of_low_rank_answer_within_their_basis_only() -> None:
+def test_jacobian_of_low_rank_answer_within_their_basis_only() -> None:
     jacobian = X0Jacobian(torch.ones(3, 2, dtype=torch.float64), orthonormal(5, 2))
     assert jacobian.basis is not None and jacobian.event_numbers == 5
     x = torch.randn(6, 5, dtype=torch.float64)
@@ -56,7 +56,7 @@ def test_without_a_basis_each_coordinate_has_its_gain() -> None:
     assert jacobian.event_numbers == 5 and jacobian.project(x) is x and jacobian.expand(x) is x
 
 
-def test_gains_move() -> None:
+def test_jacobian_move() -> None:
     moved = X0Jacobian(torch.rand(3, 2), torch.rand(5, 2)).to(torch.device("cpu"), torch.float64)
     assert moved.values.dtype == torch.float64 and moved.basis is not None and moved.basis.dtype == torch.float64
     assert X0Jacobian(torch.rand(3, 2)).to(torch.device("cpu"), torch.float64).basis is None

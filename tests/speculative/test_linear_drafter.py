@@ -64,7 +64,7 @@ def test_a_draft_is_the_loop(rank: int | None) -> None:
         torch.testing.assert_close(draft.states[row, 6], x)
 
 
-def test_without_gains_it_is_the_free_drafter() -> None:
+def test_without_jacobian_it_is_the_free_drafter() -> None:
     scheduler, process = ddpm(40)
     target, zero = mixture(scheduler, 6), X0Jacobian(torch.zeros(40, 6, dtype=torch.float64))
     start = start_at([0, 9], [0, 7], 40, 6, window=8)
@@ -80,7 +80,7 @@ def test_without_gains_it_is_the_free_drafter() -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_on_gaussian_data_the_right_gains_leave_nothing_to_reject(turned: bool) -> None:
+def test_on_gaussian_data_the_right_jacobian_leave_nothing_to_reject(turned: bool) -> None:
     """There x̂0 is linear in x, so that the drafts are the target itself: one pass to begin with and one round."""
     scheduler, process = ddpm(50)
     scale, alpha = 0.3, scheduler.alphas_cumprod.double()[process.timesteps]
@@ -125,19 +125,19 @@ def smallest_p(
 @pytest.mark.parametrize("initial_guess", OPENINGS, ids=lambda each: type(each).__name__)
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 @pytest.mark.parametrize(("steps", "window", "batch"), [(8, 7, 12_000), (12, 4, 8_000)])
-def test_wrong_gains_and_openings_do_not_spoil_the_law(
+def test_wrong_jacobian_and_initial_guess_do_not_spoil_the_law(
     initial_guess: X0Guess | None, scale: float, steps: int, window: int, batch: int
 ) -> None:
     assert smallest_p(jacobian_of(steps, 1, scale), initial_guess, BlockVerifier(), 1, steps, window, batch) > 1e-3
 
 
 @pytest.mark.parametrize("verifier", [ReflectionVerifier(), ResidualVerifier(), BlockVerifier()])
-def test_wrong_gains_in_two_dimensions_with_every_verifier(verifier: Verifier) -> None:
+def test_wrong_jacobian_in_two_dimensions_with_every_verifier(verifier: Verifier) -> None:
     window = [1 + k % 7 for k in range(16)]
     assert smallest_p(jacobian_of(16, 2, 1.5), ZeroGuess(), verifier, 2, 16, window, 4_000) > 1e-3
 
 
-def test_low_rank_gains_in_many_dimensions_are_exact() -> None:
+def test_low_rank_jacobian_in_many_dimensions_are_exact() -> None:
     assert smallest_p(jacobian_of(100, 16, 0.7, rank=5), ZeroGuess(), BlockVerifier(), 16, 100, 24, 200) > 1e-3
 
 
@@ -172,7 +172,7 @@ def test_dtypes_and_event_shapes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("steps", "dim"), [(19, 4), (20, 3)])
-def test_gains_of_another_process_are_refused(steps: int, dim: int) -> None:
+def test_jacobian_of_another_process_are_refused(steps: int, dim: int) -> None:
     scheduler, process = ddpm(20)
     sampler = SpeculativeSampler(process, LinearDrafter(jacobian_of(steps, dim)))
     with pytest.raises(ValueError, match=rf"for {steps} steps and events of {dim} numbers.* 20 steps and its events 4"):

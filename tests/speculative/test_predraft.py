@@ -98,7 +98,7 @@ def test_drafted_noises_used_again_after_a_rejection_are_noticed(monkeypatch: py
                 drawn[row, :length] = drafted.noise[7 - length : 7, chain]
             return drawn
 
-    monkeypatch.setattr(sampler_module, "RandomSource", Stale)
+    monkeypatch.setattr(sampler_module, "ChainGenerators", Stale)
     call = {"noise": drafted.start, "generator": generator, "predraft": drafted}
     assert smallest_p(sampler, target, guess, guess + 0.5, **call) < 1e-9
 

@@ -218,10 +218,10 @@ def test_trust_must_be_positive() -> None:
         RecyclingDrafter(trust=0.0)
 
 
-def test_gains_of_another_process_are_refused() -> None:
+def test_jacobian_of_another_process_are_refused() -> None:
     scheduler, process = ddpm(20)
     sampler = SpeculativeSampler(process, RecyclingDrafter(jacobian_of(12, 2)), ReflectionVerifier())
-    with pytest.raises(ValueError, match="fit Jacobian for this process"):
+    with pytest.raises(ValueError, match="fit a Jacobian for this process"):
         sampler(mixture(scheduler, 2), chains(3, 2)[0])
 
 

@@ -17,7 +17,7 @@ def double(*values: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("c", "v"), [(1.0, 0.3), (0.7, 1.0), (0.05, 2.0), (1.0, 6.0), (1e-3, 0.5)])
-def test_mass_and_draw_against_quadrature(c: float, v: float) -> None:
+def test_mass_and_draw_ajacobiant_quadrature(c: float, v: float) -> None:
     end = v / 2 + np.log(c) / v
 
     def density(u: float) -> float:
