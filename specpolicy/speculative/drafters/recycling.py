@@ -15,10 +15,11 @@ class RecyclingDrafter(Drafter):
     """x̂0 at a drafted state = the target's x̂0 at the old state of that step + J_k (x − old x), with the old noises.
 
     Rows that a pass has paid for and the verifier has thrown away are thus used. The difference from the old path has
-    no noise in it, only what the repair moved and what the old drafts were wrong about; so even without a
-    Jacobian (J = 0) the old x̂0 is nearer than the latest one. Where the old path ends or is left, and in a first round, drafts go on as
-    those of :class:`~specpolicy.LinearDrafter`: from the last x̂0, with Jacobian for the innovation. See
-    :class:`~specpolicy.speculative.drafters.base.UnverifiedTail` for why the law stays exact, and with which verifiers.
+    no noise in it, only what the repair moved and the errors of the old drafts; so even without a Jacobian (J = 0) the
+    old x̂0 is nearer than the latest one. Where the old path ends or is left, and in a first round, drafts go on as
+    those of :class:`~specpolicy.LinearDrafter`: from the last x̂0, with the Jacobian for the innovation. See
+    :class:`~specpolicy.speculative.drafters.base.UnverifiedTail` for why the sample stays exact, and with which
+    verifiers.
 
     Args:
         jacobian: of the process that is to be sampled and the network that samples it; None for J = 0. Wrong ones cost
