@@ -265,8 +265,7 @@ def fit_calibration(
         process: the chain that was recorded.
         chains: in random order.
         about: kept with the result, beside the figures.
-        most_centres: observations that an initial guess may keep in the calibration; None for as many as the file holds,
-            0 for none.
+        most_centres: observations that an initial guess may keep; None for as many as the file holds, 0 for none.
 
     Raises:
         ValueError: the chains are not of this process, or all of one group.

@@ -221,7 +221,7 @@ def test_trust_must_be_positive() -> None:
 def test_jacobian_of_another_process_are_refused() -> None:
     scheduler, process = ddpm(20)
     sampler = SpeculativeSampler(process, RecyclingDrafter(jacobian_of(12, 2)), ReflectionVerifier())
-    with pytest.raises(ValueError, match="fit a Jacobian for this process"):
+    with pytest.raises(ValueError, match="fit a Jacobian for it"):
         sampler(mixture(scheduler, 2), chains(3, 2)[0])
 
 

@@ -81,7 +81,7 @@ class JacobianCache:
         if (jacobian.num_steps, jacobian.event_numbers) != (process.num_steps, numbers):
             raise ValueError(
                 f"the Jacobian is for {jacobian.num_steps} steps and events of {jacobian.event_numbers} numbers; "
-                f"the process has {process.num_steps} steps and its events {numbers} numbers: fit a Jacobian for this process"
+                f"the process has {process.num_steps} steps and its events {numbers} numbers: fit a Jacobian for it"
             )
         place = (x.device, x.dtype)
         if place not in self._placed:
