@@ -312,8 +312,8 @@ def accelerate(
         pipeline: changed in place until :meth:`Acceleration.restore`.
         drafter, verifier: any pair; by default those of :class:`~specpolicy.SpeculativeSampler`.
         window: by default one that adapts, since acceptance falls with the size of an image: where no draft has
-            hope it costs as many passes and rows as the stock pipeline. ``AdaptiveWindow(min_acceptance=…)`` sets the price
-            of a row.
+            hope it costs as many passes and rows as the stock pipeline. ``AdaptiveWindow(min_acceptance=…)`` sets the
+            price of a row.
         record: keep all states and x̂0 in the account.
 
     Raises:
