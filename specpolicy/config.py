@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 
 class ConfigError(ValueError):
@@ -32,10 +34,17 @@ def available(group: str) -> list[str]:
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of ``command`` with ``overrides`` such as ``task=square`` or ``sampler.window=40``.
+    """Compose the configuration of a command.
+
+    Args:
+        command: name of a file in the folder of configurations.
+        overrides: such as ``task=square`` or ``sampler.window=40``, in Hydra's grammar.
+
+    Returns:
+        The configuration, with every interpolation resolved.
 
     Raises:
-        ConfigError: an override names an unknown choice or key; the message lists the known ones.
+        ConfigError: an override cannot be read, names an unknown choice or option, or a device that is not there.
     """
     for override in overrides:
         name, separator, value = override.partition("=")
@@ -44,11 +53,83 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
         group = name.lstrip("+")
         if (config_dir() / group).is_dir() and value not in available(group):
             raise ConfigError(f"unknown {group} {value!r}; known: {', '.join(available(group))}")
+        _check_grammar(override)
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra_compose(command, overrides=list(overrides))
+            config = hydra_compose(command, overrides=list(overrides))
+        OmegaConf.resolve(config)
+    except InterpolationKeyError as error:
+        raise ConfigError(
+            f"{_first_line(error)}; write the value itself, or ${{name}} of an existing option"
+        ) from error
     except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"cannot compose {command!r} with {list(overrides)}: {error}") from error
+        raise ConfigError(_unknown_option(command, overrides) or f"{command}: {_first_line(error)}") from error
+    if "device" in config:
+        check_device(str(config.device))
+    return config
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know or cannot reach.
+
+    Args:
+        device: such as ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Raises:
+        ConfigError: it is none of these, or this machine has none.
+    """
+    import torch
+
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device}: unknown; use cpu, cuda, cuda:N or mps") from error
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={device}: torch {torch.__version__} finds no CUDA device here; use device=cpu")
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    if kind.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device={device}: torch finds no MPS device here; use device=cpu")
+
+
+def _check_grammar(override: str) -> None:
+    """Say how to quote a value that Hydra's grammar does not read, such as a path with ``=`` or ``(``."""
+    try:
+        if OverridesParser.create().parse_override(override).is_sweep_override():
+            raise HydraException("a comma asks for a sweep")
+    except HydraException as error:
+        name, _, value = override.partition("=")
+        bare = value.strip("\"'").replace('"', "")
+        raise ConfigError(
+            f"{name}={value}: a value with = ( ) {{ }} [ ] # , : or other special characters must be quoted twice, "
+            f"for the shell and for Hydra: '{name}=\"{bare}\"'"
+        ) from error
+
+
+def _unknown_option(command: str, overrides: Sequence[str]) -> str | None:
+    """The message about the first override whose option does not exist, with the nearest that does."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        groups = [each for each in overrides if (config_dir() / each.partition("=")[0]).is_dir()]
+        known = hydra_compose(command, overrides=groups)
+    for override in overrides:
+        name = override.partition("=")[0].lstrip("+~")
+        parent, _, leaf = name.rpartition(".")
+        node = OmegaConf.select(known, parent) if parent else known
+        if override.startswith("+") or (OmegaConf.is_dict(node) and leaf in node):
+            continue
+        names = [str(each) for each in node] if OmegaConf.is_dict(node) else [str(each) for each in known]
+        near = get_close_matches(leaf, names, n=1)
+        where = f"{command}, {parent}" if parent and OmegaConf.is_dict(node) else command
+        return (
+            f"unknown option {name!r} of {where}; " + (f"did you mean {near[0]!r}? " if near else "") + "Options: "
+            f"{', '.join(sorted(names))}"
+        )
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def to_container(node: Any) -> Any:

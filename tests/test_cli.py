@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from specpolicy.cli import EXIT_USER_ERROR, main
+from specpolicy.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, main
+from specpolicy.commands import COMMANDS
 from specpolicy.config import ConfigError, available, compose, parse_seeds, split_list_override
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
@@ -56,7 +60,7 @@ def test_every_sampler_of_the_configs_can_be_made() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["rollout", "sampler=warp"], "unknown sampler 'warp'; known: asd, asdsv_fast, asdsv_slow, auto, ddim10"),
+        (["rollout", "sampler=warp"], "unknown sampler 'warp'; known: analytic10, analytic10_recycled, asd"),
         (["rollout", "task=juggling"], "unknown task 'juggling'; known: "),
         (["rollout", "colour=red"], "colour"),
         (["rollout", "square"], "write name=value"),
@@ -86,13 +90,106 @@ def test_bad_values(capsys: pytest.CaptureFixture[str], checkpoint: Path, overri
     assert says in error and "Traceback" not in error
 
 
-def test_errors_that_are_not_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
-    def fail(path: Path, device: str, task: str) -> None:
-        raise OSError("disk on fire")
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("colour=red", "unknown option 'colour' of rollout; Options: block_size, checkpoint"),
+        ("sampler.widnow=4", "did you mean 'window'?"),
+        ("out=${nope}", "'nope' not found"),
+        ("checkpoint=runs/a=b(c", "'checkpoint=\"runs/a=b(c\"'"),
+        ("out=a#b", "'out=\"a#b\"'"),
+        ("out=a,b", "'out=\"a,b\"'"),
+        ("out=größe/x", "'out=\"größe/x\"'"),
+        ("device=gpu", "device=gpu: unknown; use cpu, cuda, cuda:N or mps"),
+        ("device=cuda:77", "device=cuda:77: "),
+    ],
+)
+@pytest.mark.parametrize("command", ["rollout", "serve", "train"])
+def test_what_cannot_be_composed_is_said_in_our_words(
+    capsys: pytest.CaptureFixture[str], command: str, override: str, says: str
+) -> None:
+    if command != "rollout" and override.startswith(("colour", "sampler")):
+        pytest.skip("the message lists the options of rollout")
+    name = {"serve": "checkpoint", "train": "out"}.get(command, "")
+    asked = override.replace("out=", f"{name}=").replace("checkpoint=", f"{name}=") if name else override
+    said = says.replace("out=", f"{name}=").replace("checkpoint=", f"{name}=") if name else says
+    assert main([command, asked]) == EXIT_USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert "HYDRA_FULL_ERROR" not in error and "use +" not in error
 
-    monkeypatch.setattr("specpolicy.evaluation.comparison.load_policy", fail)
-    with pytest.raises(OSError, match="disk on fire"):
-        main(["rollout", f"checkpoint={checkpoint}"])
+
+def test_quoted_values_are_read(tmp_path: Path) -> None:
+    path = f"{tmp_path}/a=b (größe, #2)"
+    assert compose("rollout", [f'out="{path}"']).out == path
+
+
+@pytest.mark.parametrize("below", ["", "/deeper"])
+def test_an_out_that_is_a_file_is_named(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path, below: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert main(["rollout", f"checkpoint={checkpoint}", "seeds=0:1", f"out={file}{below}"]) == EXIT_USER_ERROR
+    error = capsys.readouterr().err
+    assert f"out={file}{below}" in error and "a file stands where a folder is needed" in error
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/x/part"),
+            "out=/data/x: /data/x/part: the disk is full",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "out=/data/x: /data/x: permission denied"),
+        (RuntimeError("Torch not compiled with CUDA enabled"), "device=cuda: Torch not compiled with CUDA enabled"),
+        (MemoryError(), "out of memory"),
+        (KeyError("weird"), "unexpected KeyError in json"),
+    ],
+)
+def test_errors_of_other_libraries_become_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, says: str
+) -> None:
+    def fail(*_: object) -> None:
+        json.loads("1", parse_int=lambda _: (_ for _ in ()).throw(error))
+
+    monkeypatch.setattr("specpolicy.commands.run", fail)
+    assert main(["rollout", "out=/data/x", "device=cuda"]) == EXIT_USER_ERROR
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+    assert says.replace("in json", "in") in message
+    assert main(["--debug", "rollout", "out=/data/x", "device=cuda"]) == EXIT_USER_ERROR
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.5, 2.0])
+def test_ctrl_c_in_the_first_seconds(after_s: float) -> None:
+    command = [sys.executable, "-m", "specpolicy.cli", "rollout", "seeds=0:1", "checkpoint=/nowhere"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert "specpolicy" not in error.partition("Traceback")[2], "no traceback once our code runs"
+    assert process.returncode in (EXIT_INTERRUPTED, EXIT_USER_ERROR, -signal.SIGINT)
+
+
+def test_help_fits_on_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 100
+    assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_its_help_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert f"example:\n  specpolicy {command}" in text and "options:" in text
 
 
 def test_a_checkpoint_of_another_task_is_refused(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:

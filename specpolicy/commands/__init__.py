@@ -1,41 +1,95 @@
-"""The sub-commands of ``specpolicy``, one a module: overrides in, plain objects handed to the library.
-
-A command's docstring is its line in ``specpolicy --help``.
-"""
+"""The sub-commands of ``specpolicy``, one a module: overrides in, plain objects handed to the library."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
 
-from specpolicy.commands.calibrate import calibrate
-from specpolicy.commands.control import control
-from specpolicy.commands.convert import convert
-from specpolicy.commands.demonstrate import demonstrate
-from specpolicy.commands.evaluate import evaluate
-from specpolicy.commands.fidelity import fidelity
-from specpolicy.commands.images import images
-from specpolicy.commands.report import report
-from specpolicy.commands.rollout import rollout
-from specpolicy.commands.serve import serve
-from specpolicy.commands.train import train
-from specpolicy.commands.train_images import train_images
-from specpolicy.commands.tune import tune
+from specpolicy import __version__
+from specpolicy.config import available, config_dir
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command
-    for command in (
-        calibrate,
-        control,
-        convert,
-        demonstrate,
-        evaluate,
-        fidelity,
-        images,
-        report,
-        rollout,
-        serve,
-        train,
-        train_images,
-        tune,
-    )
+COMMANDS = {
+    "rollout": "play a policy with several samplers: table, plot, video",
+    "evaluate": "compare samplers over many seeds and tasks, on one machine or a cluster",
+    "report": "write one HTML page about a results folder",
+    "fidelity": "measure how far samplers are from the policy's own distribution",
+    "demonstrate": "record demonstrations of a task's scripted expert",
+    "convert": "convert published demonstrations into robomimic HDF5",
+    "train": "train a policy from robomimic HDF5",
+    "calibrate": "fit the linear drafter and the initial guess to a checkpoint",
+    "tune": "fit window lengths to a checkpoint and this device",
+    "control": "run a control loop with latency: executors, clocks, safety filter",
+    "serve": "answer robots over a websocket with a policy's actions",
 }
+"""Each command, in the order of a project, with its line in ``specpolicy --help``."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[str, list[str], bool]:
+    """Read the command line, or print help and exit.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+
+    Returns:
+        The command, its overrides, and whether tracebacks are wanted.
+    """
+    parser = argparse.ArgumentParser(
+        prog="specpolicy",
+        description="Exact speculative sampling of robot diffusion policies.",
+        usage="specpolicy [--version] [--debug] COMMAND [name=value ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<12} {line}" for name, line in COMMANDS.items())
+        + "\n\n`specpolicy COMMAND --help` lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"specpolicy {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    overrides = [each for each in options.overrides if each != "--debug"]
+    if {"-h", "--help"} & set(overrides):
+        print(help_of(options.command))
+        raise SystemExit(0)
+    return options.command, overrides, options.debug or "--debug" in options.overrides
+
+
+def help_of(command: str) -> str:
+    """Describe a command, its options with their defaults, and give an example.
+
+    Args:
+        command: one of :data:`COMMANDS`.
+
+    Returns:
+        Text for a terminal, made from the comments of the command's configuration.
+    """
+    lines = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8").splitlines()
+    example = next((line.removeprefix("# ") for line in lines if line.startswith("# specpolicy")), "")
+    groups = [match[1] for line in lines if (match := re.match(r"  - (?:optional )?(\w+): ", line))]
+    text = [f"specpolicy {command}: {COMMANDS[command]}", "", f"example:\n  {example}", "", "options:"]
+    for group in groups:
+        text.append(f"  {group + '=':<24} one of: {', '.join(available(group))}")
+    for line in lines:
+        if match := re.match(r"(\w+): *([^#]*?)\s*(?:# (.*))?$", line):
+            name, value, comment = match.groups()
+            if name != "defaults" and value:
+                text.append(f"  {f'{name}={value}':<24} {comment or ''}".rstrip())
+    return "\n".join(text)
+
+
+def run(command: str, overrides: Sequence[str]) -> None:
+    """Run a command in this process.
+
+    Args:
+        command: one of :data:`COMMANDS`.
+        overrides: ``name=value``, as Hydra reads them.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("specpolicy").setLevel(logging.INFO)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    getattr(import_module(f"specpolicy.commands.{command}"), command)(overrides)
