@@ -12,7 +12,7 @@ from specpolicy.config import compose, split_list_override
 
 
 def fidelity(overrides: Sequence[str]) -> None:
-    """compare the laws of samplers at recorded observations: distance, spread, modes, smoothness"""
+    """compare the distributions of samplers at recorded observations: distance, spread, modes, smoothness"""
     from specpolicy.evaluation.comparison import CheckpointLoader
     from specpolicy.evaluation.fidelity import fidelity_table, judge_fidelity
     from specpolicy.evaluation.latency import device_of

@@ -1,4 +1,4 @@
-"""From a policy, samplers and an environment to a table that survives a referee.
+"""From a policy, samplers and an environment to a table with intervals and paired tests.
 
 Success is counted over seeds (:func:`run_study` into a :class:`ResultStore`), latency is timed apart from it
 (:func:`measure_latency`), :func:`summarize` joins both into rows with intervals and paired tests, and

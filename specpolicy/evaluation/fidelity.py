@@ -1,9 +1,14 @@
-"""Fidelity of the samplers of a results folder, measured on the observations that its episodes left there."""
+"""How close the distribution of a sampler's action chunks is to that of the full DDPM chain.
+
+Chunks are drawn at the observations that a results folder has recorded and compared by energy distance (Székely and
+Rizzo 2013) with a permutation test, by spread, smoothness, and the share of the rarer of two modes.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +20,8 @@ from numpy.typing import NDArray
 from specpolicy.control.inference import episode_generator
 from specpolicy.evaluation.comparison import PolicyAndSamplers
 from specpolicy.evaluation.results import OBSERVATIONS, read_observations
-from specpolicy.evaluation.statistics import StatisticsError
+from specpolicy.evaluation.statistics import Estimate, StatisticsError, bootstrap_interval
+from specpolicy.evaluation.tables import EXACT, MISSING, Column, interval_text, markdown
 from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, Observation
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
@@ -24,12 +30,12 @@ Samples = NDArray[np.floating]
 
 
 class EnergyDistance(NamedTuple):
-    """Two samples compared.
+    """Energy distance of two samples.
 
     Attributes:
-        distance: unbiased estimate of 2 E‖X − Y‖ − E‖X − X′‖ − E‖Y − Y′‖, in the samples' unit; chance may bring
+        distance: unbiased estimate of 2 E‖X - Y‖ - E‖X - X′‖ - E‖Y - Y′‖, in the samples' unit; chance may bring
             it below zero.
-        coefficient: the distance over 2 E‖X − Y‖, from 0 (equal laws) to 1 (two different constants).
+        coefficient: the distance over 2 E‖X - Y‖, from 0 (equal distributions) to 1 (two different constants).
     """
 
     distance: float
@@ -37,29 +43,43 @@ class EnergyDistance(NamedTuple):
 
 
 def energy_distance(first: Samples, second: Samples) -> EnergyDistance:
-    """Compare samples of shapes ``(n, d)`` and ``(m, d)``, at least two rows each.
+    """Estimate the energy distance of two samples without bias.
+
+    Args:
+        first: shape ``(n, d)``, at least two rows.
+        second: shape ``(m, d)``, at least two rows.
+
+    Returns:
+        The distance, and its share of the mean distance between the samples.
 
     Raises:
         StatisticsError: other shapes, or values that are not finite.
     """
-    pooled = _pooled(first, second)
-    return _from_distances(_distances(pooled), np.arange(len(pooled)) < len(first))
+    between, within = _mean_distances(_distances(_pooled(first, second)), np.arange(len(first)))
+    distance = float(between - within)
+    return EnergyDistance(distance, distance / float(between) if between > 0 else 0.0)
 
 
-def permutation_test(pairs: list[tuple[Samples, Samples]], permutations: int = 500, seed: int = 0) -> float:
-    """Do all these pairs come from equal laws? Rows are exchanged within each pair and never between pairs.
+def equality_p_value(pairs: Sequence[tuple[Samples, Samples]], permutations: int = 500, seed: int = 0) -> float:
+    """Test whether the two samples of every pair come from one distribution.
 
-    Each pair's distance is put in units of its own scatter under relabelling, so that a pair of widely spread samples
-    does not drown the others; then they are added.
+    Rows are exchanged within each pair and never between pairs (``scipy.stats.permutation_test``). Each pair's energy
+    distance is divided by its own standard deviation under relabelling, so that a pair of widely spread samples does
+    not outweigh the others; then they are added.
 
     Args:
-        pairs: samples ``(n, d)`` and ``(m, d)``, one pair an observation, say.
-        permutations: random relabellings, at least two; the p-value is at least ``1 / (permutations + 1)``.
+        pairs: samples ``(n, d)`` and ``(m, d)``, e.g. one pair for each observation.
+        permutations: random relabellings, at least two; the p value is at least ``1 / (permutations + 1)``.
         seed: of the relabellings.
 
     Returns:
-        The p-value of the hypothesis that the two laws of every pair are equal.
+        The p value of the hypothesis that the two distributions of every pair are equal.
+
+    Raises:
+        StatisticsError: no pairs, too few permutations, or samples that cannot be compared.
     """
+    from scipy.stats import permutation_test
+
     if not pairs or permutations < 2:
         raise StatisticsError(
             f"no pairs, or too few permutations ({permutations}); a test takes a pair and two of them"
@@ -68,11 +88,28 @@ def permutation_test(pairs: list[tuple[Samples, Samples]], permutations: int = 5
     observed, relabelled = 0.0, np.zeros(permutations)
     for first, second in pairs:
         distances = _distances(_pooled(first, second))
-        label = np.arange(len(distances)) < len(first)
-        chance = np.array([_from_distances(distances, rng.permutation(label)).distance for _ in range(permutations)])
-        scatter = max(float(chance.std()), np.finfo(float).tiny)
-        observed += _from_distances(distances, label).distance / scatter
-        relabelled += chance / scatter
+        if math.comb(len(distances), len(first)) <= permutations:
+            raise StatisticsError(f"{len(first)} and {len(second)} rows have fewer than {permutations} relabellings")
+
+        def statistic(
+            rows: NDArray[np.float64], others: NDArray[np.float64], axis: int, matrix: Any = distances
+        ) -> Any:
+            between, within = _mean_distances(matrix, rows.astype(int))
+            return between - within
+
+        found = permutation_test(
+            (np.arange(len(first)), np.arange(len(first), len(distances))),
+            statistic,
+            permutation_type="independent",
+            vectorized=True,
+            n_resamples=permutations,
+            batch=max(1, 4_000_000 // len(distances)),
+            alternative="greater",
+            rng=rng,
+        )
+        scatter = max(float(found.null_distribution.std()), np.finfo(float).tiny)
+        observed += float(found.statistic) / scatter
+        relabelled += found.null_distribution / scatter
     return (1 + int(np.sum(relabelled >= observed))) / (1 + permutations)
 
 
@@ -92,42 +129,58 @@ def _distances(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return squareform(pdist(points))
 
 
-def _from_distances(distances: NDArray[np.float64], label: NDArray[np.bool_]) -> EnergyDistance:
-    """From all distances and who belongs to the first sample; two products with the matrix give all three sums."""
-    one, other = label.astype(np.float64), (~label).astype(np.float64)
-    n, m = one.sum(), other.sum()
-    to_one, to_other = distances @ one, distances @ other
-    between = 2 * (other @ to_one) / (n * m)
-    within = (one @ to_one) / (n * (n - 1)) + (other @ to_other) / (m * (m - 1))
-    distance = float(between - within)
-    return EnergyDistance(distance, distance / float(between) if between > 0 else 0.0)
+def _mean_distances(
+    distances: NDArray[np.float64], rows: NDArray[np.integer]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Twice the mean distance between the samples, and the sum of their mean distances within.
+
+    Args:
+        distances: between all points, shape ``(n + m, n + m)``.
+        rows: which points form the first sample, shape ``(..., n)``.
+    """
+    one = np.zeros((*rows.shape[:-1], len(distances)))
+    np.put_along_axis(one, rows, 1.0, axis=-1)
+    other = 1.0 - one
+    n, m = rows.shape[-1], len(distances) - rows.shape[-1]
+    to_one, to_other = one @ distances, other @ distances
+    between = 2 * np.sum(other * to_one, axis=-1) / (n * m)
+    within = np.sum(one * to_one, axis=-1) / (n * (n - 1)) + np.sum(other * to_other, axis=-1) / (m * (m - 1))
+    return between, within
 
 
 Chunks = NDArray[np.floating]
 """Action chunks ``(n, time, action)`` drawn at one observation."""
 
 _SURROGATES = 19
-"""Gaussian samples that the two groups of a sample are held against: a chance of 1/20 to be taken for two modes."""
+"""Gaussian samples that the two groups of a sample are compared with: a chance of 1/20 to be taken for two modes."""
 
 
 def spread(chunks: Chunks) -> float:
-    """Root of the mean squared distance from the mean chunk, in the actions' unit."""
+    """Compute the root mean squared distance from the mean chunk, in the actions' unit.
+
+    Args:
+        chunks: shape ``(n, time, action)``.
+    """
     flat = chunks.reshape(len(chunks), -1).astype(np.float64)
     return float(np.sqrt(np.mean(np.sum((flat - flat.mean(0)) ** 2, axis=1))))
 
 
 def roughness(chunks: Chunks) -> float:
-    """Mean norm of the second difference of successive actions: 0 for constant velocity. Needs three actions."""
+    """Compute the mean norm of the second difference of successive actions, which is 0 at constant velocity.
+
+    Args:
+        chunks: shape ``(n, time, action)``, at least three actions each.
+    """
     second = np.diff(chunks.astype(np.float64), n=2, axis=1)
     return float(np.mean(np.linalg.norm(second, axis=-1)))
 
 
 class Modes(NamedTuple):
-    """Two groups found in a reference sample by 2-means.
+    """Two groups that 2-means finds in a reference sample.
 
     Attributes:
         centres: shape ``(2, d)``, the rarer group first.
-        separation: Ashman's D = √2 |μ₁ − μ₂| / √(s₁² + s₂²) along the line through the centres.
+        separation: Ashman's D = √2 |μ₁ - μ₂| / √(s₁² + s₂²) along the line through the centres.
         gaussian: the largest separation among Gaussian samples of the same size, mean and covariance. 2-means cuts
             those in two as well, and the more cleanly the more dimensions there are.
     """
@@ -138,18 +191,26 @@ class Modes(NamedTuple):
 
     @property
     def two(self) -> bool:
-        """Whether the groups lie further apart than any Gaussian's."""
+        """Tell whether the groups lie further apart than those of any Gaussian sample."""
         return self.separation > self.gaussian
 
     def share(self, chunks: Chunks) -> float:
-        """Share of ``chunks`` that lie nearer to the rarer group's centre."""
+        """Compute the share of chunks, ``(n, time, action)``, that lie nearer to the rarer group's centre."""
         flat = chunks.reshape(len(chunks), -1)
         nearer = np.linalg.norm(flat[:, None] - self.centres, axis=-1).argmin(axis=1)
         return float(np.mean(nearer == 0))
 
 
 def find_modes(chunks: Chunks, seed: int = 0) -> Modes:
-    """Split a reference sample into two groups and hold them against Gaussian samples drawn with ``seed``."""
+    """Split a reference sample into two groups and compare their separation with that of Gaussian samples.
+
+    Args:
+        chunks: shape ``(n, time, action)``, at least eight.
+        seed: of the Gaussian samples.
+
+    Raises:
+        StatisticsError: fewer than eight chunks.
+    """
     flat = chunks.reshape(len(chunks), -1).astype(np.float64)
     if len(flat) < 8:
         raise StatisticsError(f"{len(flat)} chunks do not show modes; draw at least eight, better a hundred")
@@ -190,13 +251,13 @@ class Fidelity:
     """One sampler against independent draws of the reference; lists have an entry for each observation.
 
     Attributes:
-        exact: whether the sampler says that it follows the policy's law.
-        distance: energy distance, in units of the reference's own spread there. Unbiased: about zero for the same law.
-        coefficient: the same as a share of 2 E‖X − Y‖, from 0 to 1.
+        exact: whether the sampler claims to sample the policy's own distribution.
+        distance: energy distance, in units of the reference's spread. Unbiased: about zero for the same distribution.
+        coefficient: the same as a share of 2 E‖X - Y‖, from 0 to 1.
         spread: the sampler's over the reference's.
         roughness: the sampler's over the reference's.
         rarer_mode: share of chunks in the reference's rarer mode, where it has two modes; None elsewhere.
-        p_value: of the hypothesis that the laws are equal at all observations (permutation test).
+        p_value: of the hypothesis that the distributions are equal at all observations (permutation test).
     """
 
     exact: bool
@@ -227,9 +288,9 @@ def measure_fidelity(
         samplers: by name; the reference among them.
         observations: recorded ones, arrays of shape ``(1, n_obs_steps, dim)``.
         chunks: drawn at each observation, at least eight.
-        reference: name of the sampler whose law is the measure.
+        reference: name of the sampler whose distribution is the measure.
         seed: of all draws.
-        permutations: of the test; the p-value is at least ``1 / (permutations + 1)``.
+        permutations: of the test; the p value is at least ``1 / (permutations + 1)``.
 
     Raises:
         ValueError: the reference is not among the samplers, or there is nothing to draw at.
@@ -267,7 +328,7 @@ def measure_fidelity(
                 spread=[spread(each) / width for each, width in zip(mine, widths, strict=True)],
                 roughness=[roughness(a) / roughness(b) for a, b in zip(mine, measure, strict=True)],
                 rarer_mode=[found.share(each) if found.two else None for found, each in zip(modes, mine, strict=True)],
-                p_value=permutation_test(flat, permutations, seed),
+                p_value=equality_p_value(flat, permutations, seed),
             )
     return results
 
@@ -280,50 +341,71 @@ def _draw(
 
 
 def fidelity_table(results: Mapping[str, Fidelity], chunks: int, reference: str = "ddpm") -> str:
-    """A markdown table, one line a sampler, means over observations with 95 % bootstrap intervals."""
-    columns = ["sampler", "law", "energy distance", "p (same law)", "spread", "roughness", "share of the rarer mode"]
-    lines = ["| " + " | ".join(columns) + " |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
-    bimodal = 0
-    for name, each in results.items():
-        shares = [share for share in each.rarer_mode if share is not None]
-        bimodal = len(shares)
-        cells = [
-            name + (" (drawn again)" if name == reference else ""),
-            "exact" if each.exact else "approx.",
-            _interval(each.distance, "+.3f"),
-            f"{each.p_value:.2g}",
-            _interval(each.spread, ".2f"),
-            _interval(each.roughness, ".2f"),
-            _interval(shares, ".2f") if len(shares) > 1 else "–",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    observations = len(next(iter(results.values())).distance)
-    lines += [
-        "",
-        f"{chunks} chunks of every sampler at each of {observations} observations, executed actions only, against as "
-        f"many of {reference} drawn with other noise. Energy distance in units of {reference}'s spread, unbiased: zero "
-        f"on average for the same law. Spread and roughness (mean second difference of the actions) are relative to "
-        f"{reference}'s. Two modes were found at {bimodal} observations. Means over observations with 95 % bootstrap "
-        f"intervals; p from permutations.",
+    """Render a markdown table, one line a sampler, means over observations with 95 % bootstrap intervals.
+
+    Args:
+        results: of :func:`measure_fidelity`.
+        chunks: drawn of each sampler at each observation.
+        reference: name of the sampler that the others are compared with.
+
+    Returns:
+        The table and its caption.
+    """
+    measured = {name: _Measured(name, each) for name, each in results.items()}
+
+    def mean(of: Callable[[Fidelity], Sequence[float | None]], form: str) -> Callable[[_Measured], str]:
+        def render(row: _Measured) -> str:
+            known = [value for value in of(row.fidelity) if value is not None]
+            return interval_text(_mean_over_observations(known), form) if known else MISSING
+
+        return render
+
+    columns = [
+        Column("sampler", lambda row: row.name + (" (drawn again)" if row.name == reference else ""), left=True),
+        Column("distribution", lambda row: EXACT[row.fidelity.exact], left=True),
+        Column("energy distance", mean(lambda fidelity: fidelity.distance, "+.3f")),
+        Column("p (same distribution)", lambda row: f"{row.fidelity.p_value:.2g}"),
+        Column("spread", mean(lambda fidelity: fidelity.spread, ".2f")),
+        Column("roughness", mean(lambda fidelity: fidelity.roughness, ".2f")),
+        Column("share of the rarer mode", mean(lambda fidelity: fidelity.rarer_mode, ".2f")),
     ]
-    return "\n".join(lines) + "\n"
+    first = next(iter(results.values()))
+    bimodal = sum(share is not None for share in first.rarer_mode)
+    caption = (
+        f"{chunks} chunks of every sampler at each of {len(first.distance)} observations, executed actions only, "
+        f"against as many of {reference} drawn with other noise. Energy distance in units of {reference}'s spread, "
+        f"unbiased: zero on average for the same distribution. Spread and roughness (mean second difference of the "
+        f"actions) are relative to {reference}'s. Two modes were found at {bimodal} observations. Means over "
+        f"observations with 95 % bootstrap intervals; p from permutations."
+    )
+    return markdown(columns, list(measured.values()), caption)
+
+
+class _Measured(NamedTuple):
+    name: str
+    fidelity: Fidelity
+
+
+def _mean_over_observations(values: Sequence[float]) -> Estimate:
+    if len(values) < 2:
+        return Estimate(values[0], values[0], values[0])
+    return bootstrap_interval((values,), np.mean)
 
 
 def fidelity_json(results: Mapping[str, Fidelity], chunks: int, provenance: Mapping[str, Any]) -> str:
-    """Every number, observation by observation."""
+    """Render every number as JSON, observation by observation.
+
+    Args:
+        results: of :func:`measure_fidelity`.
+        chunks: drawn of each sampler at each observation.
+        provenance: see :func:`collect_provenance`.
+    """
     content = {
         "chunks": chunks,
         "samplers": {name: asdict(each) for name, each in results.items()},
         "provenance": dict(provenance),
     }
     return json.dumps(content, indent=1) + "\n"
-
-
-def _interval(values: list[float], form: str) -> str:
-    array = np.asarray(values)
-    drawn = array[np.random.default_rng(0).integers(len(array), size=(2000, len(array)))].mean(axis=1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return f"{array.mean():{form}} [{low:{form}}, {high:{form}}]"
 
 
 FIDELITY = "fidelity.json"
@@ -342,7 +424,7 @@ def judge_fidelity(
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Fidelity]:
-    """Measure, and write ``fidelity.json`` and ``fidelity.md`` into ``folder``.
+    """Measure fidelity and write ``fidelity.json`` and ``fidelity.md`` into ``folder``.
 
     Args:
         contestants: a policy and samplers, ``ddpm`` among them.
@@ -351,6 +433,9 @@ def judge_fidelity(
         chunks: drawn of each sampler at each observation.
         seed: of all draws.
         provenance: kept with the result.
+
+    Returns:
+        A :class:`Fidelity` for each sampler.
 
     Raises:
         NoObservations: the folder has none.

@@ -1,14 +1,24 @@
-"""From episodes and timed calls to one row a sampler."""
+"""Summaries of results: one row for each sampler, or for each controller (executor, sampler and injected latency).
+
+A plain evaluation is a controller in lockstep at zero latency: its rows have no ``loop``.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from specpolicy.control.controller import ControllerConfig
+from specpolicy.control.latency import Constant
+from specpolicy.control.metrics import ControlMetrics, measure
+from specpolicy.control.trace import EpisodeTrace, TraceError, read_trace
 from specpolicy.evaluation.latency import CallLog, LatencyRun
 from specpolicy.evaluation.statistics import (
     Estimate,
@@ -21,33 +31,67 @@ from specpolicy.evaluation.statistics import (
     sign_flip_test,
 )
 from specpolicy.rollout.episodes import EpisodeResult
+from specpolicy.utils.progress import Bar, progress_bar
 
 NS_PER_MS = 1e6
 
 
 @dataclass(frozen=True)
 class LatencySummary:
-    """Latency of one sampler in milliseconds. A quantile is ``None`` where there are too few calls to see it."""
+    """Latency of one sampler in milliseconds.
+
+    Attributes:
+        calls: how many were timed.
+        p50: the median; like the other quantiles None where there are too few calls to see it.
+        p95: the 95th percentile.
+        p99: the 99th percentile.
+        speed_up: median latency of the reference over this sampler's, from paired calls; None for the reference.
+    """
 
     calls: int
     p50: Estimate | None
     p95: Estimate | None
     p99: Estimate | None
     speed_up: Estimate | None
-    """Median latency of the reference over this sampler's, from paired calls; ``None`` for the reference itself."""
+
+
+@dataclass(frozen=True)
+class LoopSummary:
+    """What is known of a controller beside its sampler.
+
+    Attributes:
+        executor: its name.
+        injected: label of the injected latency.
+        description: of the injected latency, for the record.
+        latency_ms: median latency of a whole inference: the injected one, else as it was measured; None if unknown.
+        world_waits: whether the world waits for the policy (lockstep), so that the latency changes nothing.
+        constant: whether the injected latency is constant.
+        metrics: of the control loop.
+    """
+
+    executor: str
+    injected: str
+    description: Mapping[str, Any]
+    latency_ms: float | None
+    world_waits: bool
+    constant: bool
+    metrics: ControlMetrics
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """What is known of one sampler; ``None`` where nothing is.
+    """What is known of one sampler or controller; ``None`` where nothing is.
 
     Attributes:
         sampler: its name.
-        exact: whether it samples the policy's own law.
-        episodes, successes, crashed: counts; a crashed episode is among the episodes and not among the successes.
+        exact: whether it samples the policy's own distribution.
+        episodes: how many were played.
+        successes: how many of them succeeded.
+        crashed: how many of them crashed; a crashed episode is not a success.
         seeds: initial states that these episodes began from; fewer than episodes if there are repeats.
         success: success rate; repeats from one seed are treated as a cluster.
-        passes, passes_error: sequential network passes a chunk, and the standard error (between seeds).
+        nfe: sequential network evaluations a chunk.
+        nfe_error: its standard error (between seeds).
         latency: of a chunk.
         pairs: episodes that the reference has run too, of the same seed and repeat. Repeats that only one of the two
             has run take no part in the comparison, so ``difference`` may differ from that of the success rates.
@@ -56,6 +100,7 @@ class SummaryRow:
         score: mean sum of rewards of an episode, 0 for a crashed one, where rewards say more than success does (on
             PushT the best coverage); its interval is between seeds. None where rewards add up to success.
         steps: mean length of the episodes that succeeded, in environment steps; its interval is between seeds.
+        loop: of a controller; None for a plain evaluation.
     """
 
     sampler: str
@@ -65,14 +110,15 @@ class SummaryRow:
     crashed: int = 0
     seeds: int = 0
     success: Estimate | None = None
-    passes: float | None = None
-    passes_error: float | None = None
+    nfe: float | None = None
+    nfe_error: float | None = None
     latency: LatencySummary | None = None
     pairs: int = 0
     difference: Estimate | None = None
     p_value: float | None = None
     score: Estimate | None = None
     steps: Estimate | None = None
+    loop: LoopSummary | None = None
 
 
 def summarize(
@@ -81,13 +127,16 @@ def summarize(
     exact: Mapping[str, bool] | None = None,
     reference: str = "ddpm",
 ) -> list[SummaryRow]:
-    """One row a sampler, the reference first, then in the order of ``exact``, ``latency`` and ``records``.
+    """Summarize episodes and timed calls by sampler.
 
     Args:
         records: finished episodes of one task, each once.
         latency: timed calls.
         exact: whether a sampler is exact, where ``latency`` does not say so.
         reference: the sampler that others are compared with; without it there are no comparisons.
+
+    Returns:
+        One row a sampler, the reference first, then in the order of ``exact``, ``latency`` and ``records``.
 
     Raises:
         ValueError: episodes of several tasks, or an episode twice.
@@ -111,6 +160,64 @@ def summarize(
     ]
 
 
+def summarize_controllers(
+    controllers: Sequence[ControllerConfig],
+    records: Sequence[EpisodeResult],
+    exact: Mapping[str, bool],
+    traces: Mapping[str, Sequence[Path]],
+) -> list[SummaryRow]:
+    """Summarize episodes by controller, compared with the same sampler in lockstep where that has been run.
+
+    Args:
+        controllers: of the experiment.
+        records: its episodes, each once; their ``sampler`` is the controller's name.
+        exact: whether a sampler is exact, by name.
+        traces: files of step traces by controller.
+
+    Returns:
+        One row for each controller that has episodes, in the order of ``controllers``, sampler by sampler.
+    """
+    rows = []
+    with progress_bar("reading traces", sum(map(len, traces.values()))) as bar:
+        for sampler in dict.fromkeys(each.sampler for each in controllers):
+            family = {each.name: each for each in controllers if each.sampler == sampler}
+            waiting = [name for name, each in family.items() if each.executor.rules.world_waits]
+            summaries = summarize(
+                [record for record in records if record.sampler in family],
+                exact=dict.fromkeys(family, exact[sampler]),
+                reference=waiting[0] if waiting else "",
+            )
+            by_name = {row.sampler: row for row in summaries}
+            for name, controller in family.items():
+                if name in by_name:
+                    metrics = measure(_read_traces(traces.get(name, ()), bar))
+                    rows.append(replace(by_name[name], sampler=sampler, loop=_loop_summary(controller, metrics)))
+    return rows
+
+
+def _loop_summary(controller: ControllerConfig, metrics: ControlMetrics) -> LoopSummary:
+    typical = controller.charge.latency.typical_s
+    measured = None if metrics.inference_ms is None else metrics.inference_ms.p50
+    return LoopSummary(
+        executor=controller.executor_name,
+        injected=controller.charge.label,
+        description=controller.charge.description,
+        latency_ms=measured if typical is None else 1e3 * typical,
+        world_waits=controller.executor.rules.world_waits,
+        constant=isinstance(controller.charge.latency, Constant),
+        metrics=metrics,
+    )
+
+
+def _read_traces(paths: Sequence[Path], bar: Bar) -> Iterator[EpisodeTrace]:
+    for path in paths:
+        bar.advance()
+        try:
+            yield read_trace(path)
+        except TraceError as error:
+            warnings.warn(f"{error}; the loop's numbers do without it", stacklevel=2)
+
+
 def _row(
     name: str,
     exact: bool | None,
@@ -119,7 +226,7 @@ def _row(
     logs: Mapping[str, CallLog],
     reference: str,
 ) -> SummaryRow:
-    passes, passes_error = _passes(mine, logs.get(name))
+    nfe, nfe_error = _nfe(mine, logs.get(name))
     pairs, difference, p_value = (0, None, None) if name == reference else _compare(mine, theirs)
     return SummaryRow(
         sampler=name,
@@ -129,8 +236,8 @@ def _row(
         crashed=sum(record.crashed for record in mine),
         seeds=len({record.seed for record in mine}),
         success=_success(mine),
-        passes=passes,
-        passes_error=passes_error,
+        nfe=nfe,
+        nfe_error=nfe_error,
         latency=_latency(logs[name], None if name == reference else logs.get(reference)) if name in logs else None,
         pairs=pairs,
         difference=difference,
@@ -162,7 +269,7 @@ def _success(records: list[EpisodeResult]) -> Estimate | None:
     return clustered_wilson([sum(trials) for trials in seeds.values()], [len(trials) for trials in seeds.values()])
 
 
-def _passes(records: list[EpisodeResult], log: CallLog | None) -> tuple[float | None, float | None]:
+def _nfe(records: list[EpisodeResult], log: CallLog | None) -> tuple[float | None, float | None]:
     seeds: dict[int, list[EpisodeResult]] = defaultdict(list)
     for record in records:
         if record.chunks:
@@ -177,7 +284,15 @@ def _passes(records: list[EpisodeResult], log: CallLog | None) -> tuple[float | 
 
 
 def paired_differences(mine: Iterable[EpisodeResult], theirs: Iterable[EpisodeResult]) -> dict[int, list[int]]:
-    """Success of one sampler minus success of another, −1, 0 or 1, for each seed's repeats that both have run."""
+    """Subtract the successes of two samplers on the episodes that both have run.
+
+    Args:
+        mine: episodes of one sampler.
+        theirs: episodes of the other.
+
+    Returns:
+        For each seed -1, 0 or 1 for each repeat.
+    """
     baseline = {(record.seed, record.repeat): record.success for record in theirs}
     seeds: dict[int, list[int]] = defaultdict(list)
     for record in mine:

@@ -1,110 +1,315 @@
-"""The summary as a table: for the terminal, as markdown, as JSON."""
+"""One way to put rows into a table: columns once, rendered for a terminal, as markdown, or as HTML by the report."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
 
 from rich import box
 from rich.table import Table
 
+from specpolicy.control.metrics import ControlMetrics, Quantiles
 from specpolicy.evaluation.statistics import Estimate
-from specpolicy.evaluation.summary import SummaryRow
+from specpolicy.evaluation.summary import LatencySummary, SummaryRow
 
 MISSING = "–"
-_WORDS = ("sampler", "law")  # columns that are no numbers
+EXACT = {True: "exact", False: "approx.", None: MISSING}
+Row = TypeVar("Row")
 
 
-def _percent(row: SummaryRow) -> str:
-    if row.success is None:
-        return MISSING
-    rate, low, high = (100 * value for value in row.success)
-    return f"{rate:.1f} [{low:.1f}, {high:.1f}]"
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table.
+
+    Attributes:
+        text: the value.
+        note: what belongs to it: an interval, a standard error.
+        key: what to sort by; None sorts last.
+    """
+
+    text: str
+    note: str = ""
+    key: float | None = None
 
 
-def _score(row: SummaryRow) -> str:
-    return MISSING if row.score is None else f"{row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]"
+NOTHING = Cell(MISSING)
 
 
-def _steps(row: SummaryRow) -> str:
-    return MISSING if row.steps is None else f"{row.steps.value:.0f} [{row.steps.low:.0f}, {row.steps.high:.0f}]"
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """One column.
+
+    Attributes:
+        title: its name.
+        render: makes the cell of a row; a text stands for a cell without a note.
+        unit: unit and interval, e.g. ``"% [95 %]"``.
+        left: align left; numbers are aligned right.
+        brief: leave notes out where there is little room, in markdown and on a terminal.
+    """
+
+    title: str
+    render: Callable[[Row], Cell | str]
+    unit: str = ""
+    left: bool = False
+    brief: bool = False
+
+    @property
+    def heading(self) -> str:
+        """Title and unit in one line."""
+        return f"{self.title} {self.unit}" if self.unit[:1] in ("[", "") else f"{self.title}, {self.unit}"
+
+    def cell(self, row: Row) -> Cell:
+        """Render a row's cell."""
+        found = self.render(row)
+        return found if isinstance(found, Cell) else Cell(found)
+
+    def text(self, row: Row) -> str:
+        """Render a row's cell in one line."""
+        cell = self.cell(row)
+        return " ".join(filter(None, [cell.text, "" if self.brief else cell.note]))
 
 
-def _counts(row: SummaryRow) -> str:
+def informative(columns: Sequence[Column[Row]], rows: Sequence[Row]) -> list[Column[Row]]:
+    """Leave out the columns in which every cell is missing."""
+    return [column for column in columns if any(column.cell(row) != NOTHING for row in rows)]
+
+
+def markdown(columns: Sequence[Column[Row]], rows: Sequence[Row], caption: str = "") -> str:
+    """Render a markdown table with a caption below.
+
+    Args:
+        columns: from left to right; those without any content are left out.
+        rows: from top to bottom.
+        caption: a paragraph, or nothing.
+    """
+    shown = informative(columns, rows)
+    lines = [[column.heading.strip() for column in shown], ["---" if column.left else "---:" for column in shown]]
+    lines += [[column.text(row).replace("|", "\\|") for column in shown] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + (f"\n\n{caption}\n" if caption else "\n")
+
+
+def terminal(
+    columns: Sequence[Column[Row]], rows: Sequence[Row], title: str | None = None, caption: str | None = None
+) -> Table:
+    """Render a table for a terminal.
+
+    Args:
+        columns: from left to right; those without any content are left out.
+        rows: from top to bottom.
+        title: above the table.
+        caption: below it.
+    """
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        show_edge=False,
+        pad_edge=False,
+        caption=caption,
+        caption_justify="left",
+    )
+    shown = informative(columns, rows)
+    for column in shown:
+        table.add_column(
+            column.heading.strip(), justify="left" if column.left else "right", no_wrap=not column.left, overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(column.text(row) for column in shown))
+    return table
+
+
+# Numbers as a reader sees them, the same in every table.
+
+
+def milliseconds(value: float) -> str:
+    """Format with three digits: ``3.27``, ``54.1``, ``133``."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def p_text(value: float) -> str:
+    """Format a p value with two decimals, or with one significant digit where it is small."""
+    return f"{value:.2f}" if value >= 0.095 else f"{value:.1g}"
+
+
+def bounds_text(estimate: Estimate, form: str, scale: float = 1) -> str:
+    """Format the bounds of an estimate: ``[74.5, 89.1]``.
+
+    Args:
+        estimate: whose bounds.
+        form: format of a number, e.g. ``".1f"``.
+        scale: what numbers are multiplied by, e.g. 100 for percent.
+    """
+    return f"[{scale * estimate.low:{form}}, {scale * estimate.high:{form}}]"
+
+
+def interval_text(estimate: Estimate, form: str, scale: float = 1) -> str:
+    """Format an estimate with its bounds: ``85.0 [74.5, 89.1]``; arguments as of :func:`bounds_text`."""
+    return f"{scale * estimate.value:{form}} {bounds_text(estimate, form, scale)}"
+
+
+def interval_cell(estimate: Estimate | None, form: str, scale: float = 1) -> Cell:
+    """Make a cell of an estimate, sorted by its value; arguments as of :func:`bounds_text`."""
+    if estimate is None:
+        return NOTHING
+    return Cell(f"{scale * estimate.value:{form}}", bounds_text(estimate, form, scale), estimate.value)
+
+
+def number_ranges(numbers: Sequence[int]) -> str:
+    """Format whole numbers with runs drawn together: ``3, 7–9``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
+
+
+def counted(number: int, noun: str) -> str:
+    """Format a count: ``1 episode``, ``2 episodes``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+# The columns of a summary of samplers or controllers.
+
+
+def _counts(row: SummaryRow) -> Cell:
     if row.episodes == 0:
-        return MISSING
-    return f"{row.successes}/{row.episodes}" + (f", {row.crashed} crashed" if row.crashed else "")
+        return NOTHING
+    crashed = f", {row.crashed} crashed" if row.crashed else ""
+    return Cell(f"{row.successes}/{row.episodes}{crashed}", key=row.episodes)
 
 
-def _passes(row: SummaryRow) -> str:
-    if row.passes is None:
-        return MISSING
-    return f"{row.passes:.1f}" if row.passes_error is None else f"{row.passes:.1f} ± {row.passes_error:.1f}"
+def _nfe(row: SummaryRow) -> Cell:
+    whole, finish = (row.loop.metrics.passes, row.loop.metrics.finish_passes) if row.loop else (None, None)
+    if finish is not None:  # a pre-draft was finished
+        return Cell(f"{finish:.1f}" if whole is None else f"{finish:.1f} of {whole:.1f}", key=finish)
+    nfe = row.nfe if whole is None else whole
+    if nfe is None:
+        return NOTHING
+    error = "" if row.nfe_error is None or row.loop else f"± {row.nfe_error:.1f}"
+    return Cell(f"{nfe:.1f}", error, nfe)
 
 
-def _milliseconds(quantile: Callable[[Any], Estimate | None]) -> Callable[[SummaryRow], str]:
-    def cell(row: SummaryRow) -> str:
-        estimate = None if row.latency is None else quantile(row.latency)
-        if estimate is None:
-            return MISSING
-        return f"{estimate.value:.3g}" if estimate.value < 100 else f"{estimate.value:.0f}"
+def _latency(of: Callable[[LatencySummary], Estimate | None]) -> Callable[[SummaryRow], Cell]:
+    def cell(row: SummaryRow) -> Cell:
+        found = None if row.latency is None else of(row.latency)
+        if found is None:
+            return NOTHING
+        bounds = f"[{milliseconds(found.low)}, {milliseconds(found.high)}]"
+        return Cell(milliseconds(found.value), bounds, found.value)
 
     return cell
 
 
-def _speed_up(row: SummaryRow) -> str:
-    estimate = None if row.latency is None else row.latency.speed_up
-    return MISSING if estimate is None else f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+def _speed_up(row: SummaryRow) -> Cell:
+    return interval_cell(row.latency.speed_up if row.latency else None, ".2f")
 
 
-def _difference(row: SummaryRow) -> str:
-    if row.difference is None:
-        return MISSING
-    value, low, high = (100 * number for number in row.difference)
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _difference(row: SummaryRow) -> Cell:
+    return interval_cell(row.difference, "+.1f", 100)
 
 
-def _p_value(row: SummaryRow) -> str:
-    if row.p_value is None:
-        return MISSING
-    return f"{row.p_value:.2f}" if row.p_value >= 0.095 else f"{row.p_value:.1g}"
+def _p_value(row: SummaryRow) -> Cell:
+    return NOTHING if row.p_value is None else Cell(p_text(row.p_value), key=row.p_value)
 
 
-_EXACT = {True: "exact", False: "approx.", None: MISSING}
+def _loop(of: Callable[[ControlMetrics], float | None], form: str = ".0f", scale: float = 1) -> Callable[..., Cell]:
+    def cell(row: SummaryRow) -> Cell:
+        value = of(row.loop.metrics) if row.loop else None
+        return NOTHING if value is None else Cell(f"{scale * value:{form}}", key=value)
+
+    return cell
 
 
-def _columns(reference: str) -> list[tuple[str, Callable[[SummaryRow], str]]]:
-    return [
-        ("sampler", lambda row: row.sampler),
-        ("law", lambda row: _EXACT[row.exact]),
-        ("succeeded", _counts),
-        ("success, % [95 %]", _percent),
-        ("score [95 %]", _score),
-        ("steps to success", _steps),
-        ("passes / chunk", _passes),
-        ("p50 ms", _milliseconds(lambda latency: latency.p50)),
-        ("p95 ms", _milliseconds(lambda latency: latency.p95)),
-        ("p99 ms", _milliseconds(lambda latency: latency.p99)),
-        (f"× {reference} [95 %]", _speed_up),
-        ("Δ points [95 %]", _difference),
-        ("p", _p_value),
+def _quantile(of: Callable[[ControlMetrics], Quantiles | None], name: str) -> Callable[..., Cell]:
+    def value(metrics: ControlMetrics) -> float | None:
+        quantiles = of(metrics)
+        return None if quantiles is None else float(getattr(quantiles, name))
+
+    return _loop(value)
+
+
+def _jumps(row: SummaryRow) -> Cell:
+    metrics = row.loop.metrics if row.loop else None
+    if metrics is None or metrics.border_jump is None or metrics.inner_jump is None:
+        return NOTHING
+    return Cell(f"{metrics.border_jump:.2f} / {metrics.inner_jump:.2f}", key=metrics.border_jump)
+
+
+def _loop_latency(row: SummaryRow) -> Cell:
+    value = row.loop.latency_ms if row.loop else None
+    return NOTHING if value is None else Cell(f"{value:.0f}", key=value)
+
+
+EXECUTOR = Column[SummaryRow]("executor", lambda row: row.loop.executor if row.loop else MISSING, left=True)
+SAMPLER = Column[SummaryRow]("sampler", lambda row: row.sampler, left=True)
+DISTRIBUTION = Column[SummaryRow]("distribution", lambda row: EXACT[row.exact], left=True)
+INJECTED = Column[SummaryRow]("injected", lambda row: row.loop.injected if row.loop else MISSING, left=True)
+
+
+def columns_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> list[Column[SummaryRow]]:
+    """List the columns of a summary of samplers or controllers; what no row knows is left out.
+
+    Args:
+        rows: see :func:`summarize`.
+        reference: the sampler that others are compared with.
+    """
+    columns = [
+        EXECUTOR,
+        SAMPLER,
+        DISTRIBUTION,
+        INJECTED,
+        Column("succeeded", _counts),
+        Column("success", lambda row: interval_cell(row.success, ".1f", 100), "% [95 %]"),
+        Column("score", lambda row: interval_cell(row.score, ".3f"), "[95 %]"),
+        Column("steps to success", lambda row: interval_cell(row.steps, ".0f")),
+        Column("NFE / chunk", _nfe),
+        Column("p50 ms", _latency(lambda latency: latency.p50), brief=True),
+        Column("p95 ms", _latency(lambda latency: latency.p95), brief=True),
+        Column("p99 ms", _latency(lambda latency: latency.p99), brief=True),
+        Column(f"× {reference}", _speed_up, "[95 %]"),
+        Column("Δ points", _difference, "[95 %]"),
+        Column("p", _p_value),
+        Column("latency ms", _loop_latency),
+        *(
+            Column(f"react {name} ms", _quantile(lambda metrics: metrics.reaction_ms, name))
+            for name in ("p50", "p95", "p99", "max")
+        ),
+        Column("age p95 ms", _quantile(lambda metrics: metrics.age_ms, "p95")),
+        Column("jitter p99 ms", _quantile(lambda metrics: metrics.jitter_ms, "p99")),
+        Column("idle %", _loop(lambda metrics: metrics.held, ".1f", 100)),
+        Column("stale %", _loop(lambda metrics: metrics.stale, ".1f", 100)),
+        Column("missed %", _loop(lambda metrics: metrics.missed, ".1f", 100)),
+        Column("jump: border / inner", _jumps),
     ]
+    return informative(columns, rows)
 
 
-def _compact_columns(reference: str) -> list[tuple[str, Callable[[SummaryRow], str]]]:
-    """Fits 80 columns of a terminal; the markdown has what is left out here."""
+def _compact_columns(rows: Sequence[SummaryRow], reference: str) -> list[Column[SummaryRow]]:
+    """List columns that fit 80 columns of a terminal; the markdown has what is left out here."""
+    common = [
+        Column("success [95 %]", _compact_success),
+        Column("score", lambda row: MISSING if row.score is None else f"{row.score.value:.3f}"),
+        Column("NFE", _nfe, brief=True),
+        Column("p50", _latency(lambda latency: latency.p50), brief=True),
+        Column("p95 ms", _latency(lambda latency: latency.p95), brief=True),
+        Column(f"× {reference}", _compact_speed_up),
+    ]
+    if not any(row.loop for row in rows):
+        return [SAMPLER, DISTRIBUTION, *common, Column("p", _p_value)]
+    identity = [
+        column for column in (EXECUTOR, SAMPLER, DISTRIBUTION, INJECTED) if len({column.text(row) for row in rows}) > 1
+    ]
     return [
-        ("sampler", lambda row: row.sampler),
-        ("law", lambda row: _EXACT[row.exact]),
-        ("success [95 %]", _compact_success),
-        ("score", lambda row: MISSING if row.score is None else f"{row.score.value:.3f}"),
-        ("passes", lambda row: MISSING if row.passes is None else f"{row.passes:.1f}"),
-        ("p50", _milliseconds(lambda latency: latency.p50)),
-        ("p95 ms", _milliseconds(lambda latency: latency.p95)),
-        (f"× {reference}", _compact_speed_up),
-        ("p", _p_value),
+        *identity,
+        *common,
+        Column("react", _quantile(lambda metrics: metrics.reaction_ms, "p50")),
+        Column("idle", _loop(lambda metrics: metrics.held, ".1f", 100)),
+        Column("stale", _loop(lambda metrics: metrics.stale, ".1f", 100)),
+        Column("jumps", _jumps),
     ]
 
 
@@ -112,7 +317,7 @@ def _compact_success(row: SummaryRow) -> str:
     if row.success is None:
         return MISSING
     crashed = f", {row.crashed} crashed" if row.crashed else ""
-    return f"{row.successes}/{row.episodes} [{100 * row.success.low:.0f}, {100 * row.success.high:.0f}]{crashed}"
+    return f"{row.successes}/{row.episodes} {bounds_text(row.success, '.0f', 100)}{crashed}"
 
 
 def _compact_speed_up(row: SummaryRow) -> str:
@@ -121,40 +326,36 @@ def _compact_speed_up(row: SummaryRow) -> str:
 
 
 def rich_table(rows: Sequence[SummaryRow], title: str | None = None, reference: str = "ddpm") -> Table:
-    """The table for a terminal, 80 columns wide; columns that say nothing are left out."""
-    table = Table(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        padding=(0, 0, 0, 1),
-        show_edge=False,
-        pad_edge=False,
-        caption=caption(rows, reference),
-        caption_justify="left",
-    )
-    columns = _telling(rows, _compact_columns(reference))
-    for name, _ in columns:
-        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell(row) for _, cell in columns))
-    return table
+    """Render a summary for a terminal; what is the same in all rows of controllers is put into the title.
+
+    Args:
+        rows: see :func:`summarize`.
+        title: above the table.
+        reference: the sampler that others are compared with.
+    """
+    parts = [title] if title else []
+    if any(row.loop for row in rows):
+        for column in (EXECUTOR, SAMPLER, DISTRIBUTION, INJECTED):
+            texts = {column.text(row) for row in rows}
+            parts += [texts.pop()] if len(texts) == 1 else []
+    columns = _compact_columns(rows, reference)
+    return terminal(columns, rows, ", ".join(parts) or None, caption_of(rows, reference))
 
 
 def markdown_table(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
-    """The same as a markdown table with a caption below."""
-    columns = _telling(rows, _columns(reference))
-    lines = [[name for name, _ in columns]]
-    lines.append(["---" if name in _WORDS else "---:" for name, _ in columns])
-    lines += [[cell(row).replace("|", "\\|") for _, cell in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(rows, reference)}\n"
+    """Render a summary as a markdown table with a caption below; arguments as of :func:`columns_of`."""
+    return markdown(columns_of(rows, reference), rows, caption_of(rows, reference))
 
 
-def json_table(rows: Sequence[SummaryRow]) -> str:
-    """Every number of the rows, intervals as ``[value, low, high]``, ``null`` where nothing is known."""
+def json_table(rows: Sequence[Any]) -> str:
+    """Render every number of the rows as JSON: intervals as ``[value, low, high]``, ``null`` where nothing is known."""
     return json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n"
 
 
-def caption(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
-    """What the columns mean, in one or two sentences."""
+def caption_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
+    """Say what the columns mean, in a few sentences; arguments as of :func:`columns_of`."""
+    loops, repeated = any(row.loop for row in rows), any(row.seeds < row.episodes for row in rows)
+    compared = any(row.p_value is not None for row in rows)
     parts = []
     if any(row.success for row in rows):
         parts.append("Success with Wilson intervals; crashed episodes count as failures.")
@@ -164,21 +365,26 @@ def caption(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
             f"Latency of one chunk at batch size 1 over {' or '.join(map(str, calls))} calls, samplers in turn."
         )
     if any(row.exact for row in rows):
-        parts.append("Exact: the law of the DDPM chain with the sampler's own number of steps.")
-    if any(row.p_value is not None for row in rows):
+        parts.append("Exact: the distribution of the DDPM chain with the sampler's own number of steps.")
+    if any(row.nfe for row in rows):
+        parts.append("NFE: sequential network evaluations.")
+    if compared:
+        against = "the same sampler in lockstep" if loops else reference
         parts.append(
-            f"Δ success and p (exact, paired by seed) against {reference}, not corrected for the number of rows."
+            f"Δ success and p (exact, paired by seed) against {against}, not corrected for the number of rows."
         )
-    if any(row.seeds < row.episodes for row in rows):
+    if repeated:
         parts.append("Repeats of a seed count as a cluster; Δ and p are of the repeats that both samplers have run.")
     if any(row.steps for row in rows):
         parts.append("Steps to success: mean over the episodes that succeeded, with Student's interval over seeds.")
     if any(row.score for row in rows):
         parts.append("Score: mean sum of rewards of an episode, with Student's interval over seeds.")
+    if loops:
+        parts += [
+            "Injected: the latency of a whole inference on the loop's clock; finishing a draft takes its share of NFE.",
+            "React: from an observation to the first action computed from it.",
+            "Idle: ticks without an action of the policy; stale: actions older than any in lockstep without latency; "
+            "missed: ticks that were planned and had no action, or came late.",
+            "Jump: mean L2 distance of consecutive actions where the chunk changes, and where it does not.",
+        ]
     return " ".join(parts)
-
-
-def _telling(
-    rows: Sequence[SummaryRow], columns: list[tuple[str, Callable[[SummaryRow], str]]]
-) -> list[tuple[str, Callable[[SummaryRow], str]]]:
-    return [(name, cell) for name, cell in columns if any(cell(row) != MISSING for row in rows)]

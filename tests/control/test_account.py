@@ -30,7 +30,7 @@ from specpolicy.control.metrics import measure
 from specpolicy.control.safety import Guards
 from specpolicy.control.trace import EpisodeTrace, TraceError, read_trace, write_trace
 from specpolicy.control.viewers import TerminalView
-from specpolicy.evaluation.control.plots import draw_timeline
+from specpolicy.evaluation.timeline import draw_timeline
 
 
 def play(executor: Executor, latency_s: float, limit: int = 40, policy: TickPolicy | None = None, **more: Any) -> Any:

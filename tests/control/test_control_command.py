@@ -103,12 +103,13 @@ def test_a_real_policy_in_a_real_loop(capsys: pytest.CaptureFixture[str], tmp_pa
     assert main(arguments) == 0
     shown = capsys.readouterr()
     assert "pusht, 1 seed, 200 ms" in shown.out and "without pre-drafting, which they cannot: ddim2" in shown.err
-    whole, drafted, few = json.loads((out / "summary.json").read_text())["cells"]
-    assert (few["executor"], few["sampler"]) == ("receding_horizon", "ddim2")  # it cannot pre-draft
-    assert whole["exact"] and whole["charged"]["ms"] == 200.0
-    assert whole["loop"]["reaction_ms"]["max"] == pytest.approx(200.0)  # two ticks of 10 Hz
-    assert drafted["loop"]["finish_passes"] < 0.9 * drafted["loop"]["passes"]
-    assert drafted["loop"]["finish_ms"]["p50"] < 200.0 and not drafted["loop"]["faults"]
+    whole, drafted, few = json.loads((out / "table.json").read_text())
+    assert (few["loop"]["executor"], few["sampler"]) == ("receding_horizon", "ddim2")  # it cannot pre-draft
+    assert whole["exact"] and whole["loop"]["description"]["ms"] == 200.0
+    whole, drafted = whole["loop"]["metrics"], drafted["loop"]["metrics"]
+    assert whole["reaction_ms"]["max"] == pytest.approx(200.0)  # two ticks of 10 Hz
+    assert drafted["finish_passes"] < 0.9 * drafted["passes"]
+    assert drafted["finish_ms"]["p50"] < 200.0 and not drafted["faults"]
     before = {path: path.stat().st_mtime_ns for path in out.glob("ticks/*/*")}
     assert main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("ticks/*/*")} == before and len(before) == 3

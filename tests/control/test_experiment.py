@@ -108,21 +108,21 @@ def test_in_processes_of_their_own() -> None:
 def test_an_experiment_ends_in_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     rows = run_control(experiment(tmp_path, timeline=True), out)
-    names = [row.cell.name for row in rows]
+    names = [f"{row.loop.executor}, {row.sampler}, {row.loop.injected}" for row in rows if row.loop]
     assert names == [
         "lockstep, exact, 0 ms", "async, exact, 0 ms", "async, exact, 100 ms",
         "lockstep, few, 0 ms", "async, few, 0 ms", "async, few, 100 ms",
     ]  # fmt: skip
     assert [row.exact for row in rows] == [True] * 3 + [False] * 3
-    assert all(row.summary.episodes == 3 and row.summary.success is not None for row in rows)
-    assert [row.latency_ms for row in rows] == [0.0, 0.0, 100.0] * 2
-    assert rows[2].summary.pairs == 3 and rows[0].summary.pairs == 0
-    summary = json.loads((out / "summary.json").read_text())
-    cell = summary["cells"][2]
-    assert (cell["executor"], cell["sampler"], cell["exact"]) == ("async", "exact", True)
-    assert cell["charged"] == {"label": "100 ms", "law": "constant", "ms": 100.0}
-    assert cell["success"]["value"] == 1.0 and 0.3 < cell["success"]["low"] < 0.6
-    assert cell["loop"]["reaction_ms"]["p50"] == pytest.approx(100.0) and cell["loop"]["chunks"] > 0
+    assert all(row.episodes == 3 and row.success is not None for row in rows)
+    assert [row.loop.latency_ms for row in rows if row.loop] == [0.0, 0.0, 100.0] * 2
+    assert rows[2].pairs == 3 and rows[0].pairs == 0
+    row = json.loads((out / "table.json").read_text())[2]
+    assert (row["sampler"], row["exact"]) == ("exact", True)
+    assert row["success"][0] == 1.0 and 0.3 < row["success"][1] < 0.6
+    loop = row["loop"]
+    assert (loop["executor"], loop["injected"], loop["description"]["ms"]) == ("async", "100 ms", 100.0)
+    assert loop["metrics"]["reaction_ms"]["p50"] == pytest.approx(100.0) and loop["metrics"]["chunks"] > 0
     assert "| async | few | approx. | 100 ms | 3/3" in (out / "table.md").read_text()
     assert (out / "success_against_latency.png").stat().st_size > 10_000
     assert len(list((out / "timelines").glob("*.png"))) == 6
@@ -154,13 +154,13 @@ def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path) -> N
     counted = FakeDiffusion()
     rows = run_control(experiment(tmp_path, contestants=FakeContestants(counted)), out)
     reference = run_control(experiment(tmp_path), whole)
-    assert [row.metrics for row in rows] == [row.metrics for row in reference]
-    assert [row.summary.successes for row in rows] == [3] * 6
+    assert [row.loop for row in rows] == [row.loop for row in reference]
+    assert [row.successes for row in rows] == [3] * 6
     again = FakeDiffusion()
     run_control(experiment(tmp_path, contestants=FakeContestants(again)), out)
     assert len(counted.batches) > 0 and again.batches == []
     rows = run_control(experiment(tmp_path, seeds=range(4)), out)
-    assert [row.summary.episodes for row in rows] == [4] * 6
+    assert [row.episodes for row in rows] == [4] * 6
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -210,8 +210,8 @@ def test_crashes_are_failures_and_only_crashes_are_the_end(tmp_path: Path) -> No
     settings = {"make_env": MakeFragile("x"), "cells": cells(lockstep=Lockstep(4))[:1]}
     out = tmp_path / "out"
     (row,) = run_control(experiment(tmp_path, seeds=range(7), **settings), out)
-    assert (row.summary.episodes, row.summary.successes, row.summary.crashed) == (7, 5, 2)
-    assert row.metrics.episodes == 5
+    assert (row.episodes, row.successes, row.crashed) == (7, 5, 2)
+    assert row.loop is not None and row.loop.metrics.episodes == 5
     with pytest.raises(EvaluationAborted, match="simulated failure"):
         run_control(experiment(tmp_path, seeds=[1, 5], crash_limit=2, **settings), tmp_path / "other")
 
@@ -229,8 +229,9 @@ def test_in_real_time_episodes_run_one_by_one(tmp_path: Path) -> None:
     quick = experiment(tmp_path, cells=chosen, seeds=[0], make_clock=lambda hz, latency: RealTimeClock(200.0))
     assert quick.alone
     (row,) = run_control(quick, tmp_path / "out")
-    assert row.metrics.inference_ms is not None and 0 < row.metrics.inference_ms.p50 < 500
-    assert row.latency_ms == row.metrics.inference_ms.p50
+    assert row.loop is not None and row.loop.metrics.inference_ms is not None
+    assert 0 < row.loop.metrics.inference_ms.p50 < 500
+    assert row.loop.latency_ms == row.loop.metrics.inference_ms.p50
     account = read_trace(tmp_path / "out" / "ticks" / "async-exact-real-time" / "0-0.parquet")
     assert len(account.ticks) == 18
 

@@ -83,7 +83,7 @@ def test_several_tasks_each_in_its_folder_and_a_table_over_all(tmp_path: Path) -
     assert free["successes"]["far"] == tables["far"][1]["success"]
     assert 0 < free["p_value"] <= 1 and whole["overall"][0]["p_value"] is None
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "| sampler | law | reach, % | far, % |" in text and "## far" in text
+    assert "| sampler | distribution | reach, % | far, % |" in text and "## far" in text
 
 
 def test_nothing_runs_before_every_task_can(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from specpolicy.control.latency import Measured
 from specpolicy.control.safety import Guards
 from specpolicy.control.trace import TraceError, read_trace, write_trace
 from specpolicy.evaluation.comparison import PolicyAndSamplers, write_text
-from specpolicy.evaluation.control.plots import draw_timeline
-from specpolicy.evaluation.control.summary import CellRow, json_summary, make_rows, markdown_table, rich_table
 from specpolicy.evaluation.results import ResultStore, read_results
+from specpolicy.evaluation.summary import SummaryRow, summarize_controllers
+from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
 from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.rollout.control_runner import (
     Assignment,
@@ -56,9 +56,9 @@ def conclude(
     wanted: AbstractSet[EpisodeKey],
     out: Path,
     timeline: bool = True,
-) -> list[CellRow]:
+) -> list[SummaryRow]:
     """Write table, summary and figures about the ``wanted`` episodes into ``out``, and print the table."""
-    from specpolicy.evaluation.control.plots import draw_success
+    from specpolicy.evaluation.plots import NothingToPlot, plot_summary
 
     records = [record for record in read_results(out)[0] if record.key in wanted]
     by_name = {cell.name: cell for cell in cells}
@@ -67,22 +67,27 @@ def conclude(
         if not record.crashed:
             paths[record.sampler].append(ticks_path(out, by_name[record.sampler], record.seed, record.repeat))
     exact = {name: bool(sampler.exact) for name, sampler in contestants.samplers.items()}
-    rows = make_rows(cells, records, exact, paths)
+    rows = summarize_controllers(cells, records, exact, paths)
     seeds = len({record.seed for record in records})
     title = f"{task}, {seeds} seed{'s' if seeds != 1 else ''}"
     console = Console()
     console.print(rich_table(rows, title))
     write_text(out / "table.md", markdown_table(rows))
-    write_text(out / "summary.json", json_summary(task, rows))
-    draw_success(rows, out / "success_against_latency.png", title)
+    write_text(out / "table.json", json_table(rows))
+    try:
+        plot_summary(rows, out / "success_against_latency.png", title=title)
+    except NothingToPlot as error:
+        _log.info("no plot: %s", error)
     if timeline:
         _draw_timelines(cells, paths, out)
-    console.print(f"Results in {out}: table.md, summary.json, success_against_latency.png, timelines, episodes, ticks.")
+    console.print(f"Results in {out}: table.md, table.json, success_against_latency.png, timelines, episodes, ticks.")
     return rows
 
 
 def _draw_timelines(cells: Sequence[ControllerConfig], paths: dict[str, list[Path]], out: Path) -> None:
     """The first episode of each cell, unless it has been drawn."""
+    from specpolicy.evaluation.timeline import draw_timeline
+
     for cell in cells:
         target = out / "timelines" / f"{cell.slug}.png"
         if target.exists() or not paths[cell.name]:
@@ -148,11 +153,11 @@ class ControlExperiment:
         return self.make_clock is not None or self.make_views is not None or measured or self.num_envs == 1
 
 
-def run_control(experiment: ControlExperiment, out: Path) -> list[CellRow]:
+def run_control(experiment: ControlExperiment, out: Path) -> list[SummaryRow]:
     """Run what is missing in ``out``, then write and print the table, and draw the figures.
 
     ``out`` holds the episodes (parquet shards and a manifest, see :class:`ResultStore`), ``ticks/<cell>/`` with a
-    parquet file of ticks for each episode, ``table.md``, ``summary.json``, ``success_against_latency.png`` and
+    parquet file of ticks for each episode, ``table.md``, ``table.json``, ``success_against_latency.png`` and
     ``timelines/``. Run it again after any interruption: finished episodes are not repeated.
 
     Raises:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specpolicy import __version__
-from specpolicy.evaluation.report import formatting as words
-from specpolicy.evaluation.report.figures import Picture, pictures_of, property_of
-from specpolicy.evaluation.report.recommendation import Recommendation, Warning_, differs, recommend, warnings_of
+from specpolicy.evaluation.report.figures import Picture, pictures_of
+from specpolicy.evaluation.report.recommendation import Caution, Recommendation, cautions_of, differs, recommend
 from specpolicy.evaluation.report.results import (
-    Origin,
+    Provenance,
     RealTimeBudget,
-    ReportError,
     ReportSettings,
     TaskResults,
     budget_of,
-    machine_of,
-    origin_of,
+    provenance_of,
     read_folder,
 )
-from specpolicy.evaluation.report.tables import Column, Line, columns_of, lines_of
-from specpolicy.evaluation.report.videos import Clip, Videos, videos_of
 from specpolicy.evaluation.summary import SummaryRow
+from specpolicy.evaluation.tables import DISTRIBUTION, SAMPLER, Cell, Column, caption_of, columns_of, milliseconds
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
 PAGE = "report.html"
-_VIDEO_BYTES = 10_000_000  # on the whole page; four thirds of it in base64
+_VIDEOS = ("*.mp4", "videos/*.mp4")
+_LEFT_OUT = ("steps to success", "p99 ms")  # so that the table fits the page; figures show both
 
 
 @dataclass(frozen=True)
@@ -41,15 +38,31 @@ class Section:
 
     anchor: str
     results: TaskResults
-    pace: RealTimeBudget | None
-    verdict: Recommendation
-    cautions: Sequence[Warning_]
-    columns: Sequence[Column]
-    lines: Sequence[Line]
+    budget: RealTimeBudget | None
+    recommendations: Sequence[Recommendation]
+    cautions: Sequence[Caution]
+    columns: Sequence[Column[SummaryRow]]
+    caption: str
     pictures: Sequence[Picture]
-    videos: Videos
-    origin: Origin
-    machine: str
+    videos: Sequence[tuple[str, str]]
+    provenance: Provenance
+
+    def recommended(self, kind: str) -> SummaryRow | None:
+        """Look up the recommended sampler of a kind."""
+        return next((each.row for each in self.recommendations if each.kind == kind), None)
+
+    def cards(self) -> list[tuple[str, SummaryRow]]:
+        """Give each recommended sampler its titles; one that is the fastest of several kinds has one card."""
+        titles: dict[str, list[str]] = {}
+        for each in self.recommendations:
+            titles.setdefault(each.row.sampler, []).append(each.title)
+        rows = {each.row.sampler: each.row for each in self.recommendations}
+        return [(" · ".join(found), rows[name]) for name, found in titles.items()]
+
+    def distribution(self, row: SummaryRow) -> str:
+        """Say which distribution a sampler has, as far as its recipe tells."""
+        target = self.results.targets.get(row.sampler)
+        return f"exact, {target}" if row.exact and target else DISTRIBUTION.text(row)
 
 
 def write_report(folder: str | Path, out: str | Path | None = None, settings: ReportSettings | None = None) -> Path:
@@ -61,7 +74,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, settings: Re
         settings: choices that change the page.
 
     Returns:
-        Where the page is. It refers to nothing outside itself.
+        Where the page is. It needs nothing outside itself; recorded videos are linked.
 
     Raises:
         ReportError: there are no results, or they cannot be read.
@@ -69,54 +82,56 @@ def write_report(folder: str | Path, out: str | Path | None = None, settings: Re
     chosen = settings or ReportSettings()
     target = Path(out) if out is not None else Path(folder) / PAGE
     tasks, failed = read_folder(folder, chosen.reference)
-    if chosen.film is not None and not any(task.row(chosen.film) for task in tasks):
-        known = sorted({row.sampler for task in tasks for row in task.rows})
-        raise ReportError(f"there is no sampler {chosen.film!r} to film; there are {', '.join(known)}")
     with progress_bar("report", total=len(tasks)) as bar:
         sections = []
         for number, results in enumerate(tasks):
             bar.describe(f"report on {results.task}")
-            sections.append(_section(results, f"task{number}", chosen))
+            sections.append(_section(results, f"task{number}", chosen, target.parent))
             bar.advance()
-    page = _render(sections, failed, _inline([clip for section in sections for clip in section.videos.clips]))
+    page = _render(sections, failed)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
 
 
-def _section(results: TaskResults, anchor: str, settings: ReportSettings) -> Section:
-    pace = budget_of(results, settings.control_hz(results.task))
-    verdict = recommend(results, pace)
-    exact = next((pick.row.sampler for pick in verdict.picks if pick.row.exact), results.reference)
+def _section(results: TaskResults, anchor: str, settings: ReportSettings, beside: Path) -> Section:
+    budget = budget_of(results, settings.control_hz(results.task))
+    reference = results.reference or "reference"
+    columns = columns_of(results.rows, reference)
     return Section(
         anchor=anchor,
         results=results,
-        pace=pace,
-        verdict=verdict,
-        cautions=warnings_of(results),
-        columns=columns_of(results),
-        lines=lines_of(results),
-        pictures=pictures_of(results, pace, f"{anchor}-"),
-        videos=videos_of(results, settings.film or exact, pace, settings),
-        origin=origin_of(results),
-        machine=machine_of(results),
+        budget=budget,
+        recommendations=recommend(results),
+        cautions=cautions_of(results),
+        columns=[
+            column for column in columns if column not in (SAMPLER, DISTRIBUTION) and column.title not in _LEFT_OUT
+        ],
+        caption=caption_of(results.rows, reference),
+        pictures=pictures_of(results, budget),
+        videos=_videos(results.folder, beside) if settings.videos else [],
+        provenance=provenance_of(results),
     )
 
 
-def _inline(clips: Sequence[Clip]) -> dict[Path, str]:
-    """Videos as data URIs, as many as the page can carry; replays go before what shows samplers side by side."""
-    inlined: dict[Path, str] = {}
-    left = _VIDEO_BYTES
-    for clip in sorted(clips, key=lambda clip: not clip.replay):
-        content = clip.path.read_bytes()
-        if len(content) <= left:
-            inlined[clip.path] = "data:video/mp4;base64," + base64.b64encode(content).decode("ascii")
-            left -= len(content)
-    return inlined
+def _videos(folder: Path, beside: Path) -> list[tuple[str, str]]:
+    """List name and link of the videos that runs have left in a results folder."""
+    found = sorted(path for pattern in _VIDEOS for path in folder.glob(pattern))
+    links = []
+    for path in found:
+        absolute, base = path.resolve(), beside.resolve()
+        below = absolute.relative_to(base).as_posix() if absolute.is_relative_to(base) else None
+        links.append((path.relative_to(folder).as_posix(), quote(below) if below else absolute.as_uri()))
+    return links
 
 
-def _render(sections: Sequence[Section], failed: dict[Path, str], videos: dict[Path, str]) -> str:
+def _number(cell: Cell, part: str) -> str:
+    """Typeset a minus sign in a cell's text or note."""
+    return str(getattr(cell, part)).replace("-", "\u2212")
+
+
+def _render(sections: Sequence[Section], failed: dict[Path, str]) -> str:
     templates = Environment(
         loader=PackageLoader("specpolicy.evaluation.report"),
         autoescape=True,
@@ -124,28 +139,21 @@ def _render(sections: Sequence[Section], failed: dict[Path, str], videos: dict[P
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    templates.filters |= {
-        "milliseconds": words.milliseconds, "times": words.times, "points": words.points, "percent": words.percent,
-        "interval": words.interval, "p_value": words.p_value,
-    }  # fmt: skip
     loader = templates.loader
     assert loader is not None
+    templates.filters |= {"number": _number, "milliseconds": milliseconds}
 
     def tint(section: Section, row: SummaryRow) -> str:
-        return property_of(section.results.looks[row.sampler].color)
+        color = section.results.styles[row.sampler].color
+        return "var(--ink)" if color == "#000000" else color
 
     return templates.get_template("page.html").render(
         sections=sections,
         failed=failed,
-        videos=videos,
         tint=tint,
         differs=differs,
         style=loader.get_source(templates, "style.css")[0],
         script=loader.get_source(templates, "sort.js")[0],
         version=__version__,
-        milliseconds=words.milliseconds,
-        points=words.points,
-        bare_times=lambda value: words.times(value).rstrip("×"),
-        bare_percent=lambda value: f"{100 * value:.1f}",
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

@@ -1,4 +1,7 @@
-"""Where the numbers of a task come from, in the order in which a reader asks."""
+"""The results that a page reports on, read from disk, and where they come from.
+
+Whatever a folder holds is taken as plain data: a name in it means something only where it is in a table of this module.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from numpy.typing import NDArray
 
 from specpolicy.evaluation.latency import CallLog, LatencyRun
 from specpolicy.evaluation.plots import SamplerStyle, styles_of
-from specpolicy.evaluation.report.formatting import counted, milliseconds, ranges
 from specpolicy.evaluation.results import MANIFEST, Manifest, read_results, shard_paths
 from specpolicy.evaluation.statistics import ratio_of_sums
 from specpolicy.evaluation.summary import SummaryRow, summarize
+from specpolicy.evaluation.tables import counted, milliseconds, number_ranges
 from specpolicy.rollout.episodes import EpisodeResult
 
 
@@ -29,22 +32,16 @@ class ReportSettings:
 
     Attributes:
         reference: the sampler that others are compared with; see :func:`read_folder`.
-        videos: show clips, and film them where they are missing.
-        film: the sampler to film; by default the one that the verdict names first.
-        checkpoint: where the policy is, if it has moved since the episodes were run.
-        device: where the policy computes while it is filmed.
-        control_hz: control rate of a task's environment, None where it is not known; tells which samplers keep up.
+        videos: link the videos in the results folder.
+        control_hz: gives the control rate of a task's environment in Hz, None where it is not known.
     """
 
     reference: str | None = None
     videos: bool = True
-    film: str | None = None
-    checkpoint: str | None = None
-    device: str = "cpu"
     control_hz: Callable[[str], float | None] = lambda task: None
 
 
-PARTS = 25
+_PARTS = 25  # of the chain
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Acceptance:
     Attributes:
         position: middle of the part, 0 (noise) to 100 (action).
         rate: share of its drafted steps that were accepted, of those that verification reached.
-        error: standard error of the rate, between calls; NaN where there is no telling.
+        error: standard error of the rate, between calls; NaN where it is not known.
         overall: the share over the whole chain.
     """
 
@@ -65,15 +62,21 @@ class Acceptance:
 
 
 def acceptance_of(log: CallLog) -> Acceptance | None:
-    """Acceptance of a sampler, None if it has no rounds or its log does not say how much each of them drafted.
+    """Compute the acceptance of a sampler along the chain.
 
     A round that starts at ``s``, drafts ``d`` steps and accepts ``a`` of them has accepted the steps ``s … s + a − 1``
     and, if ``a < d``, rejected step ``s + a``; it says nothing of later ones.
+
+    Args:
+        log: its timed calls.
+
+    Returns:
+        The acceptance; None if there are no rounds or the log does not say how much each of them drafted.
     """
     if not log.rounds or not log.drafted:
         return None
     steps = max(start + accepted + 1 for call in log.rounds for start, accepted in call)
-    parts = min(PARTS, steps)
+    parts = min(_PARTS, steps)
     tried, taken = np.zeros((2, len(log.rounds), steps))
     for call, (rounds, drafted) in enumerate(zip(log.rounds, log.drafted, strict=True)):
         for (start, accepted), length in zip(rounds, drafted, strict=True):
@@ -91,7 +94,7 @@ def acceptance_of(log: CallLog) -> Acceptance | None:
 
 @dataclass(frozen=True)
 class RealTimeBudget:
-    """How fast the robot uses up actions.
+    """The time that a robot leaves its policy.
 
     Attributes:
         control_hz: actions a second.
@@ -103,54 +106,68 @@ class RealTimeBudget:
 
     @property
     def chunk_ms(self) -> float:
-        """How long the actions of one chunk last, in milliseconds."""
+        """Compute how long the actions of one chunk last, in milliseconds."""
         return 1e3 * self.actions / self.control_hz
 
     def __str__(self) -> str:
         return f"{self.actions} actions at {self.control_hz:g} Hz last {milliseconds(self.chunk_ms)} ms"
 
     def kept_by(self, row: SummaryRow) -> bool | None:
-        """Whether 95 of 100 chunks are ready within the time that one lasts; None if that is not known."""
+        """Tell whether 95 of 100 chunks are ready within the time that one lasts; None if that is not known."""
         slow = row.latency.p95 if row.latency else None
         return None if slow is None else slow.value <= self.chunk_ms
 
 
 def budget_of(results: TaskResults, control_hz: float | None) -> RealTimeBudget | None:
-    """The pace of a task, None where the control rate or the length of a chunk is not known."""
-    policy = results.manifest.configuration.get("policy")
-    actions = policy.get("n_action_steps") if isinstance(policy, dict) else None
+    """Compute the real-time budget of a task.
+
+    Args:
+        results: of the task.
+        control_hz: its control rate in Hz, if known.
+
+    Returns:
+        The budget; None where the control rate or the number of executed actions is not known.
+    """
+    actions = mapping(results.manifest.configuration.get("policy")).get("n_action_steps")
     return RealTimeBudget(control_hz, actions) if control_hz and isinstance(actions, int) and actions > 0 else None
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return ``value`` if it is a mapping, else an empty one: manifests may hold anything."""
+    return value if isinstance(value, Mapping) else {}
+
+
 # Recipes that sample the DDPM chain of the policy's own scheduler, whatever their drafter and window.
-_CHAINS = tuple(f"specpolicy.samplers.{name}" for name in ("sequential", "speculative", "linear", "auto"))
+CHAINS = tuple(f"specpolicy.samplers.{name}" for name in ("sequential", "speculative", "calibrated", "default"))
 
 
 @dataclass(frozen=True)
 class TargetDistribution:
-    """The DDPM chain of the policy's scheduler with so many steps, with matched noise or with the scheduler's own."""
+    """The DDPM chain of the policy's scheduler with so many steps, with analytic or with the scheduler's own noise."""
 
     steps: int
-    matched: bool = False
+    analytic: bool = False
 
     def __str__(self) -> str:
-        return f"{self.steps} {'matched ' if self.matched else ''}steps"
+        return f"{self.steps} {'analytic ' if self.analytic else ''}steps"
 
 
 def target_distribution_of(recipe: Any) -> TargetDistribution | None:
-    """The law of an exact sampler's recipe as a manifest keeps it; None if the recipe does not tell."""
-    recipe = eager(recipe)
-    if not isinstance(recipe, Mapping) or recipe.get("_target_") not in _CHAINS:
+    """Look up the distribution of an exact sampler's recipe.
+
+    Args:
+        recipe: as a manifest keeps it; compared with names of our own, never instantiated.
+
+    Returns:
+        The distribution; None if the recipe does not tell.
+    """
+    if mapping(recipe).get("_target_") == "specpolicy.samplers.compiled":
+        recipe = recipe.get("sampler")
+    known = mapping(recipe)
+    if known.get("_target_") not in CHAINS:
         return None
-    steps = recipe.get("num_inference_steps")
-    return TargetDistribution(steps, bool(recipe.get("analytic", False))) if isinstance(steps, int) else None
-
-
-def eager(recipe: Any) -> Any:
-    """The recipe of what a compiled sampler was compiled from; any other recipe is its own."""
-    if isinstance(recipe, Mapping) and recipe.get("_target_") == "specpolicy.samplers.compiled":
-        return recipe.get("sampler")
-    return recipe
+    steps = known.get("num_inference_steps")
+    return TargetDistribution(steps, bool(known.get("analytic", False))) if isinstance(steps, int) else None
 
 
 LATENCY = "latency.json"
@@ -173,7 +190,7 @@ class TaskResults:
         reference: the sampler that others are compared with; None if there is none to compare with.
         rows: see :func:`summarize`.
         problems: what could not be read, one sentence each.
-        cast: samplers of all tasks on the page, which share their colours.
+        order: samplers of all tasks on the page, which share their colours.
         namesake: whether another folder on the page is of the same task.
     """
 
@@ -184,47 +201,49 @@ class TaskResults:
     reference: str | None
     rows: Sequence[SummaryRow]
     problems: Sequence[str] = ()
-    cast: Sequence[str] = ()
+    order: Sequence[str] = ()
     namesake: bool = False
 
     @property
     def heading(self) -> str:
-        """The task, and which folder of that task it is if there are several."""
+        """Name the task, and its folder if there are several of that task."""
         folder = self.folder.resolve().name
         return f"{self.task} ({folder})" if self.namesake and folder != self.task else self.task
 
     @property
     def task(self) -> str:
-        """Its name; that of the folder where the manifest does not say."""
+        """Name the task; by its folder where the manifest does not say."""
         return str(self.manifest.configuration.get("task", self.folder.resolve().name))
 
     @cached_property
-    def looks(self) -> dict[str, SamplerStyle]:
-        """Colour and name of each sampler."""
-        return styles_of(self.rows, self.cast)
+    def styles(self) -> dict[str, SamplerStyle]:
+        """Choose colour and marker of each sampler."""
+        return styles_of(self.rows, self.order)
 
     @cached_property
-    def laws(self) -> dict[str, TargetDistribution | None]:
-        """What each exact sampler samples, as far as its recipe tells."""
+    def targets(self) -> dict[str, TargetDistribution | None]:
+        """Look up what each exact sampler samples, as far as its recipe tells."""
         recipes = {name: entry.get("recipe") for name, entry in self.manifest.samplers.items()}
         return {
             row.sampler: target_distribution_of(recipes.get(row.sampler)) if row.exact else None for row in self.rows
         }
 
     def row(self, sampler: str | None) -> SummaryRow | None:
-        """The row of a sampler, None if it did not take part."""
+        """Look up the row of a sampler; None if it did not take part."""
         return next((row for row in self.rows if row.sampler == sampler), None)
 
     def marked(self, sampler: str) -> str:
-        """The sampler's name, with the word if it is approximate."""
+        """Name the sampler, with a mark if it is approximate."""
         row = self.row(sampler)
         exact = row.exact if row else self.manifest.samplers.get(sampler, {}).get("exact")
         return f"{sampler} (approximate)" if exact is False else sampler
 
-    def same_law(self, row: SummaryRow) -> bool:
-        """Whether this sampler is known to have the reference's law."""
-        law = self.laws.get(row.sampler)
-        return row.sampler == self.reference or (law is not None and law == self.laws.get(self.reference or ""))
+    def same_distribution(self, row: SummaryRow) -> bool:
+        """Tell whether this sampler is known to have the reference's distribution."""
+        target = self.targets.get(row.sampler)
+        return row.sampler == self.reference or (
+            target is not None and target == self.targets.get(self.reference or "")
+        )
 
 
 def read_folder(folder: str | Path, reference: str | None = None) -> tuple[list[TaskResults], dict[Path, str]]:
@@ -232,7 +251,7 @@ def read_folder(folder: str | Path, reference: str | None = None) -> tuple[list[
 
     Args:
         folder: as written by ``specpolicy rollout``, or with one such folder for each task.
-        reference: the sampler to compare with; by default ``ddpm``, without it the exact sampler of the most passes.
+        reference: the sampler to compare with; by default ``ddpm``, without it the exact sampler with most NFE.
 
     Returns:
         The results of each task, by name; and the folders that could not be read, with the reason.
@@ -259,9 +278,9 @@ def read_folder(folder: str | Path, reference: str | None = None) -> tuple[list[
     if not read:
         raise ReportError("; ".join(failed.values()))
     read.sort(key=lambda results: results.task)
-    cast = list(dict.fromkeys(row.sampler for results in read for row in results.rows))
+    order = list(dict.fromkeys(row.sampler for results in read for row in results.rows))
     tasks = Counter(results.task for results in read)
-    return [replace(results, cast=cast, namesake=tasks[results.task] > 1) for results in read], failed
+    return [replace(results, order=order, namesake=tasks[results.task] > 1) for results in read], failed
 
 
 def read_task(folder: Path, reference: str | None = None) -> TaskResults:
@@ -301,16 +320,16 @@ def _reference(rows: Sequence[SummaryRow], wanted: str | None, folder: Path) -> 
         return wanted
     if REFERENCE in names:
         return REFERENCE
-    exact = [row for row in rows if row.exact and row.passes is not None]
-    return max(exact, key=lambda row: row.passes or 0.0).sampler if exact else None
+    exact = [row for row in rows if row.exact and row.nfe is not None]
+    return max(exact, key=lambda row: row.nfe or 0.0).sampler if exact else None
 
 
-_MOST_CRASHES = 30
+_MAX_CRASHES = 30
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What stands at the foot of a task.
+class Provenance:
+    """Where the numbers of a task come from.
 
     Attributes:
         facts: name and value.
@@ -318,6 +337,7 @@ class Origin:
         command: what the latest run was started with; empty if it is not known.
         crashes: sampler, seed, repeat and error.
         more_crashes: how many are not listed.
+        machine: in words, that of the latency if it was measured; empty if nothing is known.
     """
 
     facts: Sequence[tuple[str, str]]
@@ -325,37 +345,33 @@ class Origin:
     command: str
     crashes: Sequence[EpisodeResult]
     more_crashes: int
+    machine: str
 
 
-def origin_of(results: TaskResults) -> Origin:
-    """See :class:`Origin`."""
+def provenance_of(results: TaskResults) -> Provenance:
+    """Collect what is known of the origin of a task's results."""
     runs = results.manifest.provenance[::-1]
     crashes = [record for record in results.records if record.crashed]
-    return Origin(
+    sources = [results.latency.provenance if results.latency else {}, *runs]
+    return Provenance(
         facts=list(_facts(results)),
         runs=[_run(run) for run in runs],
         command=_command(runs[0]) if runs else "",
-        crashes=crashes[:_MOST_CRASHES],
-        more_crashes=max(len(crashes) - _MOST_CRASHES, 0),
+        crashes=crashes[:_MAX_CRASHES],
+        more_crashes=max(len(crashes) - _MAX_CRASHES, 0),
+        machine=next(filter(None, (_machine(mapping(source.get("machine"))) for source in sources)), ""),
     )
-
-
-def machine_of(results: TaskResults) -> str:
-    """The machine in words, that of the latency if it was measured; empty if nothing is known."""
-    sources = [results.latency.provenance if results.latency else {}, *results.manifest.provenance[::-1]]
-    return next(filter(None, (_machine(source.get("machine") or {}) for source in sources)), "")
 
 
 def _facts(results: TaskResults) -> Iterator[tuple[str, str]]:
     configuration, latency = results.manifest.configuration, results.latency
-    environment = dict(configuration.get("environment") or {})
+    environment = dict(mapping(configuration.get("environment")))
     name = str(environment.pop("id", ""))
     if name:
         yield "Environment", " ".join([name, *(f"{key}={value}" for key, value in environment.items())])
-    policy = configuration.get("policy")
-    if isinstance(policy, Mapping):
-        network = policy.get("network")
-        kind = network.get("name", "") if isinstance(network, Mapping) else ""
+    policy = mapping(configuration.get("policy"))
+    if policy:
+        kind = mapping(policy.get("network")).get("name", "")
         horizons = f"{policy.get('horizon')} actions predicted, {policy.get('n_action_steps')} executed"
         yield "Policy", ", ".join(filter(None, [str(kind), horizons]))
     if configuration.get("checkpoint"):
@@ -364,11 +380,14 @@ def _facts(results: TaskResults) -> Iterator[tuple[str, str]]:
         seeds = [record.seed for record in results.records]
         most = 1 + max(record.repeat for record in results.records)
         upto = "up to " if any(row.episodes != most * len(set(seeds)) for row in results.rows) else ""
-        yield "Seeds", f"{ranges(seeds)} ({counted(len(set(seeds)), 'seed')}, {upto}{counted(most, 'episode')} each)"
+        yield (
+            "Seeds",
+            f"{number_ranges(seeds)} ({counted(len(set(seeds)), 'seed')}, {upto}{counted(most, 'episode')} each)",
+        )
         crashed = sum(record.crashed for record in results.records)
         yield "Episodes", f"{len(results.records)}, {crashed} crashed"
     if latency is not None:
-        calls = ranges([len(log.nanoseconds) for log in latency.samplers.values()])
+        calls = number_ranges([len(log.nanoseconds) for log in latency.samplers.values()])
         yield (
             "Latency",
             (
@@ -376,9 +395,9 @@ def _facts(results: TaskResults) -> Iterator[tuple[str, str]]:
                 f"{latency.observations} recorded observations; {latency.device}, {counted(latency.threads, 'thread')}"
             ),
         )
-        yield "Latency measured on", _machine(latency.provenance.get("machine") or {}) or "not recorded"
-    packages = (results.manifest.provenance or [{}])[-1].get("packages") or {}
-    python = (results.manifest.provenance or [{}])[-1].get("python")
+        yield "Latency measured on", _machine(mapping(latency.provenance.get("machine"))) or "not recorded"
+    latest = results.manifest.provenance[-1] if results.manifest.provenance else {}
+    packages, python = mapping(latest.get("packages")), latest.get("python")
     versions = [*([f"python {python}"] if python else []), *(f"{name} {version}" for name, version in packages.items())]
     if versions:
         yield "Versions", ", ".join(versions)
@@ -386,12 +405,13 @@ def _facts(results: TaskResults) -> Iterator[tuple[str, str]]:
 
 
 def _run(run: Mapping[str, Any]) -> str:
-    git = run.get("git") or {}
-    revision = f"revision {git['revision'][:12]}" if git.get("revision") else "no git revision"
+    git = mapping(run.get("git"))
+    revision = f"revision {str(git['revision'])[:12]}" if git.get("revision") else "no git revision"
     changed = " with uncommitted changes" if git.get("dirty") else ""
-    seeds = counted(len(run["seeds"]), "seed") if run.get("seeds") else ""
-    machine = _machine(run.get("machine") or {})
-    return ", ".join(filter(None, [str(run.get("time_utc", "")), revision + changed, seeds, machine]))
+    seeds = run.get("seeds")
+    number = counted(len(seeds), "seed") if isinstance(seeds, list) else ""
+    machine = _machine(mapping(run.get("machine")))
+    return ", ".join(filter(None, [str(run.get("time_utc", "")), revision + changed, number, machine]))
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

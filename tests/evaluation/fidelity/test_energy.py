@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from specpolicy.evaluation.fidelity import energy_distance, permutation_test
+from specpolicy.evaluation.fidelity import energy_distance, equality_p_value
 from specpolicy.evaluation.statistics import StatisticsError
 
 
@@ -16,7 +16,7 @@ def test_distance_of_large_one_dimensional_samples_is_scipys() -> None:
     assert ours == pytest.approx(scipys, rel=0.02)
 
 
-def test_distance_is_unbiased_for_one_law() -> None:
+def test_distance_is_unbiased_for_one_distribution() -> None:
     distances = [energy_distance(normal(40, seed=2 * i), normal(40, seed=2 * i + 1)).distance for i in range(200)]
     assert abs(np.mean(distances)) < 4 * np.std(distances) / np.sqrt(len(distances))
     assert min(distances) < 0 < max(distances)
@@ -27,17 +27,17 @@ def test_coefficient_of_two_constants_is_one() -> None:
     assert energy_distance(np.ones((5, 3)), np.ones((4, 3))) == (0.0, 0.0)
 
 
-def test_permutation_test_sees_a_narrower_law_and_is_calm_about_the_same_one() -> None:
+def test_a_narrower_distribution_is_found_and_the_same_one_is_not() -> None:
     same = [(normal(80, seed=i), normal(80, seed=100 + i)) for i in range(5)]
     narrower = [(first, 0.8 * second) for first, second in same]
-    assert permutation_test(same, 200) > 0.01
-    assert permutation_test(narrower, 200) == pytest.approx(1 / 201)
+    assert equality_p_value(same, 200) > 0.01
+    assert equality_p_value(narrower, 200) == pytest.approx(1 / 201)
 
 
 def test_rows_are_exchanged_within_a_pair_only() -> None:
-    """Pairs that lie far apart from each other are still each of one law."""
+    """Pairs that lie far apart from each other are still each of one distribution."""
     pairs = [(50 * i + normal(60, seed=i), 50 * i + normal(60, seed=30 + i)) for i in range(4)]
-    assert permutation_test(pairs, 200) > 0.01
+    assert equality_p_value(pairs, 200) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_nan_and_nothing_are_refused() -> None:
     with pytest.raises(StatisticsError, match="NaN"):
         energy_distance(np.full((3, 2), np.nan), np.zeros((3, 2)))
     with pytest.raises(StatisticsError, match="no pairs"):
-        permutation_test([])
+        equality_p_value([])

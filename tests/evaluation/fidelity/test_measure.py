@@ -1,4 +1,4 @@
-"""Samplers whose law is known, at observations where the policy has one mode or two."""
+"""Samplers whose distribution is known, at observations where the policy has one mode or two."""
 
 import json
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def results() -> Any:
     return measure_fidelity(TwoWayPolicy(), SAMPLERS, OBSERVATIONS, chunks=120, permutations=100)  # type: ignore[arg-type]
 
 
-def test_the_same_law_is_near_and_others_are_far(results: Any) -> None:
+def test_the_same_distribution_is_near_and_others_are_far(results: Any) -> None:
     for name in ("ddpm", "same"):
         assert results[name].p_value > 0.01
         assert np.mean(results[name].distance) < 0.02
@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_numbers(results: Any) -> None:
     assert again == results
 
 
-def test_table_and_json_carry_every_sampler_and_its_law(results: Any) -> None:
+def test_table_and_json_carry_every_sampler_and_its_distribution(results: Any) -> None:
     table = fidelity_table(results, 120)
     for name, sampler in SAMPLERS.items():
         line = next(line for line in table.splitlines() if line.startswith(f"| {name}"))

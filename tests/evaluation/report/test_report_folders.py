@@ -9,7 +9,7 @@ from report_fakes import SAMPLERS, episodes, timed, write_folder
 
 from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.evaluation.report.page import write_report
-from specpolicy.evaluation.report.recommendation import warnings_of
+from specpolicy.evaluation.report.recommendation import cautions_of
 from specpolicy.evaluation.report.results import ReportError, ReportSettings, TaskResults, read_folder, read_task
 from specpolicy.evaluation.results import ManifestError
 
@@ -18,7 +18,7 @@ WON = {name: [True, False] * 30 for name in SAMPLERS}
 
 
 def cautions(results: TaskResults) -> str:
-    return "\n".join(caution.text for caution in warnings_of(results))
+    return "\n".join(caution.text for caution in cautions_of(results))
 
 
 def test_a_folder_of_tasks_becomes_one_page_with_an_overview(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_folder_of_tasks_becomes_one_page_with_an_overview(tmp_path: Path) -> 
     text = page.read_text()
     assert "<h1>2 tasks</h1>" in text
     assert text.index('href="#task0">push') < text.index('href="#task1">reach') < text.index('id="task0"')
-    assert "No latency was measured" in text and "Use free: it samples the law of ddpm" in text
+    assert "No latency was measured" in text and "Fastest with the distribution of ddpm" in text
 
 
 def test_folders_of_one_task_are_told_apart(tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ def test_samplers_keep_their_colours_from_task_to_task(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", episodes({"ddpm": [True], "free": [True]}, "a"))
     write_folder(tmp_path / "b", episodes({"free": [True], "short": [True]}, "b"))
     first, second = read_folder(tmp_path)[0]
-    assert first.looks["free"].color == second.looks["free"].color
-    assert len({first.looks["ddpm"].color, first.looks["free"].color, second.looks["short"].color}) == 3
+    assert first.styles["free"].color == second.styles["free"].color
+    assert len({first.styles["ddpm"].color, first.styles["free"].color, second.styles["short"].color}) == 3
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ def test_damaged_parts_cost_no_more_than_themselves(tmp_path: Path) -> None:
     assert len(results.records) == 240 and results.latency is None
     assert "latency.json is not a latency measurement" in cautions(results)
     assert "episodes-99.parquet cannot be read" in cautions(results)
-    assert [caution.grave for caution in warnings_of(results)][:2] == [True, True]
+    assert [caution.grave for caution in cautions_of(results)][:2] == [True, True]
 
 
 def test_crashes_are_counted_and_listed(tmp_path: Path) -> None:
     crashes = episodes({"ddim": [False] * 2}, error="ValueError: <b>simulated</b>")
     folder = write_folder(tmp_path / "reach", [*crashes, *episodes({"ddpm": [True, True]})])
     text = write_report(folder, settings=QUIET).read_text()
-    assert "Crashed episodes, which count as failures: ddim (approximate) 2 of 2." in text
+    assert "Crashed episodes, counted as failures: ddim (approximate) 2 of 2." in text
     assert "ddim (approximate), seed 1, repeat 0: ValueError: &lt;b&gt;simulated" in text
-    assert "Fewer than 50 episodes, so that success is hardly known: ddpm 2 and ddim (approximate) 2." in text
+    assert "Fewer than 50 episodes: ddpm 2, ddim (approximate) 2." in text
     assert "specpolicy rollout &#39;a=b c&#39;" in text
 
 
@@ -105,8 +105,8 @@ def test_cautions_about_latency(tmp_path: Path) -> None:
     latency = timed(["ddpm", "ddim"], calls=30, cpu="elsewhere")
     text = cautions(read_task(write_folder(tmp_path / "reach", episodes(WON), latency)))
     assert "Latency was measured on elsewhere, cpu; the episodes ran on here, cpu." in text
-    assert "Without measured latency: free and short." in text
-    assert "Fewer than 100 timed calls: ddpm 30 and ddim (approximate) 30." in text
+    assert "Without measured latency: free, short." in text
+    assert "Fewer than 100 timed calls: ddpm 30, ddim (approximate) 30." in text
     fine = write_folder(tmp_path / "fine", episodes(WON, "fine"), timed())
     assert cautions(read_task(fine)) == ""
 
@@ -134,7 +134,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["report", "a", "b"], "these are 2: a, b"),
         (["report", "/nowhere"], "there is no folder /nowhere"),
         (["report", str(folder), "colour=red"], "colour"),
-        (["report", str(folder), "film=warp"], "no sampler 'warp' to film; there are ddim, ddpm"),
+        (
+            ["report", str(folder), "reference=warp"],
+            "no sampler 'warp' to compare with; it has ddpm, free, short, ddim",
+        ),
     ]:
         assert main(arguments) == EXIT_USER_ERROR
         assert says in capsys.readouterr().err
