@@ -1,4 +1,4 @@
-"""The loop of a training, whatever is taught: AdamW, half a cosine, moving average, resume after a kill."""
+"""Train a network: AdamW, half a cosine, moving average of the weights, resume after a kill."""
 
 from __future__ import annotations
 
@@ -13,53 +13,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+from specpolicy import __version__
+from specpolicy.utils.checks import check_flag, check_integer, check_number
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
-
-
-class EMAModel:
-    """Average of a module's state with decay ``min(limit, 1 − (1 + step)^−power)``.
-
-    The decay starts near zero, so that the first random weights are soon forgotten; this is the schedule that
-    Diffusion Policy uses (power 0.75).
-    """
-
-    def __init__(self, module: nn.Module, power: float = 0.75, limit: float = 0.9999) -> None:
-        self.power, self.limit, self.step = power, limit, 0
-        self.average = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take in the module's present weights."""
-        self.step += 1
-        decay = min(self.limit, 1.0 - (1.0 + self.step) ** -self.power)
-        for name, tensor in module.state_dict().items():
-            average = self.average[name]
-            if average.is_floating_point():
-                average.lerp_(tensor, 1.0 - decay)
-            else:
-                average.copy_(tensor)
-
-    def state_dict(self) -> dict[str, Tensor | int]:
-        """Averages and the step, as tensors and integers."""
-        return {"step": self.step, **{f"average.{name}": tensor for name, tensor in self.average.items()}}
-
-    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.step = int(state["step"])
-        for name, tensor in self.average.items():
-            tensor.copy_(torch.as_tensor(state[f"average.{name}"]))
-
+from specpolicy.utils.run_identity import claim_folder, source_digest
 
 STATE = "training.pt"
 LOG = "training.jsonl"
-FREE = ("threads", "save_every")
-"""Settings that do not change what is learned."""
+IDENTITY = "training.json"
+_FREE = ("settings.threads", "settings.save_every")  # they do not change what is learned
+_TRACES = (STATE, "*.safetensors", "config.json", "model_index.json")
 
 
 class ResumeError(RuntimeError):
-    """A training folder holds a run with other settings, or a state that cannot be read."""
+    """A training folder holds a state that cannot be read."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the weights are no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +51,9 @@ class TrainingSettings:
         bfloat16: run the network in bfloat16 autocast (weights and loss stay float32); None does so where the device
             has instructions for it, since it is slower than float32 elsewhere.
         threads: CPU threads; 0 leaves torch's choice.
+
+    Raises:
+        ValueError: a setting is of another type or out of its range.
     """
 
     steps: int = 20_000
@@ -89,6 +66,19 @@ class TrainingSettings:
     bfloat16: bool | None = None
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch_size": 1, "warmup_steps": 0, "seed": 0, "save_every": 1, "threads": 0}
+        checked: dict[str, Any] = {
+            name: check_integer(f"training.{name}", getattr(self, name), bound, 2**63 - 1)
+            for name, bound in least.items()
+        }
+        checked["learning_rate"] = check_number("training.learning_rate", self.learning_rate, above=0)
+        checked["weight_decay"] = check_number("training.weight_decay", self.weight_decay, least=0)
+        if self.bfloat16 is not None:
+            check_flag("training.bfloat16", self.bfloat16)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
 
 Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
 """Mean loss of a network over the examples at some indices, ``(n,)``; noise and timesteps come from the generator."""
@@ -99,13 +89,16 @@ Save = Callable[[nn.Module, Path], None]
 
 @dataclass(frozen=True)
 class TrainingObjective:
-    """What is taught.
+    """What a network is to learn.
 
     Attributes:
-        examples: how many there are to learn from. loss: on them.
-        held_out: how many there are to validate on. validation: the loss on those.
+        examples: number of training examples, at least 1.
+        loss: mean loss on some of them.
+        held_out: number of validation examples, at least 1.
+        validation: mean loss on some of those.
         save: writes the averaged network.
-        identity: in plain types, what makes this lesson another than another one, beside the settings.
+        identity: in plain types, everything beside the settings that decides what is learned: configuration, data by
+            digest.
     """
 
     examples: int
@@ -116,18 +109,48 @@ class TrainingObjective:
     identity: dict[str, Any]
 
 
-class TrainingLoop:
-    """Trains ``network``; writes everything into ``folder``; goes on where a killed run stopped.
+def averaged_model(network: nn.Module, power: float = 0.75, limit: float = 0.9999) -> AveragedModel:
+    """Make the exponential moving average of a network's weights.
 
-    ``folder`` holds ``training.pt`` (the state to resume from), ``training.jsonl`` (one line a validation) and what
-    ``lesson.save`` makes of the moving average.
+    The decay of update n is ``min(limit, 1 − (1 + n)^−power)``, which starts at zero, so that the first random weights
+    are soon forgotten: the schedule of Diffusion Policy (Chi et al. 2023).
+
+    Args:
+        network: whose weights are averaged; its buffers are copied.
+        power: exponent of the schedule, above 0.
+        limit: largest decay, below 1.
+
+    Returns:
+        The average; call ``update_parameters`` after each optimizer step.
     """
 
-    def __init__(self, network: nn.Module, lesson: TrainingObjective, settings: TrainingSettings, folder: Path) -> None:
-        self.network, self.lesson, self.settings, self.folder = network, lesson, settings, folder
+    def average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        decay = min(limit, 1.0 - (1.0 + int(count)) ** -power)
+        return torch.lerp(mean, value, 1.0 - decay)
+
+    return AveragedModel(network, avg_fn=average)
+
+
+class TrainingLoop:
+    """Train a network; everything is written into one folder, and a killed run goes on where it stopped.
+
+    The folder holds ``training.json`` (what decides the result), ``training.pt`` (the state to resume from),
+    ``training.jsonl`` (one line a validation) and what ``objective.save`` makes of the averaged network.
+
+    Args:
+        network: to train, on the device to train on.
+        objective: what it is to learn.
+        settings: how to train.
+        folder: of the run.
+    """
+
+    def __init__(
+        self, network: nn.Module, objective: TrainingObjective, settings: TrainingSettings, folder: Path
+    ) -> None:
+        self.network, self.objective, self.settings, self.folder = network, objective, settings, folder
         self.device = next(network.parameters()).device
         self.bfloat16 = has_bfloat16(self.device) if settings.bfloat16 is None else settings.bfloat16
-        self.average = EMAModel(network)
+        self.average = averaged_model(network)
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=settings.learning_rate,
@@ -135,10 +158,10 @@ class TrainingLoop:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.rate = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_factor)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_factor)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.order = torch.empty(0, dtype=torch.long)
-        self.step = 0
+        self.step = self.saved = 0
 
     def _rate_factor(self, step: int) -> float:
         warmup = self.settings.warmup_steps
@@ -154,11 +177,12 @@ class TrainingLoop:
             The network with averaged weights, in evaluation mode.
 
         Raises:
-            ResumeError: ``folder`` holds another run, or a state that cannot be read.
+            OtherRunError: the folder holds another run; nothing is written then.
+            ResumeError: its state cannot be read.
+            TrainingDiverged: the loss or the weights are no longer finite; what was saved before stays.
         """
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         started, loss_sum, since = time.monotonic(), 0.0, 0
         with progress_bar("training", total=self.settings.steps, completed=self.step) as bar:
@@ -173,42 +197,58 @@ class TrainingLoop:
         return self.averaged()
 
     def averaged(self) -> nn.Module:
-        """A copy of the network with the moving-average weights."""
-        network = copy.deepcopy(self.network)
-        network.load_state_dict(self.average.average)
-        return network.eval()
+        """Copy the network with averaged weights, in evaluation mode."""
+        return copy.deepcopy(self.average.module).eval()
 
     @torch.no_grad()
     def validation_loss(self, network: nn.Module, batches: int = 8) -> float:
-        """Loss of ``network`` on held-out examples, with the same noise and timesteps every time."""
+        """Measure the loss on validation examples, with the same noise and timesteps every time.
+
+        Args:
+            network: to measure.
+            batches: at most so many are used.
+
+        Returns:
+            The mean loss.
+        """
         generator = torch.Generator().manual_seed(1)
-        order = torch.randperm(self.lesson.held_out, generator=generator)
+        order = torch.randperm(self.objective.held_out, generator=generator)
         picks = torch.split(order, self.settings.batch_size)[:batches]
         with self._precision():
-            losses = [self.lesson.validation(network, index, generator) for index in picks]
+            losses = [self.objective.validation(network, index, generator) for index in picks]
         return float(torch.stack(losses).mean())
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def _batch(self) -> Tensor:
-        size = min(self.settings.batch_size, self.lesson.examples)
+        size = min(self.settings.batch_size, self.objective.examples)
         if len(self.order) < size:
-            self.order = torch.randperm(self.lesson.examples, generator=self.generator)
+            self.order = torch.randperm(self.objective.examples, generator=self.generator)
         index, self.order = self.order[:size], self.order[size:]
         return index
 
     def _step(self) -> float:
         self.network.train()
         with self._precision():
-            loss = self.lesson.loss(self.network, self._batch(), self.generator)
+            loss = self.objective.loss(self.network, self._batch(), self.generator)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.rate.step()
+        self.schedule.step()
         self.step += 1
-        self.average.update(self.network)
-        return float(loss.detach())
+        self.average.update_parameters(self.network)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value}")
+        return value
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        last = f"the last good weights are those of step {self.saved}, in {self.folder}"
+        return TrainingDiverged(
+            f"step {self.step}: {what}; {last if self.saved else 'no weights had been saved before'}. Choose a lower "
+            f"training.learning_rate than {self.settings.learning_rate:g} and another out="
+        )
 
     def _save(self, train_loss: float, seconds_a_step: float) -> None:
         averaged = self.averaged()
@@ -216,18 +256,21 @@ class TrainingLoop:
             "step": self.step,
             "train_loss": round(train_loss, 6),
             "validation_loss": round(self.validation_loss(averaged), 6),
-            "learning_rate": self.rate.get_last_lr()[0],
+            "learning_rate": self.schedule.get_last_lr()[0],
             "seconds_a_step": round(seconds_a_step, 4),
         }
-        with (self.folder / LOG).open("a") as log:
-            log.write(json.dumps(line) + "\n")
-        self.lesson.save(averaged, self.folder)
+        if not math.isfinite(line["validation_loss"]):
+            raise self._diverged(f"the validation loss is {line['validation_loss']}")
+        if bad := [name for name, tensor in self.network.state_dict().items() if not tensor.isfinite().all()]:
+            raise self._diverged(f"{bad[0]} is no longer finite")
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line, allow_nan=False) + "\n")
+        self.objective.save(averaged, self.folder)
         state = {
-            "settings": asdict(self.settings) | self.lesson.identity,
             "step": self.step,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rate": self.rate.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "average": self.average.state_dict(),
             "generator": self.generator.get_state(),
             "dropout": torch.get_rng_state(),  # layers that drop draw from torch's own generator
@@ -235,35 +278,38 @@ class TrainingLoop:
         }
         with atomic_path(self.folder / STATE) as temporary:
             torch.save(state, temporary)
+        self.saved = self.step
 
     def _resume(self) -> None:
+        identity = {
+            "settings": asdict(self.settings) | {"bfloat16": self.bfloat16},
+            **self.objective.identity,
+            "software": {
+                "specpolicy": __version__,
+                "source": source_digest("specpolicy.training", "specpolicy.datasets", "specpolicy.policies"),
+                "torch": torch.__version__,
+            },
+        }
+        claim_folder(self.folder, identity, name=IDENTITY, free=_FREE, traces=_TRACES)
         path = self.folder / STATE
         if not path.exists():
             return
         try:
             state = torch.load(path, weights_only=True, map_location=self.device)
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.average.load_state_dict(state["average"])
+            self.generator.set_state(state["generator"].cpu())
+            torch.set_rng_state(state["dropout"].cpu())
+            self.order, self.step = state["order"].cpu(), int(state["step"])
         except Exception as error:
             raise ResumeError(f"{path} cannot be read ({error}); delete it to train from the start") from error
-        old, new = state["settings"], asdict(self.settings) | self.lesson.identity
-        differ = {
-            key: (old.get(key), new.get(key)) for key in sorted({*old, *new} - {*FREE}) if old.get(key) != new.get(key)
-        }
-        if differ:
-            raise ResumeError(
-                f"{self.folder} holds a run with other settings (found, asked for): {differ}; "
-                "choose another out= or the old settings"
-            )
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rate.load_state_dict(state["rate"])
-        self.average.load_state_dict(state["average"])
-        self.generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["dropout"].cpu())
-        self.order, self.step = state["order"].cpu(), state["step"]
+        self.saved = self.step
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 on ``device``."""
+    """Tell whether bfloat16 is faster than float32 on ``device``."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and "avx512_bf16" in _cpu_flags()
