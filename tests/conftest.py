@@ -14,7 +14,7 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-REAL_CLOCK = {"serving", "control", "evaluation", "training"}
+REAL_CLOCK = {"serving", "control", "evaluation"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -64,12 +64,14 @@ def observations_of_demonstrations(policy: DiffusionPolicy, path: str | Path) ->
         DemonstrationError: the file is missing, damaged or lacks what the policy looks at.
         ImportError: h5py is missing; the message names the extra.
     """
-    from specpolicy.datasets.robomimic import read_demonstrations
+    from specpolicy.datasets.demonstrations import ALL, read_demonstrations
 
     path = Path(path)
     spec = policy.observations
     vectors = {key: dim for key, dim in spec.keys.items() if key not in spec.images}
-    episodes = read_demonstrations(path, vectors, validation_demos=0, images=spec.images).train
+    episodes = read_demonstrations(
+        path, vectors, validation_demos=0, images=spec.images, action_dim=policy.config.action_dim, filter_key=ALL
+    ).train
     back = np.arange(1 - policy.config.n_obs_steps, 1)
     histories = [
         joined[(np.arange(len(joined))[:, None] + back).clip(min=0)]

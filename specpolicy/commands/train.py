@@ -20,6 +20,7 @@ def train(overrides: Sequence[str]) -> None:
     teacher = None if cfg.teacher is None else DiffusionPolicy.from_pretrained(cfg.teacher, cfg.device)
     train_policy(
         config, cfg.dataset, settings, cfg.out, cfg.device, cfg.validation_demos, teacher,
-        noise_draws=cfg.noise_draws, auxiliary=to_container(cfg.auxiliary) or {},
+        noise_draws=cfg.noise_draws, auxiliary=to_container(cfg.auxiliary) or {}, filter_key=cfg.filter_key,
+        environment=to_container(cfg.task).get("demonstrations"),
     )  # fmt: skip
     print(f"policy in {cfg.out}")

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specpolicy.datasets.robomimic import Demonstration
+from specpolicy.datasets.demonstrations import Demonstration
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,14 @@ from typing import Any
 import gymnasium
 
 from specpolicy.datasets.expert_workers import Alone, Attempt, Crew, ExpertPolicy, ExpertWorker, RecordingError
-from specpolicy.datasets.robomimic import Attribute, Episode, read_attributes, read_episodes, write_demonstrations
+from specpolicy.datasets.robomimic import (
+    Attribute,
+    DemonstrationError,
+    Episode,
+    read_attributes,
+    read_episodes,
+    write_demonstrations,
+)
 from specpolicy.utils.files import FolderLock, atomic_path, differences
 from specpolicy.utils.progress import progress_bar
 
@@ -225,7 +232,7 @@ def read_recorded(path: Path, recording: Mapping[str, Any], software: Mapping[st
     try:
         attributes = read_attributes(path)
         there = json.loads(str(attributes["recording"]))
-    except (OSError, KeyError):
+    except (DemonstrationError, KeyError):
         raise OtherRecording(
             f"{path} is there and was not recorded from an expert; choose another out=, or overwrite=true to replace it"
         ) from None

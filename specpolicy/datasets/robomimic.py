@@ -1,16 +1,18 @@
-"""Reading demonstrations in robomimic's HDF5 layout."""
+"""Demonstrations in robomimic's HDF5 layout: one writer, one reader."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specpolicy.utils.checks import shown
 from specpolicy.utils.extras import require
 from specpolicy.utils.files import atomic_path
 
@@ -147,172 +149,197 @@ def _write_episode(group: Any, episode: Episode, compression: int) -> None:
         group.attrs[key] = value
 
 
-def read_attributes(path: str | Path) -> dict[str, Attribute]:
-    """Attributes of the group ``data``: ``env_args``, ``total``, and what was given at writing.
-
-    Raises:
-        OSError: no readable HDF5 file.
-        KeyError: it has no group ``data``.
-    """
-    h5py = require("h5py", "train")
-    with h5py.File(path, "r") as file:
-        return {key: _python(value) for key, value in file["data"].attrs.items()}
-
-
-def read_episodes(path: str | Path) -> Iterator[Episode]:
-    """The episodes of a file, in the order of their numbers.
-
-    Raises:
-        OSError: no readable HDF5 file.
-        KeyError: it has no group ``data``, or an episode has no actions or observations.
-    """
-    h5py = require("h5py", "train")
-    with h5py.File(path, "r") as file:
-        data = file["data"]
-        for name in sorted(data, key=lambda name: (len(name), name)):
-            group = data[name]
-            yield Episode(
-                actions=group["actions"][:],
-                observations={key: values[:] for key, values in group["obs"].items()},
-                others={
-                    key: values[:]
-                    for key, values in group.items()
-                    if key != "actions" and isinstance(values, h5py.Dataset)
-                },
-                next_observations={key: values[:] for key, values in group.get("next_obs", {}).items()},
-                attributes={key: _python(value) for key, value in group.attrs.items() if key != "num_samples"},
-            )
-
-
-def _python(value: Any) -> Attribute:
-    plain: Attribute = value.item() if hasattr(value, "item") else value
-    return plain
-
-
 class DemonstrationError(ValueError):
     """A demonstration file lacks what is needed or holds what cannot be learned from."""
 
 
-@dataclass(frozen=True)
-class Demonstration:
-    """One episode: ``observations`` (T, observation dim) with all vectors joined, ``actions`` (T, action dim).
-
-    ``images`` are those of each camera, (T, H, W, C) bytes. ``others`` are vectors that are not observed, (T, dim).
-    ``seed`` names its initial state; None if the file does not tell, as for demonstrations by people. ``taught`` (T,)
-    is false where an action is no example: a fault that an expert makes in order to show its repair. None: all are.
-    """
-
-    name: str
-    observations: NDArray[np.float32]
-    actions: NDArray[np.float32]
-    seed: int | None = None
-    taught: NDArray[np.bool_] | None = None
-    images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
-    others: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+_READING = (OSError, RuntimeError, KeyError, TypeError, ValueError)  # what h5py raises over damaged content
 
 
-@dataclass(frozen=True)
-class DemonstrationSet:
-    """Episodes of one file, split for training and validation."""
+class DemonstrationFile:
+    """Open a file of robomimic's layout for reading. Use it as a context manager.
 
-    train: list[Demonstration]
-    valid: list[Demonstration]
-
-
-def read_demonstrations(
-    path: str | Path,
-    keys: Mapping[str, int],
-    validation_demos: int = 10,
-    images: Mapping[str, tuple[int, ...]] | None = None,
-    others: Sequence[str] = (),
-) -> DemonstrationSet:
-    """Read all episodes of a robomimic file into memory.
+    Whatever is missing, damaged or of another type is a :class:`DemonstrationError` of one line that names the file,
+    the episode and the dataset. Content that was never written, which HDF5 gives back as zeros, is an error, too.
 
     Args:
-        path: HDF5 file with ``data/<demo>/{actions, obs/<key>}`` and, if present, ``mask/valid``.
-        keys: vectors to read and their lengths; joined in this order.
-        images: cameras to read and the shape of one image, (H, W, C) as robomimic stores them.
-        others: keys of further vectors to read, of any length.
-        validation_demos: how many episodes to hold out; taken from ``mask/valid`` first, then from the end.
+        path: the HDF5 file.
+
+    Attributes:
+        path: the HDF5 file.
+        names: the episodes, in the order of their numbers.
 
     Raises:
-        DemonstrationError: the file is missing or no HDF5, a key is missing or has another length, values are not
-            finite, or too few episodes are left to train on. The message names the file and the episode.
+        DemonstrationError: the file is missing, no HDF5, or has no group ``data`` with episodes.
+        ImportError: h5py is missing; the message names the extra.
     """
-    h5py = require("h5py", "train")
-    path = Path(path)
-    if not path.is_file():
-        raise DemonstrationError(f"no demonstrations at {path}; set dataset=<file.hdf5> (robomimic layout)")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DemonstrationError(f"{path} is not a readable HDF5 file: {error}") from error
-    with file:
-        if "data" not in file or not len(file["data"]):
-            raise DemonstrationError(f"{path} has no group 'data' with episodes; found {sorted(file)}")
-        names = sorted(file["data"], key=lambda name: (len(name), name))
-        episodes = {name: _read_episode(path, name, file["data"][name], keys, images or {}, others) for name in names}
-        masked = [name.decode() for name in file["mask/valid"][:]] if "mask/valid" in file else []
-    held_out = ([name for name in masked if name in episodes] + [n for n in reversed(names) if n not in masked])[
-        :validation_demos
-    ]
-    if len(held_out) >= len(names):
-        raise DemonstrationError(f"{path}: {len(names)} episodes, {validation_demos} held out: none left to train on")
-    return DemonstrationSet(
-        train=[episodes[name] for name in names if name not in held_out],
-        valid=[episodes[name] for name in held_out],
-    )
+
+    def __init__(self, path: str | Path) -> None:
+        self._h5py = require("h5py", "train")
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DemonstrationError(f"no demonstrations at {self.path}; set dataset=<file.hdf5> (robomimic layout)")
+        try:
+            self._file = self._h5py.File(self.path, "r")
+        except OSError as error:
+            raise DemonstrationError(f"{self.path} is not a readable HDF5 file: {error}") from error
+        try:
+            data = self._file.get("data")
+            if not isinstance(data, self._h5py.Group) or not len(data):
+                found = sorted(self._file)
+                raise DemonstrationError(f"{self.path} has no group 'data' with episodes; found {shown(found)}")
+            self._data = data
+            self.names = sorted(data, key=lambda name: (len(name), name))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> DemonstrationFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def refuse(self, place: str, message: str, cause: Exception | None = None) -> NoReturn:
+        """Raise a :class:`DemonstrationError` about a place in the file."""
+        raise DemonstrationError(f"{self.path}, {place} {message}") from cause
+
+    def attributes(self, episode: str | None = None) -> dict[str, Attribute]:
+        """Read the attributes of the group ``data``, or of an episode, as plain values."""
+        place = "data" if episode is None else f"data/{episode}"
+        try:
+            group = self._data if episode is None else self._group(episode)
+            return {key: _plain(value) for key, value in group.attrs.items()}
+        except _READING as error:
+            if isinstance(error, DemonstrationError):
+                raise
+            self.refuse(place, f"attributes cannot be read ({one_line(error)})", error)
+
+    def masks(self) -> dict[str, list[str]]:
+        """Read the filter keys: for each name in the group ``mask``, the episodes that it lists."""
+        if "mask" not in self._file:
+            return {}
+        group = self._file["mask"]
+        if not isinstance(group, self._h5py.Group):
+            self.refuse("mask", "is an array; expected a group with a list of episodes for each filter key")
+        masks: dict[str, list[str]] = {}
+        for key in group:
+            place, stored = f"mask/{key}", group[key]
+            if not isinstance(stored, self._h5py.Dataset) or stored.ndim != 1 or (
+                len(stored) and stored.dtype.kind not in "SO"
+            ):  # fmt: skip
+                self.refuse(place, "expected a list of names of episodes, as text")
+            try:
+                listed = [name.decode() if isinstance(name, bytes) else str(name) for name in stored[:]]
+            except _READING as error:
+                self.refuse(place, f"cannot be read ({one_line(error)})", error)
+            if absent := [name for name in listed if name not in self._data]:
+                self.refuse(place, f"names {shown(absent)}, which the group 'data' does not have")
+            masks[key] = listed
+        return masks
+
+    def keys(self, episode: str, group: str = "") -> list[str]:
+        """List the datasets of an episode, or of a group in it such as ``obs``; none if there is no such group."""
+        found = self._group(episode)
+        if group:
+            found = found.get(group, {})
+            if not hasattr(found, "keys"):
+                self.refuse(f"data/{episode}/{group}", "is an array; expected a group of arrays")
+        return [key for key in found if not isinstance(found.get(key), self._h5py.Group)]
+
+    def read(self, episode: str, name: str) -> NDArray[Any]:
+        """Read one dataset of an episode, such as ``actions`` or ``obs/object``: numbers, with a row for each step."""
+        place, group = f"data/{episode}/{name}", self._group(episode)
+        stored = group.get(name)
+        if not isinstance(stored, self._h5py.Dataset):
+            self.refuse(f"data/{episode}:", f"{name!r} is missing; found {shown(sorted(group))}")
+        if stored.dtype.kind not in "biuf":
+            self.refuse(place, f"holds {_kind(stored.dtype)}; expected numbers")
+        if stored.ndim == 0:
+            self.refuse(place, "holds a single number; expected one row for each step")
+        if stored.is_virtual or stored.external:
+            self.refuse(place, "lies in other files; copy it into one file first, e.g. with h5repack")
+        if stored.size and not _is_written(stored):
+            self.refuse(place, f"has shape {stored.shape}, but not all of its content was written; record it again")
+        try:
+            values: NDArray[Any] = stored[:]
+        except _READING as error:
+            self.refuse(place, f"is damaged ({one_line(error)}); copy the file again, or remove this episode", error)
+        return values
+
+    def _group(self, episode: str) -> Any:
+        group = self._data.get(episode)
+        if not isinstance(group, self._h5py.Group):
+            self.refuse(
+                f"data/{episode}",
+                "is an array; expected an episode with 'actions' and 'obs'. PushT's replay buffer is converted by "
+                "`specpolicy convert task=pusht source=...`",
+            )
+        return group
 
 
-def _read_episode(
-    path: Path,
-    name: str,
-    group: object,
-    keys: Mapping[str, int],
-    images: Mapping[str, tuple[int, ...]],
-    others: Sequence[str],
-) -> Demonstration:
-    where = f"{path}, data/{name}"
-    if not hasattr(group, "keys"):
-        raise DemonstrationError(
-            f"{where} is an array; expected an episode with 'actions' and 'obs'. PushT's replay buffer is converted by "
-            "`specpolicy convert task=pusht source=...`"
-        )
-    for needed in ("actions", "obs"):
-        if needed not in group:  # type: ignore[operator]
-            raise DemonstrationError(f"{where}: '{needed}' is missing; found {sorted(group)}")  # type: ignore[call-overload]
-    actions = np.asarray(group["actions"], dtype=np.float32)  # type: ignore[index]
-    stored = group["obs"]  # type: ignore[index]
-    missing = [key for key in (*keys, *images, *others) if key not in stored]
-    if missing:
-        raise DemonstrationError(f"{where}/obs lacks {missing}; found {sorted(stored)}")
-    parts = [np.asarray(stored[key], dtype=np.float32) for key in keys]
-    for (key, dim), part in zip(keys.items(), parts, strict=True):
-        if part.shape != (len(actions), dim):
-            raise DemonstrationError(f"{where}/obs/{key} has shape {part.shape}; expected {(len(actions), dim)}")
-    observations = np.concatenate(parts, axis=-1) if parts else np.zeros((len(actions), 0), np.float32)
-    seen = {key: _read_images(f"{where}/obs/{key}", stored[key], (len(actions), *images[key])) for key in images}
-    further = {key: np.asarray(stored[key], dtype=np.float32).reshape(len(stored[key]), -1) for key in others}
-    for key, values in further.items():
-        if len(values) != len(actions):
-            raise DemonstrationError(f"{where}/obs/{key} has {len(values)} rows; expected {len(actions)}")
-    if not (np.isfinite(actions).all() and np.isfinite(observations).all() and all(map(_finite, further.values()))):
-        raise DemonstrationError(f"{where} contains NaN or infinity; remove or repair this episode")
-    seed = group.attrs.get("seed")  # type: ignore[attr-defined]
-    taught = np.asarray(group["taught"]) != 0 if "taught" in group else None  # type: ignore[index,operator]
-    if taught is not None and taught.shape != (len(actions),):
-        raise DemonstrationError(f"{where}/taught has shape {taught.shape}; expected {(len(actions),)}")
-    return Demonstration(name, observations, actions, None if seed is None else int(seed), taught, seen, further)
+def read_attributes(path: str | Path) -> dict[str, Attribute]:
+    """Read the attributes of the group ``data``: ``env_args``, ``total``, and what was given at writing.
+
+    Args:
+        path: the HDF5 file.
+
+    Returns:
+        Plain values by name.
+
+    Raises:
+        DemonstrationError: the file is missing or no demonstration file.
+    """
+    with DemonstrationFile(path) as file:
+        return file.attributes()
 
 
-def _finite(values: NDArray[np.float32]) -> bool:
-    return bool(np.isfinite(values).all())
+def read_episodes(path: str | Path) -> Iterator[Episode]:
+    """Read the episodes of a file with everything that they hold, in the order of their numbers.
+
+    Args:
+        path: the HDF5 file.
+
+    Yields:
+        One episode after another.
+
+    Raises:
+        DemonstrationError: the file is missing or damaged, or an episode has no actions or observations.
+    """
+    with DemonstrationFile(path) as file:
+        for name in file.names:
+            attributes = file.attributes(name)
+            attributes.pop("num_samples", None)
+            yield Episode(
+                actions=file.read(name, "actions"),
+                observations={key: file.read(name, f"obs/{key}") for key in file.keys(name, "obs")},
+                others={key: file.read(name, key) for key in file.keys(name) if key != "actions"},
+                next_observations={key: file.read(name, f"next_obs/{key}") for key in file.keys(name, "next_obs")},
+                attributes=attributes,
+            )
 
 
-def _read_images(where: str, stored: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    if tuple(stored.shape) != shape:
-        raise DemonstrationError(f"{where} has shape {tuple(stored.shape)}; expected {shape}: steps, then one image")
-    if stored.dtype != np.uint8:
-        raise DemonstrationError(f"{where} has type {stored.dtype}; expected uint8, an image's bytes from 0 to 255")
-    read: NDArray[np.uint8] = stored[:]
-    return read
+def one_line(error: Exception) -> str:
+    """Write an error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _plain(value: Any) -> Attribute:
+    plain: Attribute = value.item() if getattr(value, "size", 0) == 1 and hasattr(value, "item") else value
+    return plain.decode() if isinstance(plain, bytes) else plain
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    return "text" if dtype.kind in "SUO" else f"values of type {dtype}"
+
+
+def _is_written(dataset: Any) -> bool:
+    """Tell whether all content of a dataset is in the file: HDF5 reads zeros where it is not."""
+    if dataset.chunks is None:
+        return bool(dataset.id.get_storage_size() > 0)
+    expected = 1
+    for length, chunk in zip(dataset.shape, dataset.chunks, strict=True):
+        expected *= -(-length // chunk)
+    return bool(dataset.id.get_num_chunks() == expected)

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_SMALLEST_RANGE = 1e-4
+SMALLEST_RANGE = 1e-4
+"""Coordinates that vary by no more than this in the data are taken as constant."""
 
 
 class MinMaxNormalizer(nn.Module):
@@ -16,7 +17,8 @@ class MinMaxNormalizer(nn.Module):
     is not blown up. Values outside the range map outside [−1, 1]; nothing is clipped.
 
     Args:
-        low, high: smallest and largest value of each coordinate in the data, shape ``(dim,)``.
+        low: smallest value of each coordinate in the data, shape ``(dim,)``.
+        high: largest value of each coordinate, same shape.
     """
 
     low: Tensor
@@ -31,7 +33,7 @@ class MinMaxNormalizer(nn.Module):
 
     @classmethod
     def identity(cls, dim: int) -> MinMaxNormalizer:
-        """The map that changes nothing, to be filled by ``load_state_dict``."""
+        """Make the map that changes nothing, to be filled by ``load_state_dict``."""
         return cls(-torch.ones(dim), torch.ones(dim))
 
     @classmethod
@@ -41,14 +43,14 @@ class MinMaxNormalizer(nn.Module):
 
     def _centre_and_scale(self) -> tuple[Tensor, Tensor]:
         half = (self.high - self.low) / 2
-        return (self.high + self.low) / 2, torch.where(half > _SMALLEST_RANGE / 2, half, torch.ones_like(half))
+        return (self.high + self.low) / 2, torch.where(half > SMALLEST_RANGE / 2, half, torch.ones_like(half))
 
     def normalize(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """From data units to [−1, 1]."""
+        """Map data units to [−1, 1]."""
         centre, scale = self._centre_and_scale()
         return (value - centre) / scale
 
     def unnormalize(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """From [−1, 1] to data units."""
+        """Map [−1, 1] to data units."""
         centre, scale = self._centre_and_scale()
         return value * scale + centre

@@ -1,30 +1,46 @@
-"""The whole way from a demonstration file to a trained policy."""
+"""Train a policy from a demonstration file."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from specpolicy.datasets.action_chunks import ActionChunkDataset, cut_action_chunks
-from specpolicy.datasets.robomimic import read_demonstrations
-from specpolicy.policies.checkpoint import checkpoint_digest, write_seen_seeds
+from specpolicy.datasets.demonstrations import DemonstrationSet, check_environment, read_demonstrations
+from specpolicy.datasets.robomimic import DemonstrationError
+from specpolicy.policies.checkpoint import checkpoint_digest, file_digest, write_seen_seeds
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
-from specpolicy.policies.normalizer import MinMaxNormalizer
+from specpolicy.policies.normalizer import SMALLEST_RANGE, MinMaxNormalizer
+from specpolicy.speculative.process import ReverseProcess
 from specpolicy.training.loop import TrainingLoop, TrainingObjective, TrainingSettings
+from specpolicy.utils.checks import check_integer, check_number
+
+_log = logging.getLogger(__name__)
 
 
 def training_target(scheduler: DDPMScheduler, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-    """The prediction that gives ``clean`` back, by the scheduler's ``prediction_type``.
+    """Compute the prediction that gives ``clean`` back, by the scheduler's ``prediction_type``.
 
     Noise ε (Ho et al. 2020, equation 14), x0 itself, or velocity √ᾱ ε − √(1−ᾱ) x0 (Salimans and Ho 2022).
+
+    Args:
+        scheduler: of the noise levels.
+        clean: samples x0.
+        noise: standard normal, the shape of ``clean``.
+        timestep: of each sample, shape ``(n,)``.
+
+    Returns:
+        The target, the shape of ``clean``.
 
     Raises:
         ValueError: the prediction type is another.
@@ -55,10 +71,14 @@ def diffusion_objective(
 
     Args:
         policy: to train; what the objective is asked for is ``readout`` where there is one.
-        train, valid: pairs to learn from, and others.
+        train: pairs to learn from.
+        valid: pairs to validate on.
         teacher: see above.
         noise_draws: noises and timesteps for each pair, whose images are encoded once.
         readout: holds the policy and auxiliary layers, whose errors are added.
+
+    Returns:
+        The objective; its identity holds what was given here, to which the caller adds configuration and data.
 
     Raises:
         ValueError: the teacher is of no checkpoint, by which a resumed training would know it again.
@@ -169,6 +189,8 @@ def train_policy(
     teacher: DiffusionPolicy | None = None,
     noise_draws: int = 1,
     auxiliary: Mapping[str, float] | None = None,
+    filter_key: str | None = None,
+    environment: Mapping[str, Any] | None = None,
 ) -> DiffusionPolicy:
     """Train a policy, or finish a training that was interrupted.
 
@@ -178,33 +200,44 @@ def train_policy(
         settings: how to train.
         out: folder of the run; see :class:`TrainingLoop`.
         device: where to train.
-        validation_demos: episodes held out.
+        validation_demos: episodes held out at least; see :func:`read_demonstrations`.
         teacher: a policy to distil into this one, usually smaller; its normalizers are taken over. None: learn from the
             demonstrations alone.
         noise_draws: noises and timesteps for each pair in a step. The images of a pair are encoded once, so that more
             draws use a costly encoder better.
         auxiliary: vectors of the demonstrations that a linear layer is to read off the images' features, and the weight
             of its error; see :class:`AuxiliaryReadout`. The layer is no part of the policy.
+        filter_key: mask of the demonstrations to use; see :func:`read_demonstrations`.
+        environment: what the demonstrations' ``env_args`` must say; see :func:`check_environment`. None: anything.
 
     Returns:
         The policy with averaged weights, which ``out`` holds too.
 
     Raises:
-        DemonstrationError: the data cannot be used. ResumeError: ``out`` holds a different run.
-        ValueError: the teacher looks at other observations or predicts something else.
+        DemonstrationError: the data cannot be used, or leave nothing to learn.
+        OtherRunError: ``out`` holds another run.
+        ResumeError: the state in ``out`` cannot be read.
+        TrainingDiverged: the loss is no longer finite.
+        ValueError: the teacher looks at other observations or predicts something else, or the scheduler's chain cannot
+            be sampled.
     """
     if teacher is not None:
         config.check_interchangeable(teacher.config, "teacher")
     if auxiliary and not config.cameras:
         raise ValueError(f"auxiliary={dict(auxiliary)} is read off images, but the policy has no cameras")
-    if noise_draws < 1:
-        raise ValueError(f"noise_draws must be at least 1, not {noise_draws}")
+    check_integer("noise_draws", noise_draws, 1)
+    for key, weight in (auxiliary or {}).items():
+        check_number(f"auxiliary.{key}", weight, least=0)
     horizons = (config.n_obs_steps, config.horizon, config.n_action_steps)
     torch.manual_seed(settings.seed)
     policy = DiffusionPolicy(config)
+    ReverseProcess.from_scheduler(policy.scheduler)  # a chain that cannot be sampled is refused before it is taught
     spec = policy.observations
     vectors = {key: dim for key, dim in spec.keys.items() if key not in spec.images}
-    data = read_demonstrations(dataset, vectors, validation_demos, spec.images, list(auxiliary or ()))
+    data = read_demonstrations(
+        dataset, vectors, validation_demos, spec.images, list(auxiliary or ()), config.action_dim, filter_key
+    )
+    warnings = check_environment(data, environment or {})
     stack: dict[str, Any] = {
         name: torch.cat([torch.from_numpy(getattr(episode, name)) for episode in data.train])
         for name in ("observations", "actions")
@@ -216,14 +249,23 @@ def train_policy(
         policy.observation_normalizer = deepcopy(teacher.observation_normalizer)
         policy.action_normalizer = deepcopy(teacher.action_normalizer)
     held_out = data.valid or data.train
-    policy = policy.to(device)
     train, valid = cut_action_chunks(data.train, *horizons), cut_action_chunks(held_out, *horizons)
+    for chunks, what in ((train, "learn from"), (valid, "validate on")):
+        if not len(chunks):
+            raise DemonstrationError(f"{dataset}: the 'taught' masks leave no action chunk to {what}")
+    for line in [*data.summary().splitlines(), *_constant_coordinates(policy, data), *warnings]:
+        _log.info(line)
+    policy = policy.to(device)
     readout = None
     if auxiliary:
         targets = {key: MinMaxNormalizer.fit(train.others[key]) for key in auxiliary}
         readout = AuxiliaryReadout(policy, targets, auxiliary).to(device)
-    lesson = diffusion_objective(policy, train, valid, teacher, noise_draws, readout)
-    trained = _policy_of(TrainingLoop(readout or policy, lesson, settings, Path(out)).run())
+    objective = diffusion_objective(policy, train, valid, teacher, noise_draws, readout)
+    objective.identity.update(
+        config=config.to_dict(),
+        data={"sha256": file_digest(Path(dataset)), "validation_demos": validation_demos, "filter_key": filter_key},
+    )
+    trained = _policy_of(TrainingLoop(readout or policy, objective, settings, Path(out)).run())
     seeds = [episode.seed for episode in data.train if episode.seed is not None]
     if seeds:
         write_seen_seeds(Path(out), seeds)
@@ -237,3 +279,23 @@ def _observation_normalizer(policy: DiffusionPolicy, vectors: Float[Tensor, "n d
         for limit, end in ((vectors.amin(dim=0), -1), (vectors.amax(dim=0), 1))
     )
     return MinMaxNormalizer(low, high)
+
+
+def _constant_coordinates(policy: DiffusionPolicy, data: DemonstrationSet) -> list[str]:
+    """Write lines on the coordinates whose range is so narrow that they are centred and not scaled."""
+    spec = policy.observations
+    named = [f"{key}[{index}]" for key, dim in spec.keys.items() if key not in spec.images for index in range(dim)]
+    observed = np.concatenate([episode.observations for episode in data.train])
+    low, high = (end.astype(np.float64) for end in data.action_range)
+    ranges = dict(zip(named, np.ptp(observed.astype(np.float64), axis=0).tolist(), strict=True))
+    ranges |= {f"actions[{index}]": width for index, width in enumerate((high - low).tolist())}
+    if wide := [name for name, width in ranges.items() if width > np.finfo(np.float32).max]:
+        raise DemonstrationError(f"{data.info.path}: {wide[0]} is spread wider than float32 can hold")
+    narrow = [f"{name} ({width:.2g})" for name, width in ranges.items() if 0 < width <= SMALLEST_RANGE]
+    still = [name for name, width in ranges.items() if width == 0]
+    lines = []
+    if narrow:
+        lines.append(f"  taken as constant, since they vary by less than {SMALLEST_RANGE:g}: {', '.join(narrow)}")
+    if still:
+        lines.append(f"  constant in the data: {', '.join(still)}")
+    return lines

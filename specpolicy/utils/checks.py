@@ -23,7 +23,12 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None) ->
     Raises:
         ValueError: it is no whole number, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least or (most is not None and value > most):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Integral)
+        or value < least
+        or (most is not None and value > most)
+    ):
         upto = "on" if most is None else f"to {most}"
         raise ValueError(f"{name}={shown(value)}: expected a whole number from {least} {upto}")
     return int(value)

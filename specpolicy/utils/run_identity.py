@@ -17,7 +17,12 @@ class OtherRunError(ValueError):
 
 
 def claim_folder(
-    folder: str | Path, identity: Mapping[str, Any], *, name: str, free: Collection[str] = (), traces: Collection[str] = ()
+    folder: str | Path,
+    identity: Mapping[str, Any],
+    *,
+    name: str,
+    free: Collection[str] = (),
+    traces: Collection[str] = (),
 ) -> bool:
     """Note in a folder what decides its results; if something is noted already, it must be the same.
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.config import compose
+from specpolicy.datasets.demonstrations import read_demonstrations
 from specpolicy.datasets.pusht import ReplayBufferError, convert_pusht
-from specpolicy.datasets.robomimic import read_demonstrations
 
 LENGTHS = (5, 3, 7)
 

@@ -16,7 +16,8 @@ import pytest
 
 from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.config import compose
-from specpolicy.datasets.robomimic import read_attributes, read_demonstrations, read_episodes
+from specpolicy.datasets.demonstrations import read_demonstrations
+from specpolicy.datasets.robomimic import read_attributes, read_episodes
 
 pytestmark = pytest.mark.skipif(find_spec("robosuite") is None, reason="needs the simulator: the extra sim")
 needs_robomimic = pytest.mark.skipif(

@@ -13,12 +13,14 @@ import torch
 from specpolicy.calibration.calibrate import observations_of_demonstrations
 from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.datasets.action_chunks import cut_action_chunks
-from specpolicy.datasets.robomimic import DemonstrationError, read_demonstrations
+from specpolicy.datasets.demonstrations import read_demonstrations
+from specpolicy.datasets.robomimic import DemonstrationError
 from specpolicy.policies.checkpoint import load_policy
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
-from specpolicy.training.loop import ResumeError, TrainingSettings
+from specpolicy.training.loop import TrainingSettings
 from specpolicy.training.train import train_policy
+from specpolicy.utils.run_identity import OtherRunError
 
 IMAGES = {"front_image": (24, 24, 3), "wrist_image": (16, 20, 3)}
 SIDE = 24
@@ -111,7 +113,7 @@ def test_it_is_deterministic_resumes_and_loads(tmp_path: Path) -> None:
         assert torch.equal(tensor, again.state_dict()[name]) and torch.equal(tensor, loaded.state_dict()[name]), name
     assert not any("layers" in name or "targets" in name for name in loaded.state_dict())
     for change in ({"noise_draws": 3}, {"auxiliary": {"dot": 1.0}}, {"auxiliary": None}):
-        with pytest.raises(ResumeError, match=next(iter(change))):
+        with pytest.raises(OtherRunError, match=next(iter(change))):
             train_policy(config(), path, SETTINGS, tmp_path / "once", **(arguments | change))
 
 
@@ -127,12 +129,14 @@ def test_features_pass_the_normalizer_unchanged(tmp_path: Path) -> None:
     ("change", "says"),
     [
         ({"auxiliary": {"pose": 1.0}}, r"lacks \['pose'\]"),
-        ({"noise_draws": 0}, "noise_draws must be at least 1"),
+        ({"noise_draws": 0}, "noise_draws=0: expected a whole number from 1 on"),
     ],
 )
 def test_what_cannot_be_trained_is_said(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        train_policy(config(), write_file(tmp_path / "d.hdf5"), SETTINGS, tmp_path / "run", **change)
+        train_policy(
+            config(), write_file(tmp_path / "d.hdf5"), SETTINGS, tmp_path / "run", **({"validation_demos": 1} | change)
+        )
 
 
 def test_auxiliary_vectors_need_a_camera(tmp_path: Path) -> None:
