@@ -289,7 +289,7 @@ def _constant_coordinates(policy: DiffusionPolicy, data: DemonstrationSet) -> li
     low, high = (end.astype(np.float64) for end in data.action_range)
     ranges = dict(zip(named, np.ptp(observed.astype(np.float64), axis=0).tolist(), strict=True))
     ranges |= {f"actions[{index}]": width for index, width in enumerate((high - low).tolist())}
-    if wide := [name for name, width in ranges.items() if width > np.finfo(np.float32).max]:
+    if wide := [name for name, width in ranges.items() if width > float(np.finfo(np.float32).max)]:
         raise DemonstrationError(f"{data.info.path}: {wide[0]} is spread wider than float32 can hold")
     narrow = [f"{name} ({width:.2g})" for name, width in ranges.items() if 0 < width <= SMALLEST_RANGE]
     still = [name for name, width in ranges.items() if width == 0]
