@@ -23,15 +23,11 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None) ->
     Raises:
         ValueError: it is no whole number, or out of range.
     """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, Integral)
-        or value < least
-        or (most is not None and value > most)
-    ):
+    whole = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if whole is None or whole < least or (most is not None and whole > most):
         upto = "on" if most is None else f"to {most}"
         raise ValueError(f"{name}={shown(value)}: expected a whole number from {least} {upto}")
-    return int(value)
+    return whole
 
 
 def check_number(
