@@ -7,6 +7,8 @@ TORCH  ?= torch==2.13.0
 EXTRAS ?= dev
 ROBOMIMIC ?= robomimic==0.3.0
 SEEDS  ?= 0:12
+# processes that run tests
+WORKERS ?= 2
 # episodes a seed; one of a sampler that is not named
 REPEATS ?= ddpm:3,asd:3,free_block:3
 CONTROL_SEEDS ?= 50
@@ -57,7 +59,7 @@ reality: install
 	$(BIN)/python benchmarks/readme_tables.py
 
 test: install $(VENV)/.robomimic
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # What this machine can measure of latency in some minutes; benchmarks/gpu.sh is for one with a GPU.
 bench: install
@@ -69,6 +71,7 @@ bench: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: install
 	$(BIN)/ruff format .

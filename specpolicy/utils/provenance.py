@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from specpolicy.policies.checkpoint import checkpoint_digest as checkpoint_digest
 from specpolicy.utils.machine import cpu_model as cpu_model
 
 PACKAGES = (
