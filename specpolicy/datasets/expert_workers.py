@@ -76,7 +76,7 @@ class ExpertRollout(Protocol):
         """What a policy should learn, shape ``(T, action dim)``."""
 
     @property
-    def n_action_steps(self) -> NDArray[Any]:
+    def executed_actions(self) -> NDArray[Any]:
         """What was done, shape ``(T, action dim)``."""
 
     @property
@@ -166,7 +166,7 @@ class ExpertWorker:
             actions=_single(performance.actions)[now],
             observations={key: values[now] for key, values in observations.items()},
             others={
-                "n_action_steps": _single(performance.n_action_steps)[now],
+                "executed_actions": _single(performance.executed_actions)[now],
                 "states": _single(performance.states)[now],
                 "taught": np.asarray(performance.taught, dtype=np.uint8)[now],
                 "rewards": _single(performance.rewards)[now],

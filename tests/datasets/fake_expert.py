@@ -34,7 +34,7 @@ class FakePerformance:
     states: NDArray[Any]
     observations: dict[str, NDArray[Any]]
     actions: NDArray[Any]
-    n_action_steps: NDArray[Any]
+    executed_actions: NDArray[Any]
     taught: NDArray[Any]
     rewards: NDArray[Any]
     dones: NDArray[Any]
@@ -68,7 +68,7 @@ class FakeExpert:
             states=rng.normal(size=(steps, 5)),
             observations={"object": rng.normal(size=(steps, 3)), "image": np.full((steps, 4, 4, 3), seed, np.uint8)},
             actions=rng.uniform(-1, 1, (steps, 2)),
-            n_action_steps=rng.uniform(-1, 1, (steps, 2)),
+            executed_actions=rng.uniform(-1, 1, (steps, 2)),
             taught=np.arange(steps) % 5 > 0,
             rewards=np.ones(steps),
             dones=np.ones(steps),

@@ -46,7 +46,7 @@ def test_executed_actions_lead_through_the_recorded_states(recorded: Path) -> No
     episode = next(read_episodes(recorded))
     env: Any = gymnasium.make(compose("demonstrate", []).task.env).unwrapped
     observation, _ = env.reset(seed=episode.attributes["seed"])
-    for t, action in enumerate(episode.others["n_action_steps"]):
+    for t, action in enumerate(episode.others["executed_actions"]):
         assert (env.state().astype(np.float32) == episode.others["states"][t]).all(), t
         for key, values in episode.observations.items():
             assert (observation[key].astype(np.float32) == values[t]).all(), (t, key)
@@ -108,7 +108,7 @@ def test_robomimic_reads_them(recorded: Path, robomimic: None) -> None:
     dataset = SequenceDataset(
         str(recorded),
         obs_keys=list(KEYS),
-        dataset_keys=["actions", "rewards", "dones", "n_action_steps"],
+        dataset_keys=["actions", "rewards", "dones", "executed_actions"],
         frame_stack=2,
         seq_length=16,
         hdf5_cache_mode="low_dim",
@@ -118,7 +118,7 @@ def test_robomimic_reads_them(recorded: Path, robomimic: None) -> None:
     assert len(dataset) == len(demo) and len(held_out)
     sequence = dataset[30]
     np.testing.assert_array_equal(sequence["actions"], demo.actions[29:46])
-    np.testing.assert_array_equal(sequence["n_action_steps"], demo.others["n_action_steps"][29:46])
+    np.testing.assert_array_equal(sequence["executed_actions"], demo.others["executed_actions"][29:46])
     for key in KEYS:
         np.testing.assert_array_equal(sequence["obs"][key], demo.observations[key][29:46])
 

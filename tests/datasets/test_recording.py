@@ -35,7 +35,7 @@ def test_the_first_successes_are_recorded(tmp_path: Path, expert: FakeExpert) ->
     assert attributes["tried_seeds"] == 9 and list(json.loads(str(attributes["failed_seeds"]))) == ["1", "4", "5"]
     assert not path.with_name("d.hdf5.parts").exists()
     first = next(read_episodes(path))
-    assert first.others.keys() == {"states", "n_action_steps", "taught", "rewards", "dones"}
+    assert first.others.keys() == {"states", "executed_actions", "taught", "rewards", "dones"}
     assert {str(values.dtype) for values in first.arrays().values()} == {"float32", "uint8", "int64"}
 
 

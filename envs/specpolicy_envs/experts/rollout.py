@@ -29,7 +29,7 @@ class Performance:
         observations: what a policy would have seen before each action, by name, shapes ``(T, dim)``.
         actions: what the expert meant to do, shape ``(T, action_dim)``, in [-1, 1]. Labels for a policy: they lead back
             from wherever a disturbance has brought the arm.
-        n_action_steps: what was done: the above with disturbances; played after ``env.reset(seed=seed)`` they give
+        executed_actions: what was done: the above with disturbances; played after ``env.reset(seed=seed)`` they give
             all states, bit for bit.
         taught: whether the action is worth learning: not while a fault is made on purpose, only to be repaired,
             shape ``(T,)``.
@@ -42,7 +42,7 @@ class Performance:
     states: NDArray[np.float64]
     observations: Mapping[str, NDArray[np.float64]]
     actions: NDArray[np.float64]
-    n_action_steps: NDArray[np.float32]
+    executed_actions: NDArray[np.float32]
     taught: NDArray[np.bool_]
     rewards: NDArray[np.float64]
     dones: NDArray[np.int64]
@@ -75,7 +75,7 @@ def perform(env: RobosuiteEnv, expert: Expert, seed: int, variety: Randomization
     scene = Scene(env.robosuite)
     arms = [Arm(scene, index, episode.pace, episode.sigma) for index in range(scene.arms)]
     plans = dict(expert.plan(scene, arms, episode, rng))
-    states, observations, actions, n_action_steps, taught = [], [], [], [], []
+    states, observations, actions, executed_actions, taught = [], [], [], [], []
     rewards: list[float] = []
     failure, done_for, patience = None, 0, _PATIENCE
     while len(rewards) < expert.horizon and done_for < HOLD and patience > 0:
@@ -90,7 +90,7 @@ def perform(env: RobosuiteEnv, expert: Expert, seed: int, variety: Randomization
         states.append(env.state())
         observations.append(observation)
         actions.append(action)
-        n_action_steps.append(executed)
+        executed_actions.append(executed)
         taught.append(not any(arm.errs for arm in arms))
         observation, reward, *_ = env.step(executed)
         rewards.append(reward)
@@ -104,7 +104,7 @@ def perform(env: RobosuiteEnv, expert: Expert, seed: int, variety: Randomization
             for name, dim in env.task.observations.items()
         },
         actions=np.array(actions).reshape(len(rewards), env.task.action_dim),
-        n_action_steps=np.array(n_action_steps, dtype=np.float32).reshape(len(rewards), env.task.action_dim),
+        executed_actions=np.array(executed_actions, dtype=np.float32).reshape(len(rewards), env.task.action_dim),
         taught=np.array(taught, dtype=np.bool_),
         rewards=np.array(rewards, dtype=np.float64),
         dones=np.array([reward > 0 or t == len(rewards) - 1 for t, reward in enumerate(rewards)], dtype=np.int64),

@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_bytes(square: SquareEnv, performance: Perf
 
 def test_executed_actions_lead_through_the_recorded_states(square: SquareEnv, performance: Performance) -> None:
     observation, _ = square.reset(seed=performance.seed)
-    for t, action in enumerate(performance.n_action_steps):
+    for t, action in enumerate(performance.executed_actions):
         assert np.array_equal(square.state(), performance.states[t]), t
         for name, values in performance.observations.items():
             assert np.array_equal(observation[name], values[t]), (t, name)
@@ -63,8 +63,8 @@ def test_executed_actions_lead_through_the_recorded_states(square: SquareEnv, pe
 
 
 def test_actions_are_what_was_meant_and_differ_from_what_was_done(performance: Performance) -> None:
-    difference = performance.n_action_steps - performance.actions
-    assert np.abs(performance.actions).max() <= 1 and np.abs(performance.n_action_steps).max() <= 1
+    difference = performance.executed_actions - performance.actions
+    assert np.abs(performance.actions).max() <= 1 and np.abs(performance.executed_actions).max() <= 1
     assert (difference[:, :6] != 0).mean() > 0.9
     assert 0.01 < difference[:, :6].std() < 0.1
     assert not difference[:, 6].any()

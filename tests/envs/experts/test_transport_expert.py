@@ -39,7 +39,7 @@ def test_it_succeeds_with_disturbances_and_quickly(performance: Performance) -> 
     assert performance.success, performance.failure
     assert performance.rewards[-HOLD:].all()
     assert len(performance) < 330
-    assert not np.array_equal(performance.actions, performance.n_action_steps)
+    assert not np.array_equal(performance.actions, performance.executed_actions)
     assert np.abs(performance.actions).max() <= 1
 
 
@@ -73,7 +73,7 @@ def test_both_arms_work_at_once(performance: Performance) -> None:
 def test_the_same_seed_gives_the_same_bytes(transport: TransportEnv, performance: Performance) -> None:
     again = perform(transport, Beginning(), SEED)
     assert len(again) == Beginning.horizon
-    for name in ("states", "actions", "n_action_steps"):
+    for name in ("states", "actions", "executed_actions"):
         assert getattr(again, name).tobytes() == getattr(performance, name)[: len(again)].tobytes()
 
 
