@@ -28,7 +28,7 @@ from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
 if TYPE_CHECKING:
-    from specpolicy.datasets.robomimic import Demonstration
+    from specpolicy.datasets.demonstrations import Demonstration
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,14 @@ def train(overrides: Sequence[str]) -> None:
     cfg = compose("train", overrides)
     config = PolicyConfig.for_task(to_container(cfg.task), to_container(cfg.policy))
     settings = TrainingSettings(**to_container(cfg.training))
-    teacher = None if cfg.teacher is None else DiffusionPolicy.from_pretrained(cfg.teacher, cfg.device)
+    teacher, init, donor = (
+        None if cfg[name] is None else DiffusionPolicy.from_pretrained(cfg[name], cfg.device)
+        for name in ("teacher", "init", "donor")
+    )
     train_policy(
         config, cfg.dataset, settings, cfg.out, cfg.device, cfg.validation_demos, teacher,
         noise_draws=cfg.noise_draws, auxiliary=to_container(cfg.auxiliary) or {}, filter_key=cfg.filter_key,
         environment=to_container(cfg.task).get("demonstrations"),
+        init=init, donor=donor,
     )  # fmt: skip
     print(f"policy in {cfg.out}")

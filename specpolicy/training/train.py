@@ -23,6 +23,7 @@ from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.normalizer import SMALLEST_RANGE, MinMaxNormalizer
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.training.loop import TrainingLoop, TrainingObjective, TrainingSettings
+from specpolicy.training.warm_start import adopt_denoiser, encoded_moments, fit_linear_map
 from specpolicy.utils.checks import check_integer, check_number
 
 _log = logging.getLogger(__name__)
@@ -123,6 +124,14 @@ class AuxiliaryReadout(nn.Module):
         self.targets = nn.ModuleDict(targets)
         self.layers = nn.ModuleDict({key: nn.Linear(features, len(target.low)) for key, target in targets.items()})
 
+    @torch.no_grad()
+    def fit(self, features: Float[Tensor, "n _"], others: Mapping[str, Float[Tensor, "n _"]]) -> None:
+        """Set the layers to what reads the vectors best off the features of an encoder as it is."""
+        for key, target in self.targets.items():
+            matrix, shift = fit_linear_map(features, target.normalize(others[key].to(features.device)))  # type: ignore[operator]
+            self.layers[key].weight.copy_(matrix.T)  # type: ignore[operator]
+            self.layers[key].bias.copy_(shift)  # type: ignore[operator]
+
     def error(
         self, features: Mapping[str, Float[Tensor, "b steps _"]], others: Mapping[str, Float[Tensor, "b steps _"]]
     ) -> Float[Tensor, ""]:
@@ -191,6 +200,8 @@ def train_policy(
     auxiliary: Mapping[str, float] | None = None,
     filter_key: str | None = None,
     environment: Mapping[str, Any] | None = None,
+    init: DiffusionPolicy | None = None,
+    donor: DiffusionPolicy | None = None,
 ) -> DiffusionPolicy:
     """Train a policy, or finish a training that was interrupted.
 
@@ -209,6 +220,9 @@ def train_policy(
             of its error; see :class:`AuxiliaryReadout`. The layer is no part of the policy.
         filter_key: mask of the demonstrations to use; see :func:`read_demonstrations`.
         environment: what the demonstrations' ``env_args`` must say; see :func:`check_environment`. None: anything.
+        init: a policy of the same configuration to start from. None: start from random weights.
+        donor: a policy that sees vectors of the demonstrations, whose denoiser to start from; see
+            :func:`~specpolicy.training.warm_start.adopt_denoiser`. It takes a trained encoder, hence ``init``.
 
     Returns:
         The policy with averaged weights, which ``out`` holds too.
@@ -219,8 +233,12 @@ def train_policy(
         ResumeError: the state in ``out`` cannot be read.
         TrainingDiverged: the loss is no longer finite.
         ValueError: the teacher looks at other observations or predicts something else, or the scheduler's chain cannot
-            be sampled.
+            be sampled; ``init`` or ``donor`` do not fit.
     """
+    if init is not None and init.config != config:
+        raise ValueError("init is a policy of another configuration; give the settings that it was trained with")
+    if donor is not None and (init is None or not config.cameras):
+        raise ValueError("a donor's denoiser takes a camera policy with a trained encoder: give init, too")
     if teacher is not None:
         config.check_interchangeable(teacher.config, "teacher")
     if auxiliary and not config.cameras:
@@ -234,9 +252,9 @@ def train_policy(
     ReverseProcess.from_scheduler(policy.scheduler)  # a chain that cannot be sampled is refused before it is taught
     spec = policy.observations
     vectors = {key: dim for key, dim in spec.keys.items() if key not in spec.images}
-    data = read_demonstrations(
-        dataset, vectors, validation_demos, spec.images, list(auxiliary or ()), config.action_dim, filter_key
-    )
+    seen = [] if donor is None else [key for key in donor.config.observations if key not in vectors]
+    others = sorted({*(auxiliary or ()), *seen})
+    data = read_demonstrations(dataset, vectors, validation_demos, spec.images, others, config.action_dim, filter_key)
     warnings = check_environment(data, environment or {})
     stack: dict[str, Any] = {
         name: torch.cat([torch.from_numpy(getattr(episode, name)) for episode in data.train])
@@ -260,16 +278,45 @@ def train_policy(
     if auxiliary:
         targets = {key: MinMaxNormalizer.fit(train.others[key]) for key in auxiliary}
         readout = AuxiliaryReadout(policy, targets, auxiliary).to(device)
+    if init is not None:
+        policy.load_state_dict(init.state_dict())
+        if config.cameras:
+            _start_from(policy, donor, readout, train, stack["observations"])
     objective = diffusion_objective(policy, train, valid, teacher, noise_draws, readout)
     objective.identity.update(
         config=config.to_dict(),
         data={"sha256": file_digest(Path(dataset)), "validation_demos": validation_demos, "filter_key": filter_key},
     )
+    for name, other in (("init", init), ("donor", donor)):
+        if other is not None and other.folder is not None:
+            objective.identity[name] = checkpoint_digest(other.folder)
     trained = _policy_of(TrainingLoop(readout or policy, objective, settings, Path(out)).run())
     seeds = [episode.seed for episode in data.train if episode.seed is not None]
     if seeds:
         write_seen_seeds(Path(out), seeds)
     return trained
+
+
+def _start_from(
+    policy: DiffusionPolicy,
+    donor: DiffusionPolicy | None,
+    readout: AuxiliaryReadout | None,
+    train: ActionChunkDataset,
+    vectors: Float[Tensor, "n dim"],
+) -> None:
+    """Fit to the encoder of ``policy`` what reads its features: the donor's denoiser and the auxiliary layers."""
+    moments = encoded_moments(policy, vectors, train.images)
+    if donor is not None:
+        lengths = {key: dim for key, dim in policy.config.observations.items() if key not in policy.config.cameras}
+        known = dict(zip(lengths, torch.split(vectors, list(lengths.values()), dim=-1), strict=True)) | dict(
+            train.others
+        )
+        adopt_denoiser(policy, donor, moments, torch.cat([known[key] for key in donor.config.observations], dim=-1))
+    if readout is not None:
+        places = torch.cat(
+            [torch.full((dim,), key in policy.config.cameras) for key, dim in policy.config.observations.items()]
+        )
+        readout.fit(moments[:, places.to(moments.device)], train.others)
 
 
 def _observation_normalizer(policy: DiffusionPolicy, vectors: Float[Tensor, "n dim"]) -> MinMaxNormalizer:
