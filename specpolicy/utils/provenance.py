@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.machine import cpu_model as cpu_model
 
 PACKAGES = (
