@@ -9,11 +9,12 @@ from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from specpolicy.config import ConfigError, config_dir
+from specpolicy.utils.errors import explain, one_line, raised_in
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 EXIT_USER_ERROR = 2
@@ -57,10 +58,8 @@ def run_script(script: Callable[[Sequence[str]], None], arguments: Sequence[str]
     except KeyboardInterrupt:
         print("interrupted; what has finished is saved, the same command continues from there", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except InstantiationException as error:
-        print(f"error: {' '.join(str(error).splitlines()[:2])}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except (ValueError, RuntimeError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        ours = raised_in(error).startswith("benchmarks.")
+        print(f"error: {one_line(error) if ours else explain(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     return 0

@@ -60,7 +60,7 @@ def test_a_pipeline_that_diffusers_reads(tmp_path: Path, capsys: pytest.CaptureF
     assert images.shape == (2, 8, 8, 1)
     averages = torch.load(out / "training.pt", weights_only=True)["average"]
     for name, value in pipeline.unet.state_dict().items():
-        assert torch.equal(value, averages[f"average.{name}"]), name
+        assert torch.equal(value, averages[f"module.{name}"]), name
 
 
 def test_a_transformer_is_taught_with_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_a_transformer_is_taught_with_the_classes(tmp_path: Path, monkeypatch: p
     assert len(labels) >= 6 and torch.equal(quarters.argmax(1), labels)
     network = DiTTransformer2DModel.from_pretrained(out / "transformer")
     averages = torch.load(out / "training.pt", weights_only=True)["average"]
-    assert all(torch.equal(value, averages[f"average.{name}"]) for name, value in network.state_dict().items())
+    assert all(torch.equal(value, averages[f"module.{name}"]) for name, value in network.state_dict().items())
     assert DDPMScheduler.from_pretrained(out / "scheduler").config.num_train_timesteps == 1000
     pipeline = load_pipeline(out)
     assert isinstance(pipeline, PixelDiTPipeline)
