@@ -36,7 +36,7 @@ def read_scheduler(
             raise ValueError("DDIMScheduler takes no custom timesteps; give num_inference_steps, or use DDPMScheduler")
         if eta == 0:
             raise ValueError(
-                "DDIM with eta=0 is deterministic: there is no Gaussian kernel to verify. Pass eta > 0, use "
+                f"DDIM with eta={eta} is deterministic: there is no Gaussian kernel to verify. Pass eta > 0, use "
                 "DDPMScheduler for an exact speculative sampler, or SchedulerSampler to run DDIM as it is"
             )
         if not 0 < eta < math.inf:
