@@ -15,7 +15,7 @@ def calibrate(overrides: Sequence[str]) -> None:
 
     from specpolicy.calibration.calibrate import calibrate
     from specpolicy.policies.checkpoint import load_policy
-    from specpolicy.utils.provenance import git_revision, machine, package_versions
+    from specpolicy.utils.machine import git_revision, machine, package_versions
 
     cfg = compose("calibrate", overrides)
     if cfg.threads:

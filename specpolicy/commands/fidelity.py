@@ -16,7 +16,7 @@ def fidelity(overrides: Sequence[str]) -> None:
     from specpolicy.evaluation.comparison import CheckpointLoader
     from specpolicy.evaluation.fidelity import fidelity_table, judge_fidelity
     from specpolicy.evaluation.latency import device_of
-    from specpolicy.utils.provenance import collect_provenance
+    from specpolicy.evaluation.provenance import collect_provenance
 
     names, others = split_list_override(overrides, "sampler")
     tasks, others = split_list_override(others, "task")

@@ -25,7 +25,7 @@ def tune(overrides: Sequence[str]) -> None:
     from specpolicy.policies.checkpoint import load_policy
     from specpolicy.tuning.store import sampler_key, save_windows
     from specpolicy.tuning.tune import tune_windows
-    from specpolicy.utils.provenance import git_revision, machine, package_versions
+    from specpolicy.utils.machine import git_revision, machine, package_versions
 
     cfg = compose("tune", overrides)
     if "window" not in cfg.sampler:

@@ -10,6 +10,7 @@ import torch
 
 from specpolicy.evaluation.comparison import Comparison, write_results, write_text
 from specpolicy.evaluation.launchers.local import Launcher, LocalLauncher
+from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import MANIFEST, ObservationKeeper, ResultStore
 from specpolicy.evaluation.study import collect
 from specpolicy.evaluation.summary import SummaryRow
@@ -22,7 +23,6 @@ from specpolicy.evaluation.task_average import (
 )
 from specpolicy.policies.checkpoint import checkpoint_digest, read_seen_seeds
 from specpolicy.rollout.episodes import EVALUATION_SEEDS, Batch, plan_units
-from specpolicy.utils.provenance import collect_provenance
 
 
 def compare(comparison: Comparison, out: Path, launcher: Launcher | None = None) -> list[SummaryRow]:

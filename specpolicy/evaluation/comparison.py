@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from specpolicy.evaluation.latency import LatencyRun, measure_latency
+from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import read_observations, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
@@ -23,7 +24,6 @@ from specpolicy.rollout.env_worker import EnvPool, MakeEnv
 from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeResult, Unit, episode_keys
 from specpolicy.rollout.runner import ObservationRecorder, rollout
 from specpolicy.utils.files import atomic_path
-from specpolicy.utils.provenance import collect_provenance
 
 KEPT_OBSERVATIONS = 64
 

@@ -1,4 +1,4 @@
-"""How long a robot waits for an action chunk: measured apart from success, side by side for all samplers.
+"""Latency of an action chunk, measured apart from success and side by side for all samplers.
 
 One observation at a time, as on a robot; warm-up calls are not counted; the clock stops when the device has. Samplers
 take turns on the same recorded observations with the same random streams, in an order shuffled each round, so that
@@ -69,15 +69,20 @@ def _synchronize(device: torch.device) -> None:
 FORMAT = 1
 
 
+def _check_numbers(what: str, values: Any, least: int = 0) -> None:
+    if not isinstance(values, list) or not all(type(value) is int and value >= least for value in values):
+        raise TypeError(f"{what} must be whole numbers from {least} on")
+
+
 @dataclass(frozen=True)
 class CallLog:
     """The measured calls of one sampler, in order; entry ``i`` of every sampler saw the same observation and noise.
 
     Attributes:
-        exact: whether the sampler's law is the policy's own.
+        exact: whether the sampler's distribution is the policy's own.
         nanoseconds: duration of each call.
-        passes: sequential network passes of each call.
-        evaluations: network evaluations of each call.
+        passes: sequential network evaluations of each call.
+        evaluations: all network evaluations of each call, batched ones counted one by one.
         rounds: for each call ``(position in the chain, drafted steps accepted)`` of each round; ``None`` for samplers
             without rounds.
         drafted: for each call how many steps each of these rounds drafted; ``None`` without rounds, and in older files.
@@ -119,17 +124,49 @@ class LatencyRun:
 
     @classmethod
     def read(cls, path: str | Path) -> LatencyRun:
-        """Read what :meth:`write` wrote. Raises ``ValueError`` if it is something else."""
+        """Read what :meth:`write` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            ValueError: it is something else.
+        """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
                 raise KeyError("another format")
             samplers = {name: CallLog(**log) for name, log in content.pop("samplers").items()}
-            return cls(samplers=samplers, **content)
-        except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            run = cls(samplers=samplers, **content)
+            run._check()
+            return run
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
             raise ValueError(
-                f"{path} is not a latency measurement of format {FORMAT} ({error}): measure again"
+                f"{path} is not a latency measurement of format {FORMAT} ({reason}): delete it and measure again"
             ) from error
+
+    def _check(self) -> None:
+        """Raise ``ValueError`` or ``TypeError`` where a field is not what it should be."""
+        if not isinstance(self.device, str) or not isinstance(self.provenance, dict):
+            raise TypeError("device must be a text and provenance an object")
+        for number in (self.threads, self.warmup, self.observations):
+            _check_numbers("threads, warmup, observations", [number])
+        for name, log in self.samplers.items():
+            if not isinstance(log.exact, bool):
+                raise TypeError(f"{name}: exact must be true or false")
+            _check_numbers(f"{name}: nanoseconds", log.nanoseconds, least=1)
+            _check_numbers(f"{name}: passes", log.passes)
+            _check_numbers(f"{name}: evaluations", log.evaluations)
+            for call, rounds in enumerate(log.rounds or []):
+                for each in rounds:
+                    _check_numbers(f"{name}: rounds", each)
+                    if len(each) != 2:
+                        raise ValueError(f"{name}: a round has a start and a number of accepted steps")
+                if log.drafted is not None:
+                    _check_numbers(f"{name}: drafted", log.drafted[call : call + 1][0] if log.drafted[call:] else [])
+                    if len(log.drafted) != len(log.rounds or []) or len(log.drafted[call]) != len(rounds):
+                        raise ValueError(f"{name}: as many drafts as rounds are expected")
 
 
 def measure_latency(

@@ -1,23 +1,26 @@
-"""A results folder: killed at any moment, it loses next to nothing and doubles nothing.
+"""A results folder: a manifest and a parquet dataset of episodes, written so that a kill loses nothing that has ended.
 
 ::
 
     manifest.json               what the results are of, and every run that added to them
-    episodes-….parquet          shards of episode records, only ever added to
+    episodes-….parquet          shards of episodes; each run writes its own and never touches another's
     episodes-….parquet.corrupt  shards that could not be read, set aside
 
-Read the shards with anything that reads parquet, e.g. ``duckdb -c "select sampler, avg(success::int) from
-'results/*.parquet' group by 1"`` after :meth:`ResultStore.compact` (before it, an episode can be in two shards).
+An episode is on disk as soon as it has ended. The shards are one dataset for anything that reads parquet, e.g.
+``duckdb -c "select sampler, avg(success::int) from 'results/*.parquet' group by 1"``. They are read here with pyarrow,
+which verifies the checksum of every page: polars and duckdb do not, and read most flipped bits as other numbers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -32,6 +35,11 @@ from specpolicy.utils.files import FolderLock, atomic_path, differences
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+OBSERVATIONS = "observations.npz"
+_SHARD_EPISODES = 256  # in a shard at most, which is written again with every episode
+_DERIVED = ("crashed", "chunks", "mean_passes")  # written for those who query the files, computed when read
+_DIGEST = b"episodes_sha256"
+_COUNTER = itertools.count()
 
 
 class ConfigurationMismatch(ValueError):
@@ -40,6 +48,14 @@ class ConfigurationMismatch(ValueError):
 
 class ManifestError(ValueError):
     """A manifest is missing or cannot be read."""
+
+
+class ResultsError(RuntimeError):
+    """A file of a results folder cannot be written or read."""
+
+
+class CorruptShardWarning(UserWarning):
+    """A shard could not be read; it was set aside and its episodes count as not yet run."""
 
 
 @dataclass
@@ -63,7 +79,11 @@ class Manifest:
         self.provenance = _plain(self.provenance, "provenance")
 
     def joined(self, other: Manifest, folder: Path) -> Manifest:
-        """This manifest extended by another run.
+        """Extend this manifest by another run.
+
+        Args:
+            other: of the run.
+            folder: whose manifest this is, for the error message.
 
         Raises:
             ConfigurationMismatch: the configurations differ, or a sampler of the same name has another recipe.
@@ -82,38 +102,84 @@ class Manifest:
         return Manifest(self.configuration, {**self.samplers, **other.samplers}, self.provenance + other.provenance)
 
     def write(self, folder: Path) -> None:
-        """Write ``manifest.json`` at once or not at all."""
-        with atomic_path(folder / MANIFEST) as path:
+        """Write ``manifest.json`` completely or not at all.
+
+        Args:
+            folder: the results folder.
+
+        Raises:
+            ResultsError: it cannot be written.
+        """
+        with _written(folder / MANIFEST) as path:
             path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read ``manifest.json``. Raises :class:`ManifestError` if it is missing, damaged, or of a newer format."""
+        """Read ``manifest.json`` as plain data; nothing that it names is resolved.
+
+        Args:
+            folder: the results folder.
+
+        Raises:
+            ManifestError: it is missing, damaged, or of a newer format.
+        """
         path = folder / MANIFEST
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            version = content.pop("format")
-            if version != FORMAT:
-                raise ManifestError(f"{path} has format {version}, this version reads format {FORMAT}: upgrade")
-            return cls(**content)
         except FileNotFoundError:
             raise ManifestError(f"{folder} is not a results folder: it has no {MANIFEST}") from None
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except OSError as error:
+            raise ManifestError(f"{path} cannot be read ({error.strerror})") from error
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, " ".join(str(error).split())) from error
+        if not isinstance(content, dict) or "format" not in content:
+            raise _damaged(path, "expected an object with a format")
+        version = content.pop("format")
+        if version != FORMAT:
             raise ManifestError(
-                f"{path} is damaged ({error}): restore it, or move the folder away and start anew"
-            ) from error
+                f"{path} has format {json.dumps(version)[:40]}, this version reads format {FORMAT}: upgrade specpolicy"
+            )
+        if unknown := content.keys() - cls.__dataclass_fields__.keys():
+            raise _damaged(path, f"unknown entry {min(unknown)[:40]!r}")
+        if not isinstance(content.get("configuration"), dict):
+            raise _damaged(path, "configuration must be an object")
+        samplers, provenance = content.get("samplers", {}), content.get("provenance", [])
+        if not isinstance(samplers, dict) or not all(isinstance(each, dict) for each in samplers.values()):
+            raise _damaged(path, "samplers must be an object of objects")
+        if not all(isinstance(each.get("exact", False), bool) for each in samplers.values()):
+            raise _damaged(path, "a sampler's exact must be true or false")
+        if not isinstance(provenance, list) or not all(isinstance(each, dict) for each in provenance):
+            raise _damaged(path, "provenance must be a list of objects")
+        return cls(**content)
+
+
+def _damaged(path: Path, reason: str) -> ManifestError:
+    return ManifestError(f"{path} is damaged ({reason}): restore it, or move the folder away and start anew")
 
 
 def _plain(tree: Any, name: str) -> Any:
-    """The tree as JSON gives it back, so that what was written compares equal to what was given."""
+    """Return the tree as JSON gives it back, so that what was written compares equal to what was given."""
     try:
         return json.loads(json.dumps(tree))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be plain data (dict, list, str, numbers, bool, None): {error}") from error
 
 
-_DERIVED = ("crashed", "chunks", "mean_passes")  # written for those who query the files, computed when read
-_COUNTER = itertools.count()
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Give a temporary path that replaces ``path`` when the block succeeds; say in one line why it cannot be written.
+
+    Raises:
+        ResultsError: the disk is full, read-only, gone, ...
+    """
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise ResultsError(
+            f"{path} could not be written ({error.strerror or error}); what was written before is unharmed: make room "
+            "or give another folder with out=, then run the same command again"
+        ) from error
 
 
 @cache
@@ -140,30 +206,47 @@ def _schema() -> Any:
     )
 
 
-class CorruptShardWarning(UserWarning):
-    """A shard could not be read; it was set aside and its episodes count as not yet run."""
+def new_shard(folder: Path) -> Path:
+    """Choose the path of a new shard; names sort by time."""
+    return folder / f"episodes-{time.time_ns():020d}-{os.getpid()}-{next(_COUNTER)}.parquet"
 
 
-def write_shard(folder: Path, records: Iterable[EpisodeResult]) -> Path:
-    """Write records to a new shard; names sort by time."""
+def write_shard(path: Path, records: Iterable[EpisodeResult]) -> Path:
+    """Write episodes to a shard, completely or not at all; one that is there is replaced.
+
+    Args:
+        path: see :func:`new_shard`.
+        records: all episodes of the shard.
+
+    Returns:
+        The path.
+
+    Raises:
+        ResultsError: it cannot be written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = _schema()
     rows = [{name: getattr(record, name) for name in schema.names} for record in records]
-    target = folder / f"episodes-{time.time_ns():020d}-{os.getpid()}-{next(_COUNTER)}.parquet"
-    with atomic_path(target) as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, write_page_checksum=True)
-    return target
+    table = pa.Table.from_pylist(rows, schema=schema)
+    table = table.replace_schema_metadata({_DIGEST: _digest(table.drop_columns(list(_DERIVED)).to_pylist())})
+    with _written(path) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)
+    return path
+
+
+def _digest(rows: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """All shards, oldest first."""
+    """List all shards, oldest first."""
     return sorted(folder.glob("episodes-*.parquet"))
 
 
 def read_shards(folder: Path, set_aside: bool = False) -> list[EpisodeResult]:
-    """Every record of every readable shard, oldest first, duplicates included.
+    """Read every episode of every readable shard, oldest first, duplicates included.
 
     A shard that cannot be read is left out with a :class:`CorruptShardWarning` that names it.
 
@@ -171,32 +254,23 @@ def read_shards(folder: Path, set_aside: bool = False) -> list[EpisodeResult]:
         folder: the results folder.
         set_aside: rename such shards to ``….corrupt``; for the writer of the folder, who runs their episodes again.
     """
-    for _ in range(10):
-        records: list[EpisodeResult] = []
-        try:
-            for path in shard_paths(folder):
-                records += _read_or_warn(path, set_aside)
-            return records
-        except FileNotFoundError:  # the writer has just merged its shards: look again
-            time.sleep(0.1)
-    raise RuntimeError(f"the shards in {folder} keep vanishing while they are read; try again when its writer is done")
-
-
-def _read_or_warn(path: Path, set_aside: bool) -> list[EpisodeResult]:
     import pyarrow as pa
 
-    try:
-        return _read(path)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-        consequence = "it was left out"
-        if set_aside:
-            aside = path.with_name(path.name + ".corrupt")
-            path.replace(aside)
-            consequence = f"it is now {aside.name}, and its episodes will be run again"
-        warnings.warn(f"{path} cannot be read ({error}); {consequence}", CorruptShardWarning, stacklevel=4)
-        return []
+    records: list[EpisodeResult] = []
+    for path in shard_paths(folder):
+        try:
+            records += _read(path)
+        except FileNotFoundError:  # its writer has just set it aside
+            continue
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            consequence = "it was left out"
+            if set_aside:
+                aside = path.with_name(path.name + ".corrupt")
+                path.replace(aside)
+                consequence = f"it is now {aside.name}, and its episodes will be run again"
+            reason = " ".join(str(error).split())
+            warnings.warn(f"{path} cannot be read ({reason}); {consequence}", CorruptShardWarning, stacklevel=3)
+    return records
 
 
 def _read(path: Path) -> list[EpisodeResult]:
@@ -204,42 +278,69 @@ def _read(path: Path) -> list[EpisodeResult]:
 
     table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
     if not table.schema.equals(_schema()):
-        raise TypeError("its columns are not those of an episode record")
-    rows = table.drop_columns(list(_DERIVED)).to_pylist()
+        raise TypeError("its columns are not those of an episode")
+    table = table.drop_columns(list(_DERIVED))
+    rows = table.to_pylist()
+    digest = (table.schema.metadata or {}).get(_DIGEST)
+    if digest is not None and digest.decode("ascii", "replace") != _digest(rows):
+        raise ValueError("its content is not what was written")
+    if any(value is None for row in rows for name, value in row.items() if name != "error"):
+        raise TypeError("an episode lacks a value")
     return [EpisodeResult(**{**row, "passes": tuple(row["passes"])}) for row in rows]
 
 
-OBSERVATIONS = "observations.npz"
-
-
 def write_observations(observations: Sequence[Observation], folder: Path) -> None:
-    """Write observations, arrays of shape ``(1, n_obs_steps, ...)``, at once or not at all; images compressed."""
+    """Write observations completely or not at all.
+
+    Args:
+        observations: by key arrays of shape ``(1, n_obs_steps, dim)``.
+        folder: the results folder.
+
+    Raises:
+        ResultsError: they cannot be written.
+    """
     stacked = {name: np.concatenate([each[name] for each in observations]) for name in observations[0]}
-    with atomic_path(folder / OBSERVATIONS) as temporary, temporary.open("wb") as file:
-        images = any(part.dtype == np.uint8 for part in stacked.values())
-        (np.savez_compressed if images else np.savez)(file, allow_pickle=False, **stacked)
+    with _written(folder / OBSERVATIONS) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **stacked)
 
 
 def read_observations(folder: Path) -> list[Observation]:
-    """What :func:`write_observations` wrote, one by one; none if it wrote nothing."""
+    """Read what :func:`write_observations` wrote, one by one; none if it wrote nothing.
+
+    Args:
+        folder: the results folder.
+
+    Raises:
+        ResultsError: the file is damaged.
+    """
     path = folder / OBSERVATIONS
     if not path.exists():
         return []
-    with np.load(path) as arrays:
-        stacked = {name: arrays[name] for name in arrays.files}
-    count = len(next(iter(stacked.values())))
-    return [{name: part[row : row + 1] for name, part in stacked.items()} for row in range(count)]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stacked = {name: np.asarray(arrays[name]) for name in arrays.files}
+        counts = {len(part) for part in stacked.values()}
+        if len(counts) != 1 or any(part.dtype.kind not in "fiub" for part in stacked.values()):
+            raise ValueError("expected arrays of numbers with as many rows each")
+    except Exception as error:  # zip, zlib and numpy fail in many ways on a damaged archive
+        reason = " ".join(f"{error}".split())
+        raise ResultsError(f"{path} cannot be read ({reason}): delete it, and the next run records new ones") from error
+    return [{name: part[row : row + 1] for name, part in stacked.items()} for row in range(counts.pop())]
 
 
 class ObservationKeeper:
-    """Writes the observations of a run beside its episodes; a folder that has some from an earlier run keeps those."""
+    """Writes the observations of a run beside its episodes; a folder that has some from an earlier run keeps those.
+
+    Args:
+        folder: the results folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._earlier = (folder / OBSERVATIONS).exists()
 
     def keep(self, observations: Sequence[Observation]) -> None:
-        """Take note of what the run has kept so far."""
+        """Write what the run has recorded so far."""
         if observations and not self._earlier:
             write_observations(observations, self._folder)
 
@@ -252,13 +353,12 @@ class ResultStore:
         configuration: what they are of; see :class:`Manifest`.
         samplers: recipes of this run's samplers by name; include ``"exact"`` so that the folder alone makes a table.
         provenance: where and with what this run is made.
-        flush_every_s: records that come faster than this are written together. A kill loses at most those of the
-            last burst, and they are run again.
 
     Raises:
         ConfigurationMismatch: the folder holds results of another configuration.
         ManifestError: its manifest cannot be read.
         FolderInUse: another process is writing to it.
+        ResultsError: it cannot be written to.
     """
 
     def __init__(
@@ -267,66 +367,63 @@ class ResultStore:
         configuration: Mapping[str, Any],
         samplers: Mapping[str, Mapping[str, Any]] | None = None,
         provenance: Mapping[str, Any] | None = None,
-        flush_every_s: float = 5.0,
     ) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         run = Manifest(
             dict(configuration),
             {name: dict(recipe) for name, recipe in (samplers or {}).items()},
             [dict(provenance)] if provenance else [],
         )
-        self._lock = FolderLock(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.folder)
+        except OSError as error:
+            raise ResultsError(
+                f"{self.folder} cannot hold results ({error.strerror or error}); give another folder with out="
+            ) from error
         try:
             exists = (self.folder / MANIFEST).exists() or bool(shard_paths(self.folder))
             self.manifest = Manifest.read(self.folder).joined(run, self.folder) if exists else run
             self.manifest.write(self.folder)
-            for leftover in self.folder.glob(".*.tmp"):
-                leftover.unlink()
+            for unfinished in self.folder.glob(".*.tmp"):
+                unfinished.unlink()
             self._records = merge({}, read_shards(self.folder, set_aside=True))
         except BaseException:
             self._lock.release()
             raise
-        self._buffer: list[EpisodeResult] = []
-        self._flush_every_s, self._flushed_at = flush_every_s, float("-inf")
+        self._shard: list[EpisodeResult] = []
+        self._path = new_shard(self.folder)
 
     def done(self, count_crashed: bool = True) -> set[EpisodeKey]:
-        """Keys of the finished episodes; with ``count_crashed=False`` crashed ones are to be run again."""
+        """List the keys of the finished episodes.
+
+        Args:
+            count_crashed: whether crashed episodes count as finished, or are to be run again.
+        """
         return {key for key, record in self._records.items() if count_crashed or not record.crashed}
 
     def records(self) -> list[EpisodeResult]:
-        """Every finished episode once, sorted by sampler, seed and repeat."""
+        """List every finished episode once, sorted by sampler, seed and repeat."""
         return [self._records[key] for key in sorted(self._records)]
 
     def append(self, record: EpisodeResult) -> None:
-        """Add a finished episode; see ``flush_every_s`` for when it is on disk."""
-        self._buffer.append(record)
+        """Add a finished episode; when this returns, it is on disk.
+
+        Args:
+            record: the episode.
+
+        Raises:
+            ResultsError: it cannot be written; the episodes before it are.
+        """
+        if len(self._shard) >= _SHARD_EPISODES:
+            self._shard, self._path = [], new_shard(self.folder)
+        write_shard(self._path, [*self._shard, record])
+        self._shard.append(record)
         merge(self._records, [record])
-        if time.monotonic() - self._flushed_at >= self._flush_every_s:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what has not been written yet."""
-        if self._buffer:
-            write_shard(self.folder, self._buffer)
-            self._buffer = []
-        self._flushed_at = time.monotonic()
-
-    def compact(self) -> None:
-        """Merge all shards into one without duplicates. Killed in between, both are there and still count once."""
-        self.flush()
-        old = shard_paths(self.folder)
-        if len(old) > 1:
-            write_shard(self.folder, self.records())
-            for path in old:
-                path.unlink()
 
     def close(self) -> None:
-        """Write what is left, merge the shards, and let others write."""
-        try:
-            self.compact()
-        finally:
-            self._lock.release()
+        """Let others write."""
+        self._lock.release()
 
     def __enter__(self) -> ResultStore:
         return self
@@ -338,7 +435,13 @@ class ResultStore:
 
 
 def read_results(folder: str | Path) -> tuple[list[EpisodeResult], Manifest]:
-    """Every finished episode of a folder once, sorted, and its manifest; works while another process writes.
+    """Read a results folder; works while another process writes to it.
+
+    Args:
+        folder: as written by :class:`ResultStore`.
+
+    Returns:
+        Every finished episode once, sorted by sampler, seed and repeat, and the manifest.
 
     Raises:
         ManifestError: it is not a results folder, or its manifest is damaged.
@@ -349,7 +452,15 @@ def read_results(folder: str | Path) -> tuple[list[EpisodeResult], Manifest]:
 
 
 def merge(kept: dict[EpisodeKey, EpisodeResult], records: Iterable[EpisodeResult]) -> dict[EpisodeKey, EpisodeResult]:
-    """Add records to ``kept`` and return it. The first of an episode stays, but a crash gives way to a non-crash."""
+    """Add episodes, each once: the first stays, but a crash gives way to an episode without one.
+
+    Args:
+        kept: changed in place.
+        records: to add, in the order in which they were written.
+
+    Returns:
+        ``kept``.
+    """
     for record in records:
         before = kept.get(record.key)
         if before is None or (before.crashed and not record.crashed):

@@ -83,20 +83,16 @@ def collect(
     for unit in units:
         awaited[unit.task, unit.sampler] += len(unit.keys)
     ended, won = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    try:
-        with progress_bar("episodes", total=finished + awaited.total(), completed=finished) as bar:
-            for batch in batches:
-                if before_saving is not None:
-                    before_saving(batch)
-                for record in batch.records:
-                    stores[batch.task].append(record)
-                    which = batch.task, record.sampler
-                    ended[which] += 1
-                    won[which] += record.success
-                    bar.describe(f"{batch.task} {record.sampler} {won[which]}/{ended[which]}")
-                    bar.advance()
-                    if ended[which] == awaited[which]:
-                        _log.info("%s, %s: %d of %d episodes of this run succeeded", *which, won[which], ended[which])
-    finally:
-        for store in stores.values():
-            store.flush()
+    with progress_bar("episodes", total=finished + awaited.total(), completed=finished) as bar:
+        for batch in batches:
+            if before_saving is not None:
+                before_saving(batch)
+            for record in batch.records:
+                stores[batch.task].append(record)
+                which = batch.task, record.sampler
+                ended[which] += 1
+                won[which] += record.success
+                bar.describe(f"{batch.task} {record.sampler} {won[which]}/{ended[which]}")
+                bar.advance()
+                if ended[which] == awaited[which]:
+                    _log.info("%s, %s: %d of %d episodes of this run succeeded", *which, won[which], ended[which])

@@ -1,4 +1,4 @@
-"""Saying in what two settings differ."""
+"""Atomic writes, folder locks, and differences of settings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it replaces ``path`` if the block succeeds, and vanishes if not.
+    """Give a temporary path to write to, which replaces ``path`` if the block succeeds and vanishes if not.
 
     The content reaches the disk before the name does.
+
+    Args:
+        path: the file to write or to replace.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,33 +40,33 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two writers only waste work there, since duplicates count once
-    fcntl = None  # type: ignore[assignment]
-
-
 class FolderInUse(RuntimeError):
     """Another process is writing to this folder."""
 
 
 class FolderLock:
-    """Hold a folder until :meth:`release`. Raises :class:`FolderInUse` if someone else does."""
+    """Keep other writers out of a folder until :meth:`release`.
+
+    Args:
+        folder: which one; it gets a file ``.lock``.
+
+    Raises:
+        FolderInUse: another process has it.
+        OSError: the folder cannot be written to.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._file = open(folder / ".lock", "w")  # noqa: SIM115 - held open as long as the lock
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._file.close()
-                raise FolderInUse(
-                    f"another process is writing to {folder}; wait for it, or choose another folder"
-                ) from None
+        self._lock = FileLock(folder / ".lock", thread_local=False)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise FolderInUse(
+                f"another process is writing to {folder}; wait for it, or choose another folder"
+            ) from None
 
     def release(self) -> None:
         """Let others write."""
-        self._file.close()
+        self._lock.release()
 
 
 class _Absent:
@@ -73,7 +78,12 @@ _ABSENT = _Absent()
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
+    """Flatten nested mappings, keys joined by dots.
+
+    Args:
+        tree: the mapping.
+        prefix: of every key.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
@@ -81,7 +91,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each entry in which two nested mappings differ, sorted by its name; empty if they are equal."""
+    """Describe the entries in which two nested mappings differ.
+
+    Args:
+        there: what was written before.
+        now: what was asked for.
+
+    Returns:
+        A line for each entry, sorted by its name; none if they are equal.
+    """
     mine, theirs = flatten(there), flatten(now)
     values = {key: (mine.get(key, _ABSENT), theirs.get(key, _ABSENT)) for key in sorted(mine.keys() | theirs.keys())}
     return [f"  {key}: {before!r} there, {after!r} now" for key, (before, after) in values.items() if before != after]

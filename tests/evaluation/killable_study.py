@@ -17,6 +17,6 @@ if __name__ == "__main__":
     folder, num_envs, step_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     samplers = {"ddpm": FakeSampler(passes=100), "free": FakeSampler(passes=12)}
     make_env = MakeEnv("Reach-v0", {"step_s": step_s, "disable_env_checker": True}, imports=("evaluation_fakes",))
-    store = ResultStore(folder, {"task": "reach"}, {name: {"exact": True} for name in samplers}, flush_every_s=0)
+    store = ResultStore(folder, {"task": "reach"}, {name: {"exact": True} for name in samplers})
     with store, EnvPool(make_env, 2, num_envs) as pool:
         run_study(FakePolicy(), samplers, pool, store, task="reach", seeds=range(8), block_size=4)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from evaluation_fakes import FakePolicy, FakeSampler, ReachEnv
 
-from specpolicy.evaluation.results import ResultStore, read_results
+from specpolicy.evaluation.results import ResultStore, read_results, read_shards
 from specpolicy.evaluation.study import run_study
 from specpolicy.rollout.env_worker import EnvPool
 from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult
@@ -79,7 +79,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     """SIGKILL in the middle, workers and all; the same command goes on without loss or doubling."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, str(PROGRAM), str(tmp_path), "2", "0.1"], env=environment)
-    for _ in _until(lambda: len(list(tmp_path.glob("episodes-*.parquet"))) >= 3):
+    for _ in _until(lambda: len(read_shards(tmp_path)) >= 3):
         assert process.poll() is None, "the study ended before it could be killed"
     workers = _descendants(process.pid)
     process.send_signal(signal.SIGKILL)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from torch import Tensor
 
-from benchmarks.images import distance
+from specpolicy.images import distance
+
+ROOT = Path(__file__).parents[2]
 
 
 class Pixels:
@@ -25,9 +28,10 @@ class Pixels:
 
 
 def benchmark_module(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
-    """The benchmark of that name in ``benchmarks/images``."""
+    """The benchmark of that name; benchmarks import one another from their own folder."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setattr(distance, "ImageNetFeatures", Pixels)
-    return importlib.import_module(f"benchmarks.images.{name}")
+    return importlib.import_module(name)
 
 
 def run(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

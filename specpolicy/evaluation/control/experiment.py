@@ -21,6 +21,7 @@ from specpolicy.control.latency import Measured
 from specpolicy.control.safety import Guards
 from specpolicy.control.trace import TraceError, read_trace, write_trace
 from specpolicy.evaluation.comparison import PolicyAndSamplers, write_text
+from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import ResultStore, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize_controllers
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
@@ -38,7 +39,6 @@ from specpolicy.rollout.env_worker import MakeEnv
 from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, episode_keys, plan_units
 from specpolicy.rollout.runner import EvaluationAborted
 from specpolicy.utils.progress import Bar, progress_bar
-from specpolicy.utils.provenance import collect_provenance
 
 _log = logging.getLogger(__name__)
 TICKS = "ticks"

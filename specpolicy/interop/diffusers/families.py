@@ -302,14 +302,16 @@ def read_chain(scheduler: Any, kind: str, eta: float, clipped_epsilon: bool) -> 
         clipped_epsilon: DDIM only: whether ε is computed again from the limited x̂0 (``use_clipped_model_output``).
 
     Raises:
-        UnsupportedPipeline: the scheduler has no chain that can be read, see :meth:`ReverseProcess.from_scheduler`.
+        PipelineRefused: η = 0, or a variance that the network is to predict.
     """
+    if kind == "EulerAncestralDiscreteScheduler":
+        return _euler_ancestral(scheduler)
     try:
-        if kind == "EulerAncestralDiscreteScheduler":
-            return _euler_ancestral(scheduler)
-        process = ReverseProcess.from_scheduler(scheduler, eta=eta, use_clipped_model_output=clipped_epsilon)
+        process = ReverseProcess.from_scheduler(scheduler, eta=eta)
     except ValueError as error:
         raise UnsupportedPipeline(f"{error}") from error
+    if clipped_epsilon:
+        process = replace(process, unlimited=torch.zeros_like(process.unlimited))
     return PipelineChain(
         replace(process, timesteps=torch.arange(process.num_steps)),
         process.timesteps,
@@ -341,5 +343,6 @@ def _euler_ancestral(scheduler: Any) -> PipelineChain:
         from_state=torch.ones_like(now) if epsilon else 1 / whole,
         from_output=-now if epsilon else -now / whole.sqrt(),
         limit=X0Thresholding(),
+        unlimited=torch.zeros_like(now),
     )
     return PipelineChain(process, scheduler.timesteps.cpu(), whole.rsqrt())

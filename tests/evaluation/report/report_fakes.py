@@ -10,7 +10,7 @@ from typing import Any
 from evaluation_fakes import record
 
 from specpolicy.evaluation.latency import CallLog, LatencyRun
-from specpolicy.evaluation.results import Manifest, write_shard
+from specpolicy.evaluation.results import Manifest, new_shard, write_shard
 from specpolicy.rollout.episodes import EpisodeResult
 
 CHAIN = {"_target_": "specpolicy.samplers.sequential", "_partial_": True, "num_inference_steps": 100}
@@ -60,7 +60,7 @@ def write_folder(
     provenance = {"machine": {"cpu": "here", "device": "cpu"}, "command": ["/bin/specpolicy", "rollout", "a=b c"]}
     Manifest({**about, **configuration}, samplers or SAMPLERS, [provenance]).write(folder)
     if records:
-        write_shard(folder, records)
+        write_shard(new_shard(folder), records)
     if latency is not None:
         latency.write(folder / "latency.json")
     return folder

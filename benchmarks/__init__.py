@@ -1,1 +1,0 @@
-"""Measurements of the package; scripts, run from the root of a checkout."""
