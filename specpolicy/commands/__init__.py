@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "write one HTML page about a results folder",
     "fidelity": "measure how far samplers are from the policy's own distribution",
     "demonstrate": "record demonstrations of a task's scripted expert",
+    "certify": "test a sampler's exactness on a checkpoint, and time it beside its rivals",
     "convert": "convert published demonstrations into robomimic HDF5",
     "train": "train a policy from robomimic HDF5",
     "calibrate": "fit the linear drafter and the initial guess to a checkpoint",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,45 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from specpolicy.policies.config import PolicyConfig
+from specpolicy.utils.digests import DEMONSTRATIONS
+from specpolicy.utils.digests import checkpoint_digest as checkpoint_digest
+from specpolicy.utils.digests import file_digest as file_digest
 from specpolicy.utils.files import atomic_path
-
-WEIGHT_FILES = frozenset({".safetensors", ".json", ".pt", ".pth", ".ckpt", ".bin"})
-BESIDE = ("calibration-", "windows-", "x0_variance.")
-"""How files begin that were found out about a policy; they are no part of it."""
-
-
-def checkpoint_digest(path: str | Path) -> str:
-    """SHA-256 of a checkpoint file; of a folder, over names and digests of its weights and configuration files.
-
-    What the policy was trained on, its calibrations, x0_variance and windows are not part of it: knowing more about a
-    policy does not make it another.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint, or the folder holds no such file.
-    """
-    root = Path(path)
-    if root.is_file():
-        return file_digest(root)
-    files = sorted(file for file in root.rglob("*") if _is_part(file) and file.is_file())
-    if not files:
-        raise FileNotFoundError(
-            f"no checkpoint at {root}: expected a file, or a folder with {sorted(WEIGHT_FILES)} files"
-        )
-    lines = [f"{file_digest(file)}  {file.relative_to(root).as_posix()}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of one file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_part(file: Path) -> bool:
-    return file.suffix in WEIGHT_FILES and file.name != DEMONSTRATIONS and not file.name.startswith(BESIDE)
-
-
-DEMONSTRATIONS = "demonstrations.json"
 
 
 def write_seen_seeds(folder: Path, seeds: Iterable[int]) -> None:

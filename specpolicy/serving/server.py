@@ -97,6 +97,7 @@ def limit_connections(most: int) -> type[ServerConnection]:
 
 
 _log = logging.getLogger(__name__)
+_MESSAGE_OVERHEAD = 4096  # names, types and shapes around an observation's bytes
 _LIMITS = ("max_message_bytes", "max_connections", "idle_s", "max_batch", "max_wait_ms")
 _GOING_DOWN = "the server is shutting down"
 # Handshakes that fail are the other side's affair and would each log a traceback; at its most talkative level the
@@ -114,11 +115,17 @@ class PolicyServer:
         token: what clients must show; None lets everyone in who can reach the address.
 
     Raises:
-        SettingsError: the address can be reached from other machines and there is no token, or the certificate cannot
-            be used.
+        SettingsError: the address can be reached from other machines and there is no token, the certificate cannot be
+            used, or images of all the policy's steps do not fit into a message.
     """
 
     def __init__(self, engine: Engine, settings: ServerSettings, token: Token | None = None) -> None:
+        needed = sum(part.nbytes for part in engine.observations.zeros().values())
+        if engine.observations.images and settings.max_message_bytes < needed + _MESSAGE_OVERHEAD:
+            raise SettingsError(
+                f"max_message_bytes={settings.max_message_bytes} is less than the policy's observation takes, "
+                f"{needed} bytes; set max_message_bytes={2 ** (needed + _MESSAGE_OVERHEAD - 1).bit_length()}"
+            )
         self._engine, self._settings, self._token = engine, settings, token
         self._addresses = listening_addresses(settings.host, token)
         self._tls: ssl.SSLContext | None = None

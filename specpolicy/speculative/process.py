@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class X0Thresholding:
         """Limit x̂0."""
         if self.quantile is not None:
             size = torch.quantile(x0.abs().flatten(1).to(_at_least_float32(x0.dtype)), self.quantile, dim=1)
-            bound = size.clamp(1.0, max(1.0, self.ceiling)).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+            bound = size.clamp(min=1.0).clamp(max=self.ceiling).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
             return torch.minimum(torch.maximum(x0, -bound), bound) / bound
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
@@ -47,10 +47,17 @@ class ReverseProcess:
         a, b, sigma: coefficients of each step, shape ``(K,)``. A step with σ = 0 is deterministic.
         from_state, from_output: x̂0 = from_state · x + from_output · (network output), shape ``(K,)``.
         limit: clipping or thresholding of x̂0.
-        unlimited: weight of the x̂0 *before* the limit in the x̂0 that the chain uses, shape ``(K,)``. It is zero but
-            for DDIM, where diffusers clips x̂0 but keeps the unclipped ε: then
-            x̂0_used = (1 − unlimited) · limit(x̂0) + unlimited · x̂0.
+        unlimited: weight of the x̂0 *before* the limit in the x̂0 that the chain uses, shape ``(K,)``; None where it is 0
+            throughout. DDIM has such weights, since diffusers limits x̂0 but keeps the ε from before the limit.
+        carried: weight of the state in it, shape ``(K,)``; None where it is 0 throughout. A DDIM step between equal
+            noise levels moves the state by no multiple of any x̂0 (b = 0), but by √ᾱ (limit(x̂0) − x̂0): it is told
+            as a = 0, b = 1 and an x̂0_used that is the next state itself. In full::
+
+                x̂0_used = limit(x̂0) + unlimited (x̂0 − limit(x̂0)) + carried (x − limit(x̂0))
         analytic: whether σ makes up for the spread of x0 around x̂0, see :meth:`with_analytic_variance`.
+
+    Raises:
+        ValueError: a coefficient is not finite.
     """
 
     timesteps: Int[Tensor, " k"]
@@ -60,15 +67,19 @@ class ReverseProcess:
     from_state: Float[Tensor, " k"]
     from_output: Float[Tensor, " k"]
     limit: X0Thresholding
-    unlimited: Float[Tensor, " k"]
+    unlimited: Float[Tensor, " k"] | None = None
+    carried: Float[Tensor, " k"] | None = None
     analytic: bool = False
-    _mixes_unlimited: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Found once: looking at numbers within a round would make the host wait for the device.
-        object.__setattr__(
-            self, "_mixes_unlimited", self.limit != X0Thresholding() and bool((self.unlimited != 0).any())
-        )
+        for name in ("a", "b", "sigma", "from_state", "from_output", "unlimited", "carried"):
+            values = getattr(self, name)
+            if values is not None and not bool(values.isfinite().all()):
+                step = int((~values.isfinite()).nonzero()[0])
+                raise ValueError(
+                    f"coefficient {name} of step {step} (timestep {self.timesteps[step].item()}) is "
+                    f"{values[step].item()}: the noise schedule leaves this step undefined"
+                )
 
     @property
     def num_steps(self) -> int:
@@ -77,7 +88,12 @@ class ReverseProcess:
 
     @staticmethod
     def from_scheduler(
-        scheduler: Any, num_inference_steps: int | None = None, *, timesteps: list[int] | None = None, eta: float = 0.0
+        scheduler: Any,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: list[int] | None = None,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
     ) -> ReverseProcess:
         """Read the chain off a diffusers ``DDPMScheduler`` or ``DDIMScheduler``.
 
@@ -86,21 +102,24 @@ class ReverseProcess:
             num_inference_steps: K. None keeps the timesteps that the scheduler has already been set to.
             timesteps: a custom, falling list of timesteps instead (DDPM only).
             eta: DDIM's η, the share of DDPM's noise to keep; must be positive (Song et al. 2021, equation 16).
+            use_clipped_model_output: DDIM only: whether ε is computed again from the limited x̂0, as the argument of
+                ``DDIMScheduler.step`` of that name says.
 
         Raises:
-            ValueError: the scheduler has no fixed Gaussian kernel (η = 0, learned variance, another class); the
-                message says what to use instead.
+            ValueError: the scheduler has no fixed Gaussian kernel (η = 0, learned variance, another class), its
+                timesteps are not in its noise schedule, or a step of it is not finite; the message names the settings
+                and says what to use instead.
         """
         from specpolicy.speculative.schedulers import read_scheduler
 
-        return read_scheduler(scheduler, num_inference_steps, timesteps, eta)
+        return read_scheduler(scheduler, num_inference_steps, timesteps, eta, use_clipped_model_output)
 
     @staticmethod
     def deterministic(scheduler: Any, num_inference_steps: int | None = None) -> ReverseProcess:
         """The steps of a diffusers ``DDIMScheduler`` with η = 0: σ = 0 throughout, so there is nothing to speculate on.
 
         Raises:
-            ValueError: it is another scheduler, or has no timesteps yet.
+            ValueError: it is another scheduler, has no timesteps yet, or those are not in its noise schedule.
         """
         from specpolicy.speculative.schedulers import read_deterministic
 
@@ -143,9 +162,12 @@ class ReverseProcess:
         """The x̂0 that step ``k`` uses, from state and network output, converted and limited as the scheduler does."""
         raw = per_row(self.from_state[k], x) * x + per_row(self.from_output[k], x) * output
         limited = self.limit(raw)
-        if not self._mixes_unlimited:
-            return limited
-        return limited + per_row(self.unlimited[k], x) * (raw - limited)
+        used = limited
+        if self.unlimited is not None:
+            used = limited + per_row(self.unlimited[k], x) * (raw - limited)
+        if self.carried is not None:
+            used = used + per_row(self.carried[k], x) * (x - limited)
+        return used
 
     def mean(
         self, x: Float[Tensor, "n ..."], x0: Float[Tensor, "n ..."], k: Int[Tensor, " n"]

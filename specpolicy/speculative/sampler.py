@@ -21,6 +21,7 @@ from specpolicy.speculative.process import ReverseProcess, per_row
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.round import replay_round, run_round
+from specpolicy.speculative.schedulers import set_timesteps
 from specpolicy.speculative.verifiers import BlockVerifier, ReflectionVerifier, Verifier
 from specpolicy.speculative.window import (
     AdaptiveSchedule,
@@ -256,6 +257,10 @@ def asd(process: ReverseProcess, window: Window = 20) -> SpeculativeSampler:
     return SpeculativeSampler(process, FrozenDrafter(), ReflectionVerifier(), window)
 
 
+class SchedulerError(RuntimeError):
+    """A scheduler's step is not finite although state and network output are."""
+
+
 class SchedulerSampler:
     """Steps a diffusers scheduler (DDIM, DPM-Solver++, Euler, …) through ``scheduler.step``, one pass at a time.
 
@@ -266,15 +271,16 @@ class SchedulerSampler:
         scheduler: copied for each call, because multistep solvers keep a history.
         num_inference_steps: steps, and network passes for schedulers of first order.
         step_arguments: further arguments of ``scheduler.step``, such as ``{"eta": 0.0}``.
+
+    Raises:
+        ValueError: so many steps are impossible with the scheduler's settings.
     """
 
     exact: bool = False
 
     def __init__(self, scheduler: Any, num_inference_steps: int, step_arguments: dict[str, Any] | None = None) -> None:
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps={num_inference_steps}; it must be at least 1")
         self.scheduler = copy.deepcopy(scheduler)
-        self.scheduler.set_timesteps(num_inference_steps)
+        set_timesteps(self.scheduler, num_inference_steps)
         self.num_inference_steps = num_inference_steps
         self.step_arguments = dict(step_arguments or {})
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -297,6 +303,7 @@ class SchedulerSampler:
 
         Raises:
             DenoiserError: the denoiser returned NaN, infinity or another shape.
+            SchedulerError: the scheduler made NaN or infinity of finite numbers.
         """
         check_cond(cond, len(noise))
         scheduler = copy.deepcopy(self.scheduler)
@@ -310,6 +317,12 @@ class SchedulerSampler:
             rows = torch.full((len(x),), t.item(), device=x.device, dtype=t.dtype)
             output = call_denoiser(denoiser, scheduler.scale_model_input(x, t), rows, cond)
             x = scheduler.step(output, t, x, **arguments).prev_sample
+            if not torch.isfinite(x).all():
+                raise SchedulerError(
+                    f"{type(scheduler).__name__}.step made NaN or infinity of finite numbers at timestep {t.item()}: "
+                    "its settings leave this step undefined. Check its betas, variance_type, rescale_betas_zero_snr "
+                    "and eta"
+                )
             states.append(x)
         count = torch.full((len(x),), len(scheduler.timesteps), dtype=torch.long)
         return SampleResult(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
+from itertools import pairwise
+from operator import index
 from typing import Any
 
 import torch
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from specpolicy.speculative.process import ReverseProcess, X0Thresholding
@@ -13,27 +17,31 @@ from specpolicy.speculative.process import ReverseProcess, X0Thresholding
 # Below this a standard deviation is lost in float32 beside a sample of unit scale: diffusers' variance floor of 1e-20
 # at a last step above t = 0 is such a case, and counts as no noise.
 _NO_NOISE = 1e-9
+# b of a step between equal noise levels is 0 but for rounding; levels that differ in float32 have 1e-8 and more.
+_EQUAL_LEVELS = 1e-12
 
 
 def read_scheduler(
-    scheduler: Any, num_inference_steps: int | None, timesteps: list[int] | None, eta: float
+    scheduler: Any,
+    num_inference_steps: int | None,
+    timesteps: list[int] | None,
+    eta: float,
+    use_clipped_model_output: bool,
 ) -> ReverseProcess:
     """See :meth:`ReverseProcess.from_scheduler`."""
-    names = {cls.__name__ for cls in type(scheduler).__mro__}
-    scheduler = copy.deepcopy(scheduler)
-    if "DDPMScheduler" in names:
-        _set_timesteps(scheduler, num_inference_steps, timesteps)
-        return _read_ddpm(scheduler)
-    if "DDIMScheduler" in names:
+    if _is(scheduler, "DDPMScheduler"):
+        return _read_ddpm(_set(scheduler, num_inference_steps, timesteps))
+    if _is(scheduler, "DDIMScheduler"):
         if timesteps is not None:
             raise ValueError("DDIMScheduler takes no custom timesteps; give num_inference_steps, or use DDPMScheduler")
-        if not eta > 0:
+        if eta == 0:
             raise ValueError(
                 f"DDIM with eta={eta} is deterministic: there is no Gaussian kernel to verify. Pass eta > 0, use "
                 "DDPMScheduler for an exact speculative sampler, or SchedulerSampler to run DDIM as it is"
             )
-        _set_timesteps(scheduler, num_inference_steps, None)
-        return _read_ddim(scheduler, eta)
+        if not 0 < eta < math.inf:
+            raise ValueError(f"eta={eta}; expected a number above 0 and at most 1")
+        return _read_ddim(_set(scheduler, num_inference_steps, None), eta, use_clipped_model_output)
     raise ValueError(
         f"{type(scheduler).__name__} has no known Gaussian kernel a·x + b·x0 + sigma·z; speculation covers "
         "DDPMScheduler and DDIMScheduler(eta > 0). SchedulerSampler runs any other scheduler one step at a time"
@@ -42,38 +50,145 @@ def read_scheduler(
 
 def read_deterministic(scheduler: Any, num_inference_steps: int | None) -> ReverseProcess:
     """See :meth:`ReverseProcess.deterministic`."""
-    if "DDIMScheduler" not in {cls.__name__ for cls in type(scheduler).__mro__}:
+    if not _is(scheduler, "DDIMScheduler"):
         raise ValueError(f"{type(scheduler).__name__} is not read as a deterministic chain; DDIMScheduler is")
+    return _read_ddim(_set(scheduler, num_inference_steps, None), 0.0, False)
+
+
+def set_timesteps(scheduler: Any, num_inference_steps: Any) -> None:
+    """Set a scheduler to so many steps, and check that they are in its noise schedule.
+
+    Args:
+        scheduler: of any class; changed. Timesteps of classes other than DDPM's and DDIM's are not looked at.
+        num_inference_steps: K.
+
+    Raises:
+        ValueError: K is no whole number, below 1, or more than there are timesteps; or the settings lead to timesteps
+            outside the noise schedule.
+    """
+    try:
+        steps = index(num_inference_steps)
+    except TypeError:
+        raise ValueError(f"num_inference_steps={num_inference_steps!r}; it must be a whole number") from None
+    if steps < 1:
+        raise ValueError(f"num_inference_steps={steps}; it must be at least 1")
+    if _indexes_schedule(scheduler):
+        times = scheduler.config.num_train_timesteps
+        if steps > times:
+            raise ValueError(
+                f"num_inference_steps={steps} is more than num_train_timesteps={times} of the "
+                f"{type(scheduler).__name__}; take at most {times} steps"
+            )
+    scheduler.set_timesteps(steps)
+    if _indexes_schedule(scheduler):
+        _check_timesteps(scheduler)
+
+
+def _set(scheduler: Any, num_inference_steps: int | None, timesteps: list[int] | None) -> Any:
+    """A copy of the scheduler with its timesteps set and checked."""
     scheduler = copy.deepcopy(scheduler)
-    _set_timesteps(scheduler, num_inference_steps, None)
-    return _read_ddim(scheduler, 0.0)
-
-
-def _set_timesteps(scheduler: Any, num_inference_steps: int | None, timesteps: list[int] | None) -> None:
-    if num_inference_steps is not None and num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps={num_inference_steps}; it must be at least 1")
     if timesteps is not None:
-        scheduler.set_timesteps(timesteps=timesteps)
+        if num_inference_steps is not None:
+            raise ValueError("both num_inference_steps and timesteps are given; give one of them")
+        _check_custom(list(timesteps), scheduler.config.num_train_timesteps)
+        scheduler.set_timesteps(timesteps=list(timesteps))
     elif num_inference_steps is not None:
-        scheduler.set_timesteps(num_inference_steps)
+        set_timesteps(scheduler, num_inference_steps)
+    _check_timesteps(scheduler)
+    return scheduler
+
+
+def _check_custom(timesteps: list[int], times: int) -> None:
+    falling = all(later < earlier for earlier, later in pairwise(timesteps))
+    if not timesteps or not falling or timesteps[0] >= times or timesteps[-1] < 0:
+        raise ValueError(
+            f"timesteps={timesteps}; expected a list that falls, from at most num_train_timesteps - 1 = {times - 1} to "
+            "at least 0"
+        )
+
+
+def _check_timesteps(scheduler: Any) -> None:
+    """Raise ``ValueError`` unless the scheduler's timesteps fall and are in its noise schedule."""
+    config, t, known = scheduler.config, scheduler.timesteps.cpu(), len(scheduler.alphas_cumprod)
+    first, last = int(t.max()), int(t.min())
+    if first >= known or last < 0:
+        spacing, offset = getattr(config, "timestep_spacing", "leading"), getattr(config, "steps_offset", 0)
+        if first >= known and known < config.num_train_timesteps:
+            advice = f"trained_betas has {known} entries, set num_train_timesteps={known} or give one beta for each"
+        elif offset:
+            advice = "set steps_offset=0, or take fewer steps"
+        else:
+            advice = "its rounding is at fault, take one step more or fewer, or timestep_spacing='leading'"
+        raise ValueError(
+            f"{type(scheduler).__name__} with timestep_spacing={spacing!r} and steps_offset={offset} asks for timestep "
+            f"{first if first >= known else last} in {len(t)} steps, but its noise schedule has timesteps 0 to "
+            f"{known - 1}: {advice}"
+        )
+    if bool((t[1:] >= t[:-1]).any()):
+        raise ValueError(f"the scheduler's timesteps do not fall: {t.tolist()}; set them with set_timesteps")
+
+
+def _is(scheduler: Any, name: str) -> bool:
+    return name in {cls.__name__ for cls in type(scheduler).__mro__}
+
+
+def _indexes_schedule(scheduler: Any) -> bool:
+    """Whether timesteps are places in a table of ᾱ."""
+    return _is(scheduler, "DDPMScheduler") or _is(scheduler, "DDIMScheduler")
 
 
 def _limit(config: Any) -> X0Thresholding:
-    if config.thresholding:
-        return X0Thresholding(quantile=config.dynamic_thresholding_ratio, ceiling=config.sample_max_value)
-    return X0Thresholding(clip=config.clip_sample_range if config.clip_sample else None)
+    """Clipping or thresholding; settings that early schedulers do not have are as diffusers sets them today."""
+    if getattr(config, "thresholding", False):
+        quantile = getattr(config, "dynamic_thresholding_ratio", 0.995)
+        ceiling = getattr(config, "sample_max_value", 1.0)
+        if not 0 <= quantile <= 1 or not ceiling > 0:
+            raise ValueError(
+                f"thresholding with dynamic_thresholding_ratio={quantile} and sample_max_value={ceiling}; expected a "
+                "share from 0 to 1 and a value above 0"
+            )
+        return X0Thresholding(quantile=quantile, ceiling=ceiling)
+    if not getattr(config, "clip_sample", True):
+        return X0Thresholding()
+    clip = getattr(config, "clip_sample_range", 1.0)
+    if not clip > 0:
+        raise ValueError(f"clip_sample with clip_sample_range={clip}; expected a range above 0")
+    return X0Thresholding(clip=clip)
 
 
-def _prediction(kind: str, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+def _prediction(config: Any, t: Int[Tensor, " k"], alpha_bar: Float64[Tensor, " k"]) -> tuple[Tensor, Tensor]:
     """(from_state, from_output) of each prediction type; v as in Salimans & Ho 2022, section 4."""
+    kind = getattr(config, "prediction_type", "epsilon")
     signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     if kind == "epsilon":
+        if bool((alpha_bar == 0).any()):
+            cause = "rescale_betas_zero_snr=True" if getattr(config, "rescale_betas_zero_snr", False) else "the betas"
+            raise ValueError(
+                f"prediction_type='epsilon' with {cause}: nothing is left of the sample at timestep "
+                f"{int(t[alpha_bar == 0][0])} (alphas_cumprod = 0), so that x0 does not follow from epsilon. Use a "
+                "network of prediction_type='v_prediction' or 'sample', or timesteps that leave this one out"
+            )
         return 1 / signal, -noise / signal
     if kind == "sample":
         return torch.zeros_like(signal), torch.ones_like(signal)
     if kind == "v_prediction":
         return signal, -noise
     raise ValueError(f"prediction_type={kind!r} is not supported; expected 'epsilon', 'sample' or 'v_prediction'")
+
+
+def _check_levels(
+    scheduler: Any, t: Int[Tensor, " k"], now: Float64[Tensor, " k"], then: Float64[Tensor, " k"]
+) -> None:
+    """Raise ``ValueError`` unless every step goes from a noise level, ᾱ in [0, 1), to one of no more noise."""
+    wrong = ~((now >= 0) & (now < 1) & (then >= now) & (then <= 1) & (then > 0))
+    if bool(wrong.any()):
+        place = int(wrong.nonzero()[0])
+        betas = "trained_betas" if getattr(scheduler.config, "trained_betas", None) is not None else "its betas"
+        raise ValueError(
+            f"the step of the {type(scheduler).__name__} at timestep {int(t[place])} is not defined: alphas_cumprod "
+            f"goes from {float(now[place]):g} to {float(then[place]):g} there, and must begin in [0, 1) and not fall. "
+            f"Check {betas} (each above 0 and below 1)"
+        )
 
 
 def _read_ddpm(scheduler: Any) -> ReverseProcess:
@@ -83,34 +198,48 @@ def _read_ddpm(scheduler: Any) -> ReverseProcess:
     alpha_bars = scheduler.alphas_cumprod.cpu().double()
     now = alpha_bars[t]
     before = torch.cat([alpha_bars[t[1:]], torch.ones(1, dtype=torch.float64)])
+    _check_levels(scheduler, t, now, before)
+    from_state, from_output = _prediction(config, t, now)
     alpha = now / before
     beta = 1 - alpha
-    posterior = ((1 - before) / (1 - now) * beta).clamp(min=1e-20)
-    if config.variance_type in ("fixed_small", "fixed_small_log"):
-        sigma = posterior.sqrt()
-    elif config.variance_type == "fixed_large":
-        sigma = beta.sqrt()
-    else:
-        raise ValueError(
-            f"variance_type={config.variance_type!r}: the noise must not depend on the network. Use a scheduler with "
-            "variance_type='fixed_small' or 'fixed_large' and drop the network's variance channels"
-        )
-    sigma = torch.where((t > 0) & (sigma > _NO_NOISE), sigma, 0.0)  # diffusers adds no noise at t = 0
-    from_state, from_output = _prediction(config.prediction_type, now)
     return ReverseProcess(
         timesteps=t,
         a=alpha.sqrt() * (1 - before) / (1 - now),
         b=before.sqrt() * beta / (1 - now),
-        sigma=sigma,
+        sigma=_ddpm_noise(config, t, beta, (1 - before) / (1 - now) * beta),
         from_state=from_state,
         from_output=from_output,
         limit=_limit(config),
-        unlimited=torch.zeros_like(sigma),
     )
 
 
-def _read_ddim(scheduler: Any, eta: float) -> ReverseProcess:
-    """Song et al. 2021, equations 12 and 16, with diffusers' fixed stride between timesteps."""
+def _ddpm_noise(
+    config: Any, t: Int[Tensor, " k"], beta: Float64[Tensor, " k"], posterior: Float64[Tensor, " k"]
+) -> Float64[Tensor, " k"]:
+    """σ of each step; β and the posterior's variance are the two choices of Ho et al. 2020, section 3.2."""
+    kind = getattr(config, "variance_type", "fixed_small")
+    if kind in ("fixed_small", "fixed_small_log"):
+        sigma = posterior.clamp(min=1e-20).sqrt()
+    elif kind == "fixed_large":
+        sigma = beta.sqrt()
+    elif kind == "fixed_large_log":
+        raise ValueError(
+            "variance_type='fixed_large_log': the scheduler takes the square root of a negative logarithm there, which "
+            "is not a number. Use variance_type='fixed_large'"
+        )
+    else:
+        raise ValueError(
+            f"variance_type={kind!r}: the noise must not depend on the network. Use a scheduler with "
+            "variance_type='fixed_small' or 'fixed_large' and drop the network's variance channels"
+        )
+    return torch.where((t > 0) & (sigma > _NO_NOISE), sigma, 0.0)  # diffusers adds no noise at t = 0
+
+
+def _read_ddim(scheduler: Any, eta: float, use_clipped_model_output: bool) -> ReverseProcess:
+    """Song et al. 2021, equations 12 and 16, with diffusers' fixed stride between timesteps.
+
+    mean = √ᾱ' limit(x̂0) + √(1 − ᾱ' − σ²) ε, where ε comes from the x̂0 before the limit, solved for one effective x̂0.
+    """
     config = scheduler.config
     if scheduler.num_inference_steps is None:
         raise ValueError("the DDIMScheduler has no timesteps yet; pass num_inference_steps")
@@ -119,13 +248,17 @@ def _read_ddim(scheduler: Any, eta: float) -> ReverseProcess:
     previous = t - config.num_train_timesteps // scheduler.num_inference_steps
     final = torch.as_tensor(scheduler.final_alpha_cumprod).double()
     now, before = alpha_bars[t], torch.where(previous >= 0, alpha_bars[previous.clamp(min=0)], final)
+    _check_levels(scheduler, t, now, before)
+    from_state, from_output = _prediction(config, t, now)
     sigma = eta * ((1 - before) / (1 - now) * (1 - now / before)).clamp(min=0).sqrt()
     direction = 1 - before - sigma**2
     if (direction < -1e-12).any():
         raise ValueError(f"eta={eta} is too large: it adds more noise than a step removes; use 0 < eta <= 1")
     a = direction.clamp(min=0).sqrt() / (1 - now).sqrt()
     b = before.sqrt() - a * now.sqrt()
-    from_state, from_output = _prediction(config.prediction_type, now)
+    limit, unlimited, carried = _limit(config), None, None
+    if limit != X0Thresholding() and not use_clipped_model_output:
+        a, b, unlimited, carried = _with_epsilon_kept(now, a, b)
     return ReverseProcess(
         timesteps=t,
         a=a,
@@ -133,7 +266,22 @@ def _read_ddim(scheduler: Any, eta: float) -> ReverseProcess:
         sigma=torch.where(sigma > _NO_NOISE, sigma, 0.0),
         from_state=from_state,
         from_output=from_output,
-        limit=_limit(config),
-        # mean = √ᾱ' limit(x̂0) + √(1 − ᾱ' − σ²) ε with ε from the x̂0 before the limit; solved for one effective x̂0
-        unlimited=-a * now.sqrt() / b,
+        limit=limit,
+        unlimited=unlimited,
+        carried=carried,
     )
+
+
+def _with_epsilon_kept(
+    now: Float64[Tensor, " k"], a: Float64[Tensor, " k"], b: Float64[Tensor, " k"]
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(a, b, unlimited, carried) of a limited x̂0 with the ε from before the limit; see :class:`ReverseProcess`.
+
+    mean = a x + √ᾱ' limit(x̂0) − a √ᾱ x̂0, whose weights of x̂0 add up to b. Between equal noise levels (a = 1, b = 0,
+    and no noise) nothing can be divided by b, and the mean itself takes the place of x̂0.
+    """
+    equal = b < _EQUAL_LEVELS
+    unlimited = torch.where(equal, -now.sqrt(), -a * now.sqrt() / torch.where(equal, 1.0, b))
+    carried = equal.double() if bool(equal.any()) else None
+    kept = unlimited if bool((unlimited != 0).any()) else None
+    return torch.where(equal, 0.0, a), torch.where(equal, 1.0, b), kept, carried

@@ -17,9 +17,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from specpolicy import __version__
 from specpolicy.utils.checks import check_flag, check_integer, check_number
+from specpolicy.utils.digests import source_digest
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
-from specpolicy.utils.run_identity import claim_folder, source_digest
+from specpolicy.utils.run_identity import claim_folder
 
 STATE = "training.pt"
 LOG = "training.jsonl"

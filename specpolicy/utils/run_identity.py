@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +58,6 @@ def claim_folder(
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(now, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return False
-
-
-def source_digest(*packages: str) -> str:
-    """Compute the SHA-256 of the Python files of packages or modules, shortened to 16 digits.
-
-    Args:
-        packages: importable names, such as ``"specpolicy.training"``; of a package, all files below it count.
-
-    Returns:
-        The digest; the same wherever the files lie.
-    """
-    lines = []
-    for package in packages:
-        file = getattr(import_module(package), "__file__", None)
-        if file is None:
-            lines.append(f"(no source)  {package}\n")
-            continue
-        path = Path(file)
-        files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-        for each in files:
-            digest = hashlib.sha256(each.read_bytes()).hexdigest()
-            lines.append(f"{digest}  {package}/{each.relative_to(path.parent).as_posix()}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> dict[str, Any]:

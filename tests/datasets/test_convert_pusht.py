@@ -62,6 +62,28 @@ def test_every_step_keeps_its_place(tmp_path: Path) -> None:
         assert json.loads(file["data"].attrs["env_args"])["env_name"] == compose("convert", []).task.env
 
 
+def test_images_come_along_as_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    buffer = replay_buffer()
+    images = np.random.default_rng(1).integers(256, size=(sum(LENGTHS), 4, 6, 3), dtype=np.uint8)
+    for name, stored in (("bytes", images), ("numbers", images.astype(np.float32))):  # as published: floats to 255
+        source = write_hdf5(tmp_path / f"{name}.hdf5", buffer | {"data/img": stored})
+        assert main(["convert", "task=pusht_image", f"source={source}", f"out={tmp_path / 'out.hdf5'}"]) == 0
+        with h5py.File(tmp_path / "out.hdf5") as file:
+            demos = [file[f"data/demo_{number}"] for number in range(3)]
+            assert all(demo["obs/image"].dtype == np.uint8 for demo in demos)
+            np.testing.assert_array_equal(np.concatenate([demo["obs/image"] for demo in demos]), images)
+            told = json.loads(file["data"].attrs["env_args"])["env_name"]
+            assert told == compose("train", ["task=pusht_image"]).task.env
+    capsys.readouterr()
+    for change, says in (
+        ({"data/img": None}, "lacks data/img"),
+        ({"data/img": images[1:]}, r"data/img has shape \(14, 4, 6, 3\); expected \(15, height, width, 3\)"),
+    ):
+        arrays = {name: values for name, values in (buffer | change).items() if values is not None}  # type: ignore[operator]
+        with pytest.raises(ReplayBufferError, match=says):
+            convert_pusht(write_hdf5(tmp_path / "wrong.hdf5", arrays), tmp_path / "none.hdf5", images=True)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("zarr") is None, reason="needs zarr: pip install 'specpolicy[pusht]'")
 def test_the_published_form_gives_the_same_file(tmp_path: Path) -> None:
     import zarr
@@ -89,11 +111,13 @@ def test_the_command_writes_what_training_reads(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="needs gym-pusht")
-def test_the_task_describes_the_environment() -> None:
-    task = compose("rollout", ["task=pusht"]).task
+@pytest.mark.parametrize("name", ["pusht", "pusht_image"])
+def test_the_task_describes_the_environment(name: str) -> None:
+    task = compose("rollout", [f"task={name}"]).task
     env = gym.make(task.env)
     space: Any = env.observation_space
-    assert [(name, box.shape[0]) for name, box in space.items()] == list(task.observations.items())
+    shapes = {key: [size] if isinstance(size, int) else list(size) for key, size in task.observations.items()}
+    assert {key: list(box.shape) for key, box in space.items()} == shapes
     assert env.action_space.shape == (task.action_dim,)
     assert env.metadata["render_fps"] == task.control_hz
 

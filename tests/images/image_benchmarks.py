@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from torch import Tensor
 
-from specpolicy.images import distance
-
-ROOT = Path(__file__).parents[2]
+from benchmarks.images import distance
 
 
 class Pixels:
@@ -28,10 +25,9 @@ class Pixels:
 
 
 def benchmark_module(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
-    """The benchmark of that name; benchmarks import one another from their own folder."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    """The benchmark of that name in ``benchmarks/images``."""
     monkeypatch.setattr(distance, "ImageNetFeatures", Pixels)
-    return importlib.import_module(name)
+    return importlib.import_module(f"benchmarks.images.{name}")
 
 
 def run(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

@@ -12,11 +12,12 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, DiTTransformer2DModel
 from torch import Tensor
 
-import specpolicy.images.pixels as pixels
+import benchmarks.images.pixels as pixels
+from benchmarks.images.command_line import EXIT_USER_ERROR
+from benchmarks.images.pixels import PixelDiTPipeline
+from benchmarks.images.sample import main
+from benchmarks.images.sampling import load_pipeline
 from specpolicy.approximate.specdiff.sampler import cache
-from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.images.measuring import load_pipeline
-from specpolicy.images.pixels import PixelDiTPipeline
 from specpolicy.interop.diffusers.accelerate import accelerate
 
 STEPS = 12
@@ -106,7 +107,7 @@ def test_the_command_samples_it_with_a_cache_beside_the_chain(
     pipeline: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline.save_pretrained(tmp_path / "model")
-    asked = ["images", f"model={tmp_path / 'model'}", f"out={tmp_path / 'out'}", "sampler=[ddpm,specdiff]"]
+    asked = [f"model={tmp_path / 'model'}", f"out={tmp_path / 'out'}", "sampler=[ddpm,specdiff]"]
     asked += ["sampler.num_inference_steps=6", "images=2", "batch=2"]
     assert main(asked) == EXIT_USER_ERROR
     assert "a PixelDiTPipeline wants class labels: labels=[0,1]" in capsys.readouterr().err

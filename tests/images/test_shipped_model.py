@@ -12,10 +12,10 @@ import torch
 from diffusers import DDPMPipeline
 from torch import Tensor
 
+from benchmarks.images.sampling import load_pipeline, network_of
 from specpolicy import AdaptiveWindow, BlockVerifier, FreeDrafter, FrozenDrafter, ReverseProcess, SpeculativeSampler
 from specpolicy.approximate.asdsv import asdsv_fast
 from specpolicy.approximate.specdiff.sampler import cache
-from specpolicy.images.measuring import load_pipeline, network_of
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.exactness import check_exactness
 from specpolicy.speculative.window import Window

@@ -207,10 +207,7 @@ def test_starting_in_the_middle_is_exact() -> None:
     assert result.trajectory is not None and result.x0 is not None
     tail = replace(
         process,
-        **{
-            name: getattr(process, name)[5:]
-            for name in ("timesteps", "a", "b", "sigma", "from_state", "from_output", "unlimited")
-        },
+        **{name: getattr(process, name)[5:] for name in ("timesteps", "a", "b", "sigma", "from_state", "from_output")},
     )
     rest = replace(result, trajectory=result.trajectory[5:], x0=result.x0[5:])
     assert check_exactness(tail, rest).smallest > 1e-3

@@ -18,7 +18,8 @@ from specpolicy.datasets.robomimic import DemonstrationError
 from specpolicy.policies.checkpoint import load_policy
 from specpolicy.training.loop import TrainingDiverged, TrainingSettings
 from specpolicy.training.train import train_policy
-from specpolicy.utils.run_identity import OtherRunError, claim_folder, source_digest
+from specpolicy.utils.digests import source_digest
+from specpolicy.utils.run_identity import OtherRunError, claim_folder
 
 
 @pytest.mark.parametrize(

@@ -302,16 +302,14 @@ def read_chain(scheduler: Any, kind: str, eta: float, clipped_epsilon: bool) -> 
         clipped_epsilon: DDIM only: whether ε is computed again from the limited x̂0 (``use_clipped_model_output``).
 
     Raises:
-        PipelineRefused: η = 0, or a variance that the network is to predict.
+        UnsupportedPipeline: the scheduler has no chain that can be read, see :meth:`ReverseProcess.from_scheduler`.
     """
-    if kind == "EulerAncestralDiscreteScheduler":
-        return _euler_ancestral(scheduler)
     try:
-        process = ReverseProcess.from_scheduler(scheduler, eta=eta)
+        if kind == "EulerAncestralDiscreteScheduler":
+            return _euler_ancestral(scheduler)
+        process = ReverseProcess.from_scheduler(scheduler, eta=eta, use_clipped_model_output=clipped_epsilon)
     except ValueError as error:
         raise UnsupportedPipeline(f"{error}") from error
-    if clipped_epsilon:
-        process = replace(process, unlimited=torch.zeros_like(process.unlimited))
     return PipelineChain(
         replace(process, timesteps=torch.arange(process.num_steps)),
         process.timesteps,
@@ -343,6 +341,5 @@ def _euler_ancestral(scheduler: Any) -> PipelineChain:
         from_state=torch.ones_like(now) if epsilon else 1 / whole,
         from_output=-now if epsilon else -now / whole.sqrt(),
         limit=X0Thresholding(),
-        unlimited=torch.zeros_like(now),
     )
     return PipelineChain(process, scheduler.timesteps.cpu(), whole.rsqrt())

@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.images.distance import FrechetScale, ImageNetFeatures, Measured
 from specpolicy.evaluation.statistics import StatisticsError
-from specpolicy.images.distance import FrechetScale, ImageNetFeatures, Measured
 
 Array = NDArray[np.float64]
 

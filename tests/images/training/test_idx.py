@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from idx_files import write_dataset, write_idx
 
-from specpolicy.images.training import DataError, read_idx, read_images
+from benchmarks.images.training import DataError, read_idx, read_images
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

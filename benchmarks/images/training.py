@@ -18,8 +18,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from specpolicy.images.measuring import ModelError, load_pipeline, network_of
-from specpolicy.images.pixels import PixelDiTPipeline
+from benchmarks.images.pixels import PixelDiTPipeline
+from benchmarks.images.sampling import ModelError, load_pipeline, network_of
 from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.training.loop import Save, TrainingLoop, TrainingObjective, TrainingSettings
 from specpolicy.training.train import training_target

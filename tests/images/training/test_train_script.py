@@ -1,4 +1,4 @@
-"""``specpolicy train_images``: what it writes, diffusers reads; a killed run goes on; mistakes in one line."""
+"""``benchmarks.images.train``: what it writes, diffusers reads; a killed run goes on; mistakes in one line."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2D
 from idx_files import write_dataset
 from torch import Tensor
 
-from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.images.measuring import load_pipeline, network_of
-from specpolicy.images.pixels import PixelDiTPipeline
-from specpolicy.images.training import image_lesson, read_images
+from benchmarks.images.command_line import EXIT_USER_ERROR
+from benchmarks.images.pixels import PixelDiTPipeline
+from benchmarks.images.sampling import load_pipeline, network_of
+from benchmarks.images.train import main
+from benchmarks.images.training import image_lesson, read_images
 from specpolicy.training.loop import TrainingLoop, TrainingSettings
 
 UNET = [
@@ -37,7 +38,7 @@ BRIEF = ["training.batch_size=8", "training.warmup_steps=2", "training.save_ever
 
 
 def arguments(data: Path, out: Path, network: list[str], steps: int, *more: str) -> list[str]:
-    return ["train_images", f"data={data}", f"out={out}", *network, *BRIEF, f"training.steps={steps}", *more]
+    return [f"data={data}", f"out={out}", *network, *BRIEF, f"training.steps={steps}", *more]
 
 
 def weights(out: Path) -> dict[str, Tensor]:
@@ -59,7 +60,7 @@ def test_a_pipeline_that_diffusers_reads(tmp_path: Path, capsys: pytest.CaptureF
     assert images.shape == (2, 8, 8, 1)
     averages = torch.load(out / "training.pt", weights_only=True)["average"]
     for name, value in pipeline.unet.state_dict().items():
-        assert torch.equal(value, averages[f"average.{name}"]), name
+        assert torch.equal(value, averages[f"module.{name}"]), name
 
 
 def test_a_transformer_is_taught_with_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_a_transformer_is_taught_with_the_classes(tmp_path: Path, monkeypatch: p
     assert len(labels) >= 6 and torch.equal(quarters.argmax(1), labels)
     network = DiTTransformer2DModel.from_pretrained(out / "transformer")
     averages = torch.load(out / "training.pt", weights_only=True)["average"]
-    assert all(torch.equal(value, averages[f"average.{name}"]) for name, value in network.state_dict().items())
+    assert all(torch.equal(value, averages[f"module.{name}"]) for name, value in network.state_dict().items())
     assert DDPMScheduler.from_pretrained(out / "scheduler").config.num_train_timesteps == 1000
     pipeline = load_pipeline(out)
     assert isinstance(pipeline, PixelDiTPipeline)
@@ -140,7 +141,7 @@ def test_resuming_equals_going_through(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     data, out = write_dataset(tmp_path / "data"), tmp_path / "out"
-    command = [sys.executable, "-m", "specpolicy.cli", *arguments(data, out, UNET, 60, "training.threads=1")]
+    command = [sys.executable, "-m", "benchmarks.images.train", *arguments(data, out, UNET, 60, "training.threads=1")]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 600
     while not (out / "training.pt").exists():
@@ -194,7 +195,7 @@ def test_mistakes_are_answered_in_one_line(
 ) -> None:
     given = arguments(trained.parent / "data", trained, UNET, 4)
     if "prediction_type" in more[0]:
-        given[2] = f"out={tmp_path_factory.mktemp('other')}"
+        given[1] = f"out={tmp_path_factory.mktemp('other')}"
     capsys.readouterr()
     assert main([*given, *more]) == EXIT_USER_ERROR
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -212,10 +213,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_shipped_settings_make_networks_for_fashion_mnist() -> None:
     from hydra.utils import instantiate
 
-    from specpolicy.config import compose, to_container
+    from benchmarks.images.command_line import compose_script
+    from specpolicy.config import to_container
 
     for name, most in (("unet", 1e6), ("unet_draft", 1.5e5), ("dit", 1.25e6)):
-        cfg = compose("train_images", ["data=x", f"network={name}"])
+        cfg = compose_script("train", ["data=x", f"network={name}"])
         network = instantiate(cfg.network, _convert_="all")
         assert sum(each.numel() for each in network.parameters()) < most
         TrainingSettings(**to_container(cfg.training))

@@ -1,7 +1,7 @@
 """What does ASDSV gain? A small network drafts for a trained one, beside fewer steps and exact speculation, in one run.
 
-    python benchmarks/what_asdsv_gains.py checkpoints/fashion_mnist checkpoints/fashion_mnist_draft --chains 24
-    python benchmarks/what_asdsv_gains.py … --images 128 --data datasets/usr/share/datasets/fashion-mnist
+    python -m benchmarks.images.bench_asdsv checkpoints/fashion_mnist checkpoints/fashion_mnist_draft --chains 24
+    python -m benchmarks.images.bench_asdsv … --images 128 --data datasets/usr/share/datasets/fashion-mnist
 
 ASDSV (Zhou et al. 2025) is *approximate*: accepted drafts keep the small network's error. So are DDIM in fewer steps
 and the small network alone, which stand beside it, since they are the plain ways to the same end; speculation with
@@ -28,15 +28,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from asdsv_tables import overview
 from diffusers import DDIMScheduler, DDPMScheduler
-from image_sets import SEED, compare_sets, draw_sets
 from torch import Tensor
 
+from benchmarks.images.asdsv_tables import overview
+from benchmarks.images.sampling import load_pipeline, network_of
+from benchmarks.images.sets import SEED, compare_sets, draw_sets
 from specpolicy import AdaptiveWindow, ReverseProcess, SchedulerSampler, SequentialSampler, SpeculativeSampler
 from specpolicy.approximate.asdsv import ThresholdVerifier, asdsv_fast, asdsv_slow
 from specpolicy.evaluation.provenance import collect_provenance
-from specpolicy.images.measuring import load_pipeline, network_of
 from specpolicy.interop.diffusers.accelerate import approximate
 from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.speculative.denoiser import Denoiser
@@ -44,7 +44,7 @@ from specpolicy.speculative.result import SampleResult
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
-RESULTS = Path(__file__).resolve().parent / "results" / "asdsv"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "asdsv"
 BATCH = 16
 FEWER = (20, 10)
 WORTH = 0.1  # of a window that adapts
@@ -205,7 +205,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=0, help="of each set whose distance is measured")
     parser.add_argument("--data", help="folder of the idx files that images are compared with")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--work", type=Path, default=Path("runs/what_asdsv_gains"), help="for sampled images")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench_asdsv"), help="for sampled images")
     options = parser.parse_args()
     if options.images and not options.data:
         parser.error("--images compares with real ones: --data, the folder of their idx files")

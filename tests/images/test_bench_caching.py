@@ -1,4 +1,4 @@
-"""``benchmarks/what_caching_is_worth.py``, on a tiny transformer for images: its rows, its sets, its tables."""
+"""``benchmarks/images/bench_caching.py``, on a tiny transformer for images: its rows, its sets, its tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 
-from specpolicy.images.pixels import PixelDiTPipeline
+from benchmarks.images.pixels import PixelDiTPipeline
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 from idx_files import write_dataset
@@ -20,7 +20,7 @@ from image_benchmarks import benchmark_module
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return benchmark_module(monkeypatch, "what_caching_is_worth")
+    return benchmark_module(monkeypatch, "bench_caching")
 
 
 def test_a_trained_transformer_for_images(

@@ -1,4 +1,4 @@
-"""``benchmarks/what_asdsv_gains.py``, on tiny networks: what it counts, that it goes on, what its tables say."""
+"""``benchmarks/images/bench_asdsv.py``, on tiny networks: what it counts, that it goes on, what its tables say."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 20
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return benchmark_module(monkeypatch, "what_asdsv_gains")
+    return benchmark_module(monkeypatch, "bench_asdsv")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""``specpolicy images``: sheet, times and figure of a saved pipeline; resuming; errors in one line."""
+"""``benchmarks.images.sample``: sheet, times and figure of a saved pipeline; resuming; errors in one line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import specpolicy.images.measuring as job_module
-from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.images import measuring as pipelines
+import benchmarks.images.sampling as job_module
+from benchmarks.images import sampling as pipelines
+from benchmarks.images.command_line import EXIT_USER_ERROR
+from benchmarks.images.sample import main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop"))
 import tiny_pipelines as tiny
@@ -28,7 +29,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def arguments(model: Path, out: Path, *more: str) -> list[str]:
-    return ["images", f"model={model}", f"out={out}", SAMPLERS, STEPS, "images=3", "batch=2", *more]
+    return [f"model={model}", f"out={out}", SAMPLERS, STEPS, "images=3", "batch=2", *more]
 
 
 def test_sheet_table_and_figure(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,13 +75,13 @@ def test_it_goes_on_where_it_stopped(model: Path, tmp_path: Path, monkeypatch: p
     ("changes", "says"),
     [
         (["seed=1"], "other settings (seed)"),
-        (["sampler.window.worth=0.2", "sampler=free_adaptive"], "other settings (samplers)"),
+        (["sampler.window.min_acceptance=0.2", "sampler=free_adaptive"], "other settings (samplers)"),
     ],
 )
 def test_other_settings_want_another_folder(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], says: str
 ) -> None:
-    common = ["images", f"model={model}", f"out={tmp_path / 'out'}", "images=1", STEPS]
+    common = [f"model={model}", f"out={tmp_path / 'out'}", "images=1", STEPS]
     assert main([*common, "sampler=free_adaptive"]) == 0
     assert main([*common, "sampler=free_adaptive", *[each for each in changes if each != "sampler=free_adaptive"]])
     assert says in capsys.readouterr().err
@@ -92,7 +93,7 @@ def test_other_settings_want_another_folder(
         (None, [], "no diffusers pipeline at"),
         (tiny.dit, [], "wants class labels: labels=[0,1]"),
         (tiny.ddpm, ["images=0"], "must be at least 1"),
-        (tiny.ddpm, ["sampler.window.worth=2.0"], "between 0 and 1"),
+        (tiny.ddpm, ["sampler.window.min_acceptance=2.0"], "between 0 and 1"),
         (lambda: tiny.ddpm(out_channels=2), [], "learned variance"),
     ],
 )
@@ -101,7 +102,7 @@ def test_mistakes_are_answered_in_one_line(
 ) -> None:
     if make is not None:
         make().save_pretrained(tmp_path / "model")
-    common = ["images", f"model={tmp_path / 'model'}", f"out={tmp_path / 'out'}", "sampler=free_adaptive"]
+    common = [f"model={tmp_path / 'model'}", f"out={tmp_path / 'out'}", "sampler=free_adaptive"]
     assert main([*common, *more]) == EXIT_USER_ERROR
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and says in error
@@ -111,7 +112,6 @@ def test_labels_and_guidance(tmp_path: Path) -> None:
     tiny.dit().save_pretrained(tmp_path / "model")
     assert not main(
         [
-            "images",
             f"model={tmp_path / 'model'}",
             f"out={tmp_path / 'out'}",
             "sampler=free_adaptive",

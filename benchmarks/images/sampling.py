@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import nn
 
+from benchmarks.images.pixels import PixelDiTPipeline
 from specpolicy.approximate.specdiff.sampler import CachedSampler, Caching, CachingAccount
-from specpolicy.images.pixels import PixelDiTPipeline
 from specpolicy.interop.diffusers.accelerate import Acceleration, accelerate
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler, SpeculativeSampler

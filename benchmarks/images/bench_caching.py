@@ -1,8 +1,8 @@
 """What is token caching worth? Operations, time and distance from the whole network's samples, all in one run.
 
-    python benchmarks/what_caching_is_worth.py      # the DiTs, and checkpoints/square_transformer
-    python benchmarks/what_caching_is_worth.py runs/train-square --observations runs/x/observations.npz
-    python benchmarks/what_caching_is_worth.py --sets 128 --data datasets/usr/share/datasets/fashion-mnist
+    python -m benchmarks.images.bench_caching      # the DiTs, and checkpoints/square_transformer
+    python -m benchmarks.images.bench_caching runs/train-square --observations runs/x/observations.npz
+    python -m benchmarks.images.bench_caching --sets 128 --data datasets/usr/share/datasets/fashion-mnist
 
 Everything samples the same 20-step DDIM chain (η = 0) from the same noise, so that what differs is the caching; beside
 it stands the plain way to compute less, fewer steps. Operations are counted by torch's dispatcher, speculative passes
@@ -31,21 +31,21 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
-from image_sets import compare_sets, draw_sets
 from torch import Tensor, nn
 
+from benchmarks.images.sampling import load_pipeline
+from benchmarks.images.sets import compare_sets, draw_sets
 from specpolicy import SchedulerSampler
 from specpolicy.approximate.specdiff.importance import CacheSettings, count_operations, trajectory_of
 from specpolicy.approximate.specdiff.sampler import CachedSampler
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
-from specpolicy.images.measuring import load_pipeline
 from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "caching"
 POLICY = ROOT / "checkpoints" / "square_transformer"
 DIT = ROOT / "checkpoints" / "fashion_mnist_dit"
@@ -296,7 +296,7 @@ def main() -> int:
     parser.add_argument("--dit", type=Path, default=DIT, help="folder of a trained DiT for small images")
     parser.add_argument("--sets", type=int, default=0, help="images of each set whose distance is measured")
     parser.add_argument("--data", help="folder of the idx files that images are compared with")
-    parser.add_argument("--work", type=Path, default=Path("runs/what_caching_is_worth"), help="for sampled images")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench_caching"), help="for sampled images")
     options = parser.parse_args()
     if options.sets and not options.data:
         parser.error("--sets compares with real images: --data, the folder of their idx files")

@@ -1,8 +1,8 @@
 """What do images gain? One shipped pipeline, sampled by the sequential chain and by speculation, all in one run.
 
-    python benchmarks/what_images_gain.py checkpoints/fashion_mnist --steps 100 --chains 24 --windows 4 8 16
-    python benchmarks/what_images_gain.py checkpoints/fashion_mnist --steps 1000 --chains 12 --windows 16 32
-    python benchmarks/what_images_gain.py checkpoints/fashion_mnist --steps 100 --images 256 --data datasets/…
+    python -m benchmarks.images.bench_speculation checkpoints/fashion_mnist --steps 100 --chains 24 --windows 4 8 16
+    python -m benchmarks.images.bench_speculation checkpoints/fashion_mnist --steps 1000 --chains 12 --windows 16 32
+    python -m benchmarks.images.bench_speculation checkpoints/fashion_mnist --steps 100 --images 256 --data datasets/…
 
 Passes: single chains, every sampler on the same seeds in a random order; a chain's time is of the clock and of the
 processor, the latter hardly depends on what else the machine does. Frozen and Free drafts with reflection, residual and
@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from image_sets import SEED, compare_sets, draw_sets
-from image_tables import TENTHS, accepted_along, comparison, comparison_figure, overview
 
+from benchmarks.images.sampling import load_pipeline
+from benchmarks.images.sets import SEED, compare_sets, draw_sets
+from benchmarks.images.tables import TENTHS, accepted_along, comparison, comparison_figure, overview
 from specpolicy import (
     AdaptiveWindow,
     BlockVerifier,
@@ -41,12 +42,11 @@ from specpolicy import (
     SpeculativeSampler,
 )
 from specpolicy.evaluation.provenance import collect_provenance
-from specpolicy.images.measuring import load_pipeline
 from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
-RESULTS = Path(__file__).resolve().parent / "results" / "images"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "images"
 DRAFTERS = {"frozen": FrozenDrafter(), "free": FreeDrafter()}
 VERIFIERS = {"reflection": ReflectionVerifier(), "residual": ResidualVerifier(), "block": BlockVerifier()}
 ADAPTIVE = {"adaptive 0.1": AdaptiveWindow(min_acceptance=0.1), "adaptive 0.3": AdaptiveWindow(min_acceptance=0.3)}
@@ -168,7 +168,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/what_images_gain"), help="where sampled images are kept"
+        "--work", type=Path, default=Path("runs/bench_speculation"), help="where sampled images are kept"
     )
     options = parser.parse_args()
     if options.images and not options.data:

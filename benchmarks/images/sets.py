@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from image_tables import distances
 from PIL import Image
 from torch import Tensor
 
-from specpolicy.images.measuring import image_grid
-from specpolicy.images.training import read_images
+from benchmarks.images.sampling import image_grid
+from benchmarks.images.tables import distances
+from benchmarks.images.training import read_images
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
@@ -60,7 +60,7 @@ def compare_sets(
         sheet: image file to write. work: for files on the way. device: where features are computed.
         paired: as for :func:`draw_sets`.
     """
-    from specpolicy.images.distance import ImageNetFeatures
+    from benchmarks.images.distance import ImageNetFeatures
 
     features, images = ImageNetFeatures(device=device), len(next(iter(sets.values())))
     held_out = read_images(data, "t10k").pixels

@@ -1,4 +1,4 @@
-"""Tables and figures of ``what_images_gain.py``."""
+"""Tables and figures of ``bench_speculation.py``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.images.distance import FrechetScale, Measured
 from specpolicy.evaluation.fidelity import energy_distance, permutation_test
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians, ratio_of_sums
-from specpolicy.images.distance import FrechetScale, Measured
 
 TENTHS = 10
 PAIRS = [(drafter, verifier) for drafter in ("frozen", "free") for verifier in ("reflection", "residual", "block")]

@@ -1,4 +1,4 @@
-"""Tables of ``what_asdsv_gains.py``."""
+"""Tables of ``bench_asdsv.py``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from image_tables import apart
 
+from benchmarks.images.tables import apart
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
 
 Rows = Mapping[str, list[Mapping[str, Any]]]

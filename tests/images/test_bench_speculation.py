@@ -1,4 +1,4 @@
-"""``benchmarks/what_images_gain.py``, on a tiny network: what it writes, that it goes on, what its tables say."""
+"""The speculation benchmark on a tiny network: what it writes, that it resumes, what its tables say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from image_benchmarks import benchmark_module, run
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return benchmark_module(monkeypatch, "what_images_gain")
+    return benchmark_module(monkeypatch, "bench_speculation")
 
 
 @pytest.fixture(scope="module")

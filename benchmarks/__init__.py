@@ -1,0 +1,1 @@
+"""Measurements of the package; scripts, run from the root of a checkout."""

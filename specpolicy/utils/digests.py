@@ -1,0 +1,70 @@
+"""Tell files, checkpoints and source code from others by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import import_module
+from pathlib import Path
+
+WEIGHT_FILES = frozenset({".safetensors", ".json", ".pt", ".pth", ".ckpt", ".bin"})
+DEMONSTRATIONS = "demonstrations.json"
+BESIDE = (DEMONSTRATIONS, "calibration-", "windows-", "x0_variance.", "training.")
+"""How files begin that tell of a policy, or go on with its training; they are no part of it."""
+
+
+def file_digest(path: Path) -> str:
+    """Compute the SHA-256 of one file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_digest(path: str | Path) -> str:
+    """Compute the SHA-256 of a checkpoint file; of a folder, over names and digests of its weights and configuration.
+
+    What the policy was trained on, the state of its training, its calibrations, x0_variance and windows are not part of
+    it: knowing more about a policy does not make it another.
+
+    Args:
+        path: file or folder.
+
+    Returns:
+        The digest in hexadecimal.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or the folder holds no such file.
+    """
+    root = Path(path)
+    if root.is_file():
+        return file_digest(root)
+    files = sorted(
+        file
+        for file in root.rglob("*")
+        if file.suffix in WEIGHT_FILES and not file.name.startswith(BESIDE) and file.is_file()
+    )
+    if not files:
+        raise FileNotFoundError(
+            f"no checkpoint at {root}: expected a file, or a folder with {sorted(WEIGHT_FILES)} files"
+        )
+    lines = [f"{file_digest(file)}  {file.relative_to(root).as_posix()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def source_digest(*packages: str) -> str:
+    """Compute the SHA-256 of the Python files of packages or modules, shortened to 16 digits.
+
+    Args:
+        packages: importable names, such as ``"specpolicy.training"``; of a package, all files below it count.
+
+    Returns:
+        The digest; the same wherever the files lie.
+    """
+    lines = []
+    for package in packages:
+        file = getattr(import_module(package), "__file__", None)
+        if file is None:
+            lines.append(f"(no source)  {package}\n")
+            continue
+        path = Path(file)
+        files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+        lines += [f"{file_digest(each)}  {package}/{each.relative_to(path.parent).as_posix()}\n" for each in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
