@@ -31,7 +31,7 @@ from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.observations import HistoryWindow
-from specpolicy.rollout.env_worker import EpisodePlayer, MakeEnv
+from specpolicy.rollout.env_worker import MakeEnv
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
@@ -55,29 +55,30 @@ class Moment:
 
 def moments(policy: DiffusionPolicy, sampler: Any, cfg: Any, count: int, episodes: int) -> list[Moment]:
     """Random ticks of played episodes, at least the largest age after their start."""
-    player = EpisodePlayer(MakeEnv(cfg.task.env), policy.config.n_obs_steps)
+    env = MakeEnv(cfg.task.env)()
     found: list[Moment] = []
     choose = np.random.default_rng(SEED)
     with progress_bar("episodes", episodes) as bar:
         for seed in range(SEED, SEED + episodes):
-            windows = list(_windows(policy, sampler, player, seed))
+            windows = list(_windows(policy, sampler, env, seed))
             last = [tick for tick in range(max(AGES), len(windows))]
             some = choose.choice(last, size=min(-(-count // episodes), len(last)), replace=False)
             found += [Moment(windows[tick - max(AGES) : tick + 1]) for tick in some]
             bar.advance()
-    player.close()
+    env.close()
     return found[:count]
 
 
-def _windows(policy: DiffusionPolicy, sampler: Any, player: EpisodePlayer, seed: int) -> Iterator[HistoryWindow]:
-    segment, generator = player.start(seed), torch.Generator().manual_seed(seed)
-    yield segment.window
+def _windows(policy: DiffusionPolicy, sampler: Any, env: Any, seed: int) -> Iterator[HistoryWindow]:
+    history, generator = ObservationHistory(policy.config.n_obs_steps, env.reset(seed=seed)[0]), episode_generator(seed)
+    yield history.window()
     while True:
-        chunk = policy.predict_action({name: part[None] for name, part in segment.window.items()}, sampler, [generator])
-        for action in chunk.actions[0]:
-            segment = player.play(action[None])
-            yield segment.window
-            if segment.ended or segment.success:
+        observation = {name: part[None] for name, part in history.window().items()}
+        for action in policy.predict_action(observation, sampler, [generator]).actions[0]:
+            observed, _, terminated, truncated, info = env.step(action.astype(env.action_space.dtype))
+            history.add(observed)
+            yield history.window()
+            if terminated or truncated or info["success"]:
                 return
 
 

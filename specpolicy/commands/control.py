@@ -16,7 +16,8 @@ from specpolicy.config import ConfigError, available, compose, parse_seeds, spli
 if TYPE_CHECKING:
     from specpolicy.control.controller import ControllerConfig
     from specpolicy.evaluation.comparison import PolicyAndSamplers
-    from specpolicy.rollout.control_runner import MakeViews
+    from specpolicy.rollout.episodes import EpisodeKey
+    from specpolicy.rollout.runner import MakeViews
 
 
 def control(overrides: Sequence[str]) -> None:
@@ -34,7 +35,7 @@ def control(overrides: Sequence[str]) -> None:
     by_sampler = {name: _composed(others, name, executors[0]) for name in samplers}
     by_executor = {name: _composed(others, samplers[0], name) for name in executors}
     cfg = next(iter(by_executor.values()))
-    predrafts = any("ahead" in each.executor for each in by_executor.values())
+    predrafts = any("predraft" in each.executor for each in by_executor.values())
     recipes = {name: recipe_of(each, predrafts) for name, each in by_sampler.items()}
     real_time = cfg.clock._target_.endswith("RealTimeClock")
     if real_time and latencies is not None:
@@ -57,7 +58,7 @@ def control(overrides: Sequence[str]) -> None:
         make_env=MakeEnv(cfg.task.env, {"render_mode": "rgb_array"} if cfg.camera else {}),
         cells=_possible(cells, contestants()),
         seeds=seeds,
-        meaning=instantiate(cfg.actions),
+        action_spec=instantiate(cfg.actions),
         checkpoint=str(cfg.checkpoint),
         recipes={name: to_container(recipe) for name, recipe in recipes.items()},
         repeats=cfg.repeats,
@@ -81,9 +82,9 @@ def _composed(overrides: Sequence[str], sampler: str, executor: str) -> DictConf
 
     chosen = [*overrides, f"sampler={sampler}", f"executor={executor}"]
     cfg = compose("control", chosen)
-    if cfg.play is not None:
+    if cfg.n_action_steps is not None:
         return cfg
-    return compose("control", [*chosen, f"play={read_config(Path(cfg.checkpoint)).n_action_steps}"])
+    return compose("control", [*chosen, f"n_action_steps={read_config(Path(cfg.checkpoint)).n_action_steps}"])
 
 
 def _cells(
@@ -107,7 +108,7 @@ def _possible(cells: list[ControllerConfig], contestants: PolicyAndSamplers) -> 
     from specpolicy.control.inference import can_predraft
 
     able = {name for name, sampler in contestants.samplers.items() if can_predraft(contestants.policy, sampler)}
-    kept = [cell for cell in cells if cell.executor.rules.ahead is None or cell.sampler in able]
+    kept = [cell for cell in cells if cell.executor.config.predraft is None or cell.sampler in able]
     executors, samplers = ({getattr(cell, name) for cell in kept} for name in ("executor_name", "sampler"))
     left_out = [cell for cell in cells if cell not in kept]
     if any(cell.executor_name not in executors or cell.sampler not in samplers for cell in left_out):
@@ -120,20 +121,21 @@ def _possible(cells: list[ControllerConfig], contestants: PolicyAndSamplers) -> 
 
 def _views(view: str | None) -> MakeViews | None:
     """Who watches; what they need is looked for here, before anything is run."""
+    from specpolicy.control.controller import file_name
     from specpolicy.control.viewers import RerunView, TerminalView
     from specpolicy.utils.extras import require
 
     if view is None:
         return None
     if view == "terminal":
-        return lambda cell: [TerminalView(cell.name)]
+        return lambda key: [TerminalView(key.sampler)]
     if view != "rerun" and not view.endswith(".rrd"):
         raise ConfigError(f"view={view!r}; write terminal, rerun, or a path that ends in .rrd")
     require("rerun", "rerun")
     folder = None if view == "rerun" else Path(view)
 
-    def views(cell: ControllerConfig) -> list[Any]:
-        save = None if folder is None else folder.with_name(f"{folder.stem}-{cell.slug}.rrd")
-        return [RerunView(cell.name, save), TerminalView(cell.name)]
+    def views(key: EpisodeKey) -> list[Any]:
+        save = None if folder is None else folder.with_name(f"{folder.stem}-{file_name(key.sampler)}.rrd")
+        return [RerunView(key.sampler, save), TerminalView(key.sampler)]
 
     return views

@@ -1,4 +1,4 @@
-"""Action chunks laid on the clock: which action is for which tick."""
+"""Action chunks on the clock: which action is for which tick."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Chunk:
     """A chunk on the clock.
 
     Attributes:
-        job: the computation that it came from.
+        inference: that it came from.
         actions: shape ``(n, action_dim)``, environment units.
         start: tick that the first action is for.
         handover: tick from which on it is played.
@@ -25,7 +25,7 @@ class Chunk:
         end: first tick at which the executor lets it play no longer; later than ``play_end`` if its rest may play.
     """
 
-    job: InferenceRecord
+    inference: InferenceRecord
     actions: Action
     start: int
     handover: int
@@ -33,11 +33,11 @@ class Chunk:
     end: int
 
     def covers(self, tick: int) -> bool:
-        """Whether it has an action for ``tick``, planned or not."""
+        """Say whether it has an action for ``tick``, planned or not."""
         return self.start <= tick < self.start + len(self.actions)
 
     def at(self, tick: int) -> Action:
-        """The action for a tick that it covers, shape ``(action_dim,)``."""
+        """Return the action for a tick that it covers, shape ``(action_dim,)``."""
         action: Action = self.actions[tick - self.start]
         return action
 
@@ -93,44 +93,58 @@ class ActionBuffer:
     """The chunks that may still be played.
 
     Args:
-        play: actions of a chunk that are planned to be played.
-        rest: whether what is left of a chunk may be played while the next one is awaited.
+        n_action_steps: actions of a chunk that are planned to be played.
+        rest: whether the rest of a chunk may be played while the next one is awaited.
         aligned: whether a chunk's first action stays with the tick of its observation (what has passed is dropped), or
             is moved to the tick at which the chunk arrives.
-        blend: what to do where chunks overlap.
+        aggregate: what to do where chunks overlap.
     """
 
-    def __init__(self, play: int, rest: bool, aligned: bool, blend: Aggregator) -> None:
-        self._play, self._rest, self._aligned, self._blend = play, rest, aligned, blend
+    def __init__(self, n_action_steps: int, rest: bool, aligned: bool, aggregate: Aggregator) -> None:
+        self._n_action_steps, self._rest, self._aligned, self._aggregate = n_action_steps, rest, aligned, aggregate
         self._chunks: list[Chunk] = []
 
-    def adopt(self, job: InferenceRecord, actions: Action, tick: int) -> Chunk | None:
-        """Plan a chunk that is there at ``tick``; None if all of its actions have passed."""
-        start = job.tick if self._aligned else tick
+    def add(self, inference: InferenceRecord, actions: Action, tick: int) -> Chunk | None:
+        """Plan a chunk.
+
+        Args:
+            inference: that it came from.
+            actions: shape ``(n, action_dim)``; copied, so that the policy may reuse its array.
+            tick: at which it is there.
+
+        Returns:
+            The chunk; None if all of its actions are for ticks that have passed.
+        """
+        start = inference.tick if self._aligned else tick
         length = start + len(actions)
         if length <= tick:
             return None
-        play_end = min(tick + self._play, length)
-        chunk = Chunk(job, actions, start, tick, play_end, length if self._rest else play_end)
+        play_end = min(tick + self._n_action_steps, length)
+        chunk = Chunk(inference, np.array(actions), start, tick, play_end, length if self._rest else play_end)
         self._chunks = [each for each in self._chunks if each.start + len(each.actions) > tick] + [chunk]
         return chunk
 
     def action(self, tick: int, overtime: bool = False) -> BufferedAction | None:
-        """What to play at ``tick``; None if nothing is left. ``overtime``: also what is not meant to be played."""
+        """Return the action for ``tick``; None if none is left.
+
+        Args:
+            tick: number of the tick.
+            overtime: also one that was not planned to be played.
+        """
         if not self._chunks:
             return None
         newest = self._chunks[-1]
         if not newest.covers(tick) or (tick >= newest.end and not overtime):
             return None
         chunks = [chunk for chunk in self._chunks if chunk.covers(tick)]
-        return BufferedAction(self._blend(tick, chunks), newest)
+        return BufferedAction(self._aggregate(tick, chunks), newest)
 
     def older(self, tick: int) -> list[BufferedAction]:
-        """What the chunks before the newest have for ``tick``, the newest of them first."""
+        """Return the actions that earlier chunks have for ``tick``, the newest chunk first."""
         return [BufferedAction(chunk.at(tick), chunk) for chunk in reversed(self._chunks[:-1]) if chunk.covers(tick)]
 
     def left(self, tick: int) -> int:
-        """Actions from ``tick`` on that may still be played."""
+        """Count the actions from ``tick`` on that may still be played."""
         return max(self._chunks[-1].end - tick, 0) if self._chunks else 0
 
     @property

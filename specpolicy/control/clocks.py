@@ -1,4 +1,4 @@
-"""The wall clock."""
+"""Clocks of a control loop: simulated latency, and the wall clock."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Running:
     """A computation under way.
 
     Attributes:
-        job: its entry in the account; the clock sets ``ended_s`` when it is known.
+        inference: its entry in the trace; the clock sets ``ended_s`` when it is known.
         future: what comes of it.
         ready: first tick at which it is there, where the clock knows that beforehand.
     """
 
-    job: InferenceRecord
+    inference: InferenceRecord
     future: Future[InferenceResult]
     ready: int | None = None
 
@@ -57,7 +57,7 @@ class Clock(Protocol):
         """Have something computed, in whichever way lets this clock go on."""
         ...
 
-    def begin(self, job: InferenceRecord, future: Future[InferenceResult]) -> Running:
+    def begin(self, inference: InferenceRecord, future: Future[InferenceResult]) -> Running:
         """Take note that a computation has begun now."""
         ...
 
@@ -73,13 +73,20 @@ class Clock(Protocol):
         """Wait until the tick after ``tick`` is due. A later one if that has gone by: no tick is made up for."""
         ...
 
-    def finish(self) -> None:
-        """The episode is over: wait for what is still being computed."""
+    def finish(self, wait: bool = True) -> None:
+        """End the episode; with ``wait``, when what is still being computed has ended."""
         ...
 
 
 def attempt(compute: Callable[[], InferenceResult]) -> InferenceResult:
-    """What comes of a computation; a policy that raises, though it should answer, is a failure like any other."""
+    """Compute; an exception becomes a result with an error.
+
+    Args:
+        compute: an inference.
+
+    Returns:
+        Its result.
+    """
     begun = perf_counter()
     try:
         return compute()
@@ -132,13 +139,13 @@ class SimulatedLatencyClock:
         future.set_result(attempt(compute))
         return future
 
-    def begin(self, job: InferenceRecord, future: Future[InferenceResult]) -> Running:
+    def begin(self, inference: InferenceRecord, future: Future[InferenceResult]) -> Running:
         """See :class:`Clock`; the future must have its result. Raises ``ValueError`` as :class:`Measured` does."""
-        answer = future.result()
-        seconds = self.latency.seconds(self._random, answer.seconds, self._share(job.kind, answer.passes))
-        job.ended_s = job.begun_s + seconds
+        result = future.result()
+        seconds = self.latency.seconds(self._random, result.seconds, self._share(inference.kind, result.passes))
+        inference.ended_s = inference.begun_s + seconds
         # a billionth of a tick is rounding: 0.1 s at 20 Hz are two ticks, not three
-        return Running(job, future, self._tick + math.ceil(seconds * self.rate_hz - 1e-9))
+        return Running(inference, future, self._tick + math.ceil(seconds * self.rate_hz - 1e-9))
 
     def done(self, running: Running, tick: int) -> bool:
         """See :class:`Clock`."""
@@ -146,8 +153,8 @@ class SimulatedLatencyClock:
 
     def wait(self, running: Running, tick: int) -> None:
         """See :class:`Clock`."""
-        assert running.job.ended_s is not None
-        self._waited += max(running.job.ended_s - self.now(), 0.0)
+        assert running.inference.ended_s is not None
+        self._waited += max(running.inference.ended_s - self.now(), 0.0)
         running.ready = tick
 
     def next_tick(self, tick: int) -> int:
@@ -155,8 +162,8 @@ class SimulatedLatencyClock:
         self._tick = tick + 1
         return self._tick
 
-    def finish(self) -> None:
-        """See :class:`Clock`: nothing is ever left."""
+    def finish(self, wait: bool = True) -> None:
+        """See :class:`Clock`; nothing is ever being computed."""
 
     def _share(self, kind: InferenceKind, passes: int | None) -> float:
         if kind is InferenceKind.WHOLE and passes:
@@ -212,14 +219,14 @@ class RealTimeClock:
             raise RuntimeError("nothing can be computed before the clock's start()")
         return self._thread.submit(attempt, compute)
 
-    def begin(self, job: InferenceRecord, future: Future[InferenceResult]) -> Running:
+    def begin(self, inference: InferenceRecord, future: Future[InferenceResult]) -> Running:
         """See :class:`Clock`."""
 
         def ended(_: Future[InferenceResult]) -> None:
-            job.ended_s = self.now()
+            inference.ended_s = self.now()
 
         future.add_done_callback(ended)
-        return Running(job, future)
+        return Running(inference, future)
 
     def done(self, running: Running, tick: int) -> bool:
         """See :class:`Clock`."""
@@ -227,7 +234,7 @@ class RealTimeClock:
 
     def wait(self, running: Running, tick: int) -> None:
         """See :class:`Clock`."""
-        since = running.job.begun_s if running.job.tick == tick else self.now()
+        since = running.inference.begun_s if running.inference.tick == tick else self.now()
         running.future.result()
         self._waited += self.now() - since
 
@@ -239,8 +246,8 @@ class RealTimeClock:
             return tick + 1
         return max(tick + 1, math.floor((self.now() - self._waited) * self.rate_hz))
 
-    def finish(self) -> None:
+    def finish(self, wait: bool = True) -> None:
         """See :class:`Clock`."""
         if self._thread is not None:
-            self._thread.shutdown(wait=True)
+            self._thread.shutdown(wait, cancel_futures=True)
             self._thread = None

@@ -123,7 +123,7 @@ class ControllerConfig:
     @property
     def slug(self) -> str:
         """The name as a file name."""
-        return re.sub(r"[^\w.+-]+", "-", self.name.replace("~", "about-"))
+        return file_name(self.name)
 
     def recipe(self, exact: bool, sampler_recipe: Any) -> dict[str, Any]:
         """What a results folder remembers of the cell."""
@@ -134,6 +134,18 @@ class ControllerConfig:
             "executor": {"name": self.executor_name, "settings": self.settings or repr(self.executor)},
             "charged": self.charge.description,
         }
+
+
+def file_name(name: str) -> str:
+    """Turn a controller's name into a file name.
+
+    Args:
+        name: e.g. ``"lockstep, ddpm, ~120 ms"``.
+
+    Returns:
+        E.g. ``"lockstep-ddpm-about-120-ms"``.
+    """
+    return re.sub(r"[^\w.+-]+", "-", name.replace("~", "about-"))
 
 
 def grid(
@@ -153,5 +165,5 @@ def grid(
         ControllerConfig(name, executor, sampler, charge, settings)
         for sampler, offered in charges.items()
         for name, (executor, settings) in executors.items()
-        for charge in (offered[:1] if any_latency and executor.rules.world_waits else offered)
+        for charge in (offered[:1] if any_latency and executor.config.world_waits else offered)
     ]

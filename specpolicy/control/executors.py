@@ -1,13 +1,14 @@
-"""Executors: how a robot lives with a policy that takes its time.
+"""Executors: what a robot does while its policy computes.
 
-An executor answers four questions, which have nothing to do with one another:
+An executor answers four independent questions:
 
-* *when* to infer: ``play`` actions of a chunk are played, the next chunk is asked for ``lead`` ticks before they end;
-* *from which observation*: the present one; or, ahead of it, from a predicted one (:class:`Ahead`);
-* *what plays meanwhile*: nothing, for the world waits; a hold; or the rest of the present chunk (:class:`Meanwhile`);
-* *how chunks are merged*: aligned in time or begun on arrival, and blended where they overlap.
+* *when* to infer: ``n_action_steps`` actions of a chunk are played; the next chunk is requested ``prefetch_steps``
+  ticks before they end;
+* *from which observation*: the present one, or ahead of it from a predicted one (:class:`PredraftConfig`);
+* *what is played in between*: nothing, for the world waits; a hold; or the rest of the chunk (:class:`IdleBehavior`);
+* *how chunks are merged*: aligned in time or begun on arrival, and aggregated where they overlap.
 
-The answers are :class:`Rules`, all that the loop knows of an executor; the classes name useful sets of them.
+The answers are an :class:`ExecutorConfig`, all that the loop knows of an executor; the classes name useful ones.
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ class PredraftConfig:
     """When and under what to pre-draft.
 
     Attributes:
-        ticks: how long before the next observation is due the draft is begun, at least 1. Long enough for the draft
-            to be finished by then, or the chunk has to wait for it; no longer, for older guesses are worse. None: as
-            long as the longest of the episode's last eight drafts and whole inferences took.
+        ticks: how long before the next observation is due the draft is begun, at least 1. It should be finished by
+            then, or the chunk has to wait for it; predictions further ahead are less accurate. None: as long as the
+            longest of the episode's last eight drafts and whole inferences took.
         predictor: guesses the observation.
     """
 
@@ -87,60 +88,66 @@ class PredraftConfig:
     predictor: Predictor = field(default_factory=LastObservation)
 
     def __post_init__(self) -> None:
-        if self.ticks is not None and self.ticks < 1:
-            raise ValueError(f"pre-drafting {self.ticks} ticks ahead; it takes at least 1")
+        if self.ticks is not None and (isinstance(self.ticks, bool) or not self.ticks >= 1 or self.ticks % 1):
+            raise ValueError(f"pre-drafting ticks={self.ticks!r} ahead; expected a whole number, at least 1, or null")
 
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    """An executor's four answers.
+    """How an executor uses chunks.
 
     Attributes:
-        play: actions of a chunk that are played, at least 1.
-        lead: ticks before their end at which the next chunk is asked for, 0 to ``play``.
-        meanwhile: what plays while there is nothing planned.
+        n_action_steps: actions of a chunk that are played, at least 1.
+        prefetch_steps: ticks before their end at which the next chunk is requested, 0 to ``n_action_steps``.
+        idle: what plays while there is nothing planned.
         aligned: actions keep the ticks that the policy meant them for, and those that have passed are dropped; else a
             chunk begins with its first action whenever it arrives.
-        blend: what is done where chunks overlap.
-        ahead: pre-drafting; None without.
+        aggregate: what is done where chunks overlap.
+        predraft: pre-drafting; None without.
 
     Raises:
-        ValueError: out of range, or chunks that are blended but not aligned.
+        ValueError: out of range, or chunks that are aggregated but not aligned.
     """
 
-    play: int
-    lead: int = 0
-    meanwhile: IdleBehavior = IdleBehavior.REST
+    n_action_steps: int
+    prefetch_steps: int = 0
+    idle: IdleBehavior = IdleBehavior.REST
     aligned: bool = True
-    blend: Aggregator = field(default_factory=LatestOnly)
-    ahead: PredraftConfig | None = None
+    aggregate: Aggregator = field(default_factory=LatestOnly)
+    predraft: PredraftConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.play < 1:
-            raise ValueError(f"play={self.play}; at least 1 action of a chunk must be played")
-        if not 0 <= self.lead <= self.play:
-            raise ValueError(f"lead={self.lead}; expected 0 to play={self.play} ticks")
-        if not self.aligned and not isinstance(self.blend, LatestOnly):
+        for name in ("n_action_steps", "prefetch_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ValueError(f"executor: {name}={value!r}; expected a whole number of ticks")
+        if self.n_action_steps < 1:
+            raise ValueError(f"n_action_steps={self.n_action_steps}; at least 1 action of a chunk must be played")
+        if not 0 <= self.prefetch_steps <= self.n_action_steps:
             raise ValueError(
-                "chunks that begin on arrival cannot be blended: their actions for one tick were meant for different "
-                "times; choose meanwhile='rest', or no ensembling"
+                f"prefetch_steps={self.prefetch_steps}; expected 0 to n_action_steps={self.n_action_steps} ticks"
+            )
+        if not self.aligned and not isinstance(self.aggregate, LatestOnly):
+            raise ValueError(
+                "chunks that begin on arrival cannot be aggregated: their actions for one tick were meant for "
+                "different times; choose idle='rest', or no ensembling"
             )
 
     @property
     def world_waits(self) -> bool:
         """Whether the world stands still while the policy computes."""
-        return self.meanwhile is IdleBehavior.WORLD_WAITS
+        return self.idle is IdleBehavior.WORLD_WAITS
 
-    def plan(self) -> ActionBuffer:
-        """An empty plan that follows these rules."""
-        return ActionBuffer(self.play, self.meanwhile is IdleBehavior.REST, self.aligned, self.blend)
+    def make_buffer(self) -> ActionBuffer:
+        """Make an empty buffer that follows this configuration."""
+        return ActionBuffer(self.n_action_steps, self.idle is IdleBehavior.REST, self.aligned, self.aggregate)
 
 
 class Executor(Protocol):
-    """Anything that has rules."""
+    """Anything that has an :class:`ExecutorConfig`."""
 
     @property
-    def rules(self) -> ExecutorConfig:
+    def config(self) -> ExecutorConfig:
         """See :class:`ExecutorConfig`."""
         ...
 
@@ -150,17 +157,20 @@ class Lockstep:
     """The world waits while the policy computes, as in ordinary simulated evaluations. No robot can have this.
 
     Attributes:
-        play: actions of each chunk that are played.
-        blend: see :class:`ExecutorConfig`.
+        n_action_steps: actions of each chunk that are played.
+        aggregate: see :class:`ExecutorConfig`.
     """
 
-    play: int = 8
-    blend: Aggregator = field(default_factory=LatestOnly)
+    n_action_steps: int = 8
+    aggregate: Aggregator = field(default_factory=LatestOnly)
+
+    def __post_init__(self) -> None:
+        _ = self.config  # validated where it is made
 
     @property
-    def rules(self) -> ExecutorConfig:
+    def config(self) -> ExecutorConfig:
         """See :class:`ExecutorConfig`."""
-        return ExecutorConfig(self.play, meanwhile=IdleBehavior.WORLD_WAITS, blend=self.blend)
+        return ExecutorConfig(self.n_action_steps, idle=IdleBehavior.WORLD_WAITS, aggregate=self.aggregate)
 
 
 @dataclass(frozen=True)
@@ -168,46 +178,52 @@ class Blocking:
     """Plays, then computes, then plays.
 
     Attributes:
-        play: actions of each chunk that are played.
-        meanwhile: ``"hold"``: the robot stands still while it computes, then plays the chunk from its first action,
+        n_action_steps: actions of each chunk that are played.
+        idle: ``"hold"``: the robot stands still while it computes, then plays the chunk from its first action,
             for which it still is in the right place. ``"rest"``: it plays on, as :class:`RecedingHorizon`.
-        blend: see :class:`ExecutorConfig`.
+        aggregate: see :class:`ExecutorConfig`.
     """
 
-    play: int = 8
-    meanwhile: Literal["hold", "rest"] = "hold"
-    blend: Aggregator = field(default_factory=LatestOnly)
+    n_action_steps: int = 8
+    idle: Literal["hold", "rest"] = "hold"
+    aggregate: Aggregator = field(default_factory=LatestOnly)
 
     def __post_init__(self) -> None:
-        if self.meanwhile not in ("hold", "rest"):
-            raise ValueError(f"meanwhile={self.meanwhile!r}; a blocking executor knows 'hold' and 'rest'")
+        if self.idle not in ("hold", "rest"):
+            raise ValueError(f"idle={self.idle!r}; a blocking executor has 'hold' and 'rest'")
+        _ = self.config
 
     @property
-    def rules(self) -> ExecutorConfig:
+    def config(self) -> ExecutorConfig:
         """See :class:`ExecutorConfig`."""
-        meanwhile = IdleBehavior(self.meanwhile)
-        return ExecutorConfig(self.play, meanwhile=meanwhile, aligned=meanwhile is IdleBehavior.REST, blend=self.blend)
+        idle = IdleBehavior(self.idle)
+        return ExecutorConfig(
+            self.n_action_steps, idle=idle, aligned=idle is IdleBehavior.REST, aggregate=self.aggregate
+        )
 
 
 @dataclass(frozen=True)
 class RecedingHorizon:
-    """Plays ``play`` actions, asks for the next chunk, and plays the rest of the present one until it comes.
+    """Plays ``n_action_steps`` actions, asks for the next chunk, and plays the rest of the present one until it comes.
 
     The real-time loop of Chi et al. (*Diffusion Policy*, 2023, section IV-D): actions carry the times that they are
     for, and those whose time has passed are dropped.
 
     Attributes:
-        play: actions of each chunk that are played before the next one is asked for, e.g. 8 of 16.
-        blend: see :class:`ExecutorConfig`.
+        n_action_steps: actions of each chunk that are played before the next one is requested, e.g. 8 of 16.
+        aggregate: see :class:`ExecutorConfig`.
     """
 
-    play: int = 8
-    blend: Aggregator = field(default_factory=LatestOnly)
+    n_action_steps: int = 8
+    aggregate: Aggregator = field(default_factory=LatestOnly)
+
+    def __post_init__(self) -> None:
+        _ = self.config  # validated where it is made
 
     @property
-    def rules(self) -> ExecutorConfig:
+    def config(self) -> ExecutorConfig:
         """See :class:`ExecutorConfig`."""
-        return ExecutorConfig(self.play, blend=self.blend)
+        return ExecutorConfig(self.n_action_steps, aggregate=self.aggregate)
 
 
 @dataclass(frozen=True)
@@ -215,38 +231,48 @@ class Asynchronous:
     """Computes the next chunk while the present one plays; it takes over as soon as it comes, aligned in time.
 
     Attributes:
-        play: actions of each chunk that are played if the next one is late.
-        lead: ticks before their end at which the next chunk is asked for; ``lead=play`` computes without pause. None:
-            half of ``play``.
-        blend: see :class:`ExecutorConfig`.
+        n_action_steps: actions of each chunk that are played if the next one is late.
+        prefetch_steps: ticks before their end at which the next chunk is requested; with ``n_action_steps`` the policy
+            computes without pause. None: half of ``n_action_steps``.
+        aggregate: see :class:`ExecutorConfig`.
     """
 
-    play: int = 8
-    lead: int | None = None
-    blend: Aggregator = field(default_factory=LatestOnly)
+    n_action_steps: int = 8
+    prefetch_steps: int | None = None
+    aggregate: Aggregator = field(default_factory=LatestOnly)
+
+    def __post_init__(self) -> None:
+        _ = self.config  # validated where it is made
 
     @property
-    def rules(self) -> ExecutorConfig:
+    def config(self) -> ExecutorConfig:
         """See :class:`ExecutorConfig`."""
-        return ExecutorConfig(self.play, self.play // 2 if self.lead is None else self.lead, blend=self.blend)
+        return ExecutorConfig(
+            self.n_action_steps,
+            self.n_action_steps // 2 if self.prefetch_steps is None else self.prefetch_steps,
+            aggregate=self.aggregate,
+        )
 
 
 @dataclass(frozen=True)
 class PreDrafting:
     """Any executor that spends its idle time on a draft of the next chunk, under a predicted observation.
 
-    When the observation comes, the draft is verified under it and mended. The chunk has the policy's law at the true
-    observation, whatever was predicted. If the draft takes longer than expected, the observation is kept for it.
+    When the observation comes, the draft is verified under it and corrected. The chunk has the policy's distribution at
+    the true observation, whatever was predicted. If the draft takes longer than expected, the observation is kept.
 
     Attributes:
-        executor: whose rules hold otherwise.
-        ahead: when the draft is begun, and under what.
+        executor: whose configuration holds otherwise.
+        predraft: when the draft is begun, and under what.
     """
 
     executor: Executor = field(default_factory=RecedingHorizon)
-    ahead: PredraftConfig = field(default_factory=PredraftConfig)
+    predraft: PredraftConfig = field(default_factory=PredraftConfig)
+
+    def __post_init__(self) -> None:
+        _ = self.config  # validated where it is made
 
     @property
-    def rules(self) -> ExecutorConfig:
+    def config(self) -> ExecutorConfig:
         """See :class:`ExecutorConfig`."""
-        return replace(self.executor.rules, ahead=self.ahead)
+        return replace(self.executor.config, predraft=self.predraft)

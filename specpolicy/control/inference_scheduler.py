@@ -1,4 +1,4 @@
-"""What is being computed, and what is to be computed next."""
+"""Which inference runs, and which one to begin next."""
 
 from __future__ import annotations
 
@@ -12,97 +12,127 @@ from specpolicy.control.executors import ExecutorConfig, PredraftConfig
 from specpolicy.control.inference import InferenceKind, InferenceRequest
 from specpolicy.control.trace import InferenceRecord
 from specpolicy.policies.observations import HistoryWindow
+from specpolicy.utils.errors import format_exception
 
 
 @dataclass(frozen=True)
 class ObservationRecord:
-    """What was observed, at which tick and when."""
+    """What was observed, at which tick and when.
+
+    Attributes:
+        tick: number of the tick.
+        at_s: time of the observation, seconds.
+        window: ``{name: (n_obs_steps, …)}``, the present step last; empty if there is a problem.
+        problem: why a policy cannot be asked about this observation; None if it can.
+    """
 
     tick: int
     at_s: float
     window: HistoryWindow
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
 class InferenceTask:
-    """A question, and the observation that it is about (for a draft: the one that it was predicted from)."""
+    """An inference to begin now.
 
-    question: InferenceRequest
+    Attributes:
+        request: what to compute.
+        observed: the observation that it is about (for a draft: the one that it was predicted from).
+        problem: why it cannot be computed and counts as failed; None if it can.
+    """
+
+    request: InferenceRequest
     observed: ObservationRecord
+    problem: str | None = None
 
 
 class InferenceScheduler:
-    """One computation at a time, begun when the rules say so and never broken off.
+    """Begins one inference at a time, when the executor's configuration says so, and never breaks one off.
 
     The chunk that finishes a draft is for the observation of the tick at which it was due, also when the draft takes
-    longer than that. Were a later observation taken, it would depend on how long the draft took, hence on the draft's
-    noise, and the chunk would no longer have exactly the policy's law.
+    longer than that. A later observation would depend on how long the draft took, hence on the draft's noise, and the
+    chunk would no longer have exactly the policy's distribution.
+
+    Args:
+        config: of the executor.
 
     Attributes:
-        running: the computation under way.
-        due: tick whose observation the next chunk is to be asked for.
+        running: the inference under way.
+        due: tick whose observation the next chunk is to be requested for.
     """
 
-    def __init__(self, rules: ExecutorConfig) -> None:
-        self._rules = rules
+    def __init__(self, config: ExecutorConfig) -> None:
+        self._config = config
         self.running: Running | None = None
         self.due = 0
-        self._asked_at = -1  # no observation is asked about twice
+        self._requested_at = -1  # no observation is used twice
         self._has_draft = self._drafted = False
         self._kept: ObservationRecord | None = None  # the observation that a draft was due for
         self._durations: deque[float] = deque(maxlen=8)  # ticks that drafts and whole inferences took
 
     @property
     def computing(self) -> InferenceKind | None:
-        """What is under way."""
-        return None if self.running is None else self.running.job.kind
+        """Kind of the inference under way."""
+        return None if self.running is None else self.running.inference.kind
 
     def observe(self, observed: ObservationRecord) -> None:
-        """Take note of an observation that comes while something is being computed."""
+        """Take note of an observation."""
         if self.computing is InferenceKind.DRAFT and observed.tick >= self.due and self._kept is None:
             self._kept = observed
 
     def next_task(self, present: ObservationRecord) -> InferenceTask | None:
-        """What to compute now, if the desk is free for it; None: nothing. It counts as begun."""
+        """Return what to compute now, which then counts as begun.
+
+        Args:
+            present: the latest observation.
+
+        Returns:
+            None if an inference is under way or none is due.
+        """
         if self.running is not None:
             return None
         if present.tick >= self.due:
-            if self._asked_at == present.tick:
+            if self._requested_at == present.tick:
                 return None
-            self._asked_at = present.tick
+            self._requested_at = present.tick
             observed, self._kept = (self._kept if self._has_draft else None) or present, None
             kind = InferenceKind.FINISH if self._has_draft else InferenceKind.WHOLE
             self._has_draft = False
-            return InferenceTask(InferenceRequest(kind, observed.window), observed)
-        ahead = self._rules.ahead
-        if ahead is None or self._drafted or present.tick < self.due - self._begin_ahead(ahead):
+            return InferenceTask(InferenceRequest(kind, observed.window), observed, observed.problem)
+        predraft = self._config.predraft
+        if predraft is None or self._drafted or present.tick < self.due - self._lead_ticks(predraft):
             return None
         self._drafted = True
-        return InferenceTask(
-            InferenceRequest(InferenceKind.DRAFT, ahead.predictor(present.window, self.due - present.tick)), present
-        )
+        problem, window = present.problem, present.window
+        if problem is None:
+            try:
+                window = predraft.predictor(present.window, self.due - present.tick)
+            except Exception as error:  # a fault of the episode, not the end of the loop
+                problem = f"the observation could not be predicted: {format_exception(error)}"
+        return InferenceTask(InferenceRequest(InferenceKind.DRAFT, window), present, problem)
 
-    def _begin_ahead(self, ahead: PredraftConfig) -> int:
-        if ahead.ticks is not None:
-            return ahead.ticks
+    def _lead_ticks(self, predraft: PredraftConfig) -> int:
+        if predraft.ticks is not None:
+            return predraft.ticks
         return max(1, math.ceil(max(self._durations, default=1.0) - 1e-9))
 
-    def note_duration(self, job: InferenceRecord, rate_hz: float) -> None:
-        """Take note of how long a computation took that has ended."""
-        if job.kind is not InferenceKind.FINISH and job.ended_s is not None:
-            self._durations.append((job.ended_s - job.begun_s) * rate_hz)
+    def note_duration(self, inference: InferenceRecord, rate_hz: float) -> None:
+        """Take note of how long an inference took that has ended."""
+        if inference.kind is not InferenceKind.FINISH and inference.ended_s is not None:
+            self._durations.append((inference.ended_s - inference.begun_s) * rate_hz)
 
     def keep_draft(self) -> None:
-        """A draft is there and can be finished."""
+        """Take note that a draft is there and can be finished."""
         self._has_draft = True
 
     def handed_over(self, chunk: Chunk) -> None:
-        """A chunk is being played: the next one is due ``lead`` ticks before the end of what is planned of it."""
-        self.due = chunk.play_end - self._rules.lead
+        """Take note that a chunk is being played, which says when the next one is due."""
+        self.due = chunk.play_end - self._config.prefetch_steps
         self._drafted = False
 
     def waiting_s(self, clock: Clock) -> float | None:
-        """For how long a chunk (not a draft) has been computed; None if none is."""
-        if self.running is None or self.running.job.kind is InferenceKind.DRAFT:
+        """Return for how long a chunk (not a draft) has been computed, in seconds; None if none is."""
+        if self.running is None or self.running.inference.kind is InferenceKind.DRAFT:
             return None
-        return clock.now() - self.running.job.begun_s
+        return clock.now() - self.running.inference.begun_s

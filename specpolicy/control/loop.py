@@ -1,29 +1,34 @@
-"""The control loop: observe, compute, decide, check, send; at a fixed rate."""
+"""The control loop: observe, infer, decide, check, send; at a fixed rate."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import signal
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
 
 from specpolicy.control.action_buffer import ActionBuffer
-from specpolicy.control.action_space import Action, ActionSpec, Limits
+from specpolicy.control.action_space import Action, ActionLimits, ActionSpec
 from specpolicy.control.clocks import Clock
 from specpolicy.control.executors import Executor, IdleBehavior
-from specpolicy.control.inference import InferenceKind, InferenceRequest, InferenceResult, LoopPolicy
-from specpolicy.control.inference_scheduler import InferenceScheduler, ObservationRecord
-from specpolicy.control.safety import Guards, SafetyFilter, SentAction, TickContext
+from specpolicy.control.inference import InferenceKind, InferenceRequest, InferenceResult, LoopPolicy, checked_seed
+from specpolicy.control.inference_scheduler import InferenceScheduler, InferenceTask, ObservationRecord
+from specpolicy.control.safety import ActionFilter, Guards, NoFilter, SafetyFilter, SentAction, TickContext
 from specpolicy.control.trace import EpisodeTrace, InferenceRecord, StepRecord
 from specpolicy.control.viewers import View
 from specpolicy.policies.observations import ObservationHistory
+from specpolicy.utils.errors import format_exception
 
 ControlCoroutine = Generator[InferenceRequest, "Future[InferenceResult]", EpisodeTrace]
-"""Yields what is to be computed, is sent what comes of it, and returns the account."""
+"""Yields what is to be inferred, is sent the result's future, and returns the trace."""
 
 
 @dataclass(frozen=True)
@@ -32,41 +37,84 @@ class ControlSetup:
 
     Attributes:
         env: any environment with a Box of actions; ``info["success"]`` is read where there is one.
-        meaning: of its actions.
-        executor, clock, guards: see there.
+        executor: what to do about the time that the policy takes.
+        clock: what time that is.
         n_obs_steps: observation steps that the policy sees.
+        action_spec: of the environment's actions; needed with guards.
+        guards: the response to each fault. None sends actions as they are and lets a failing policy end the episode
+            with an exception, as evaluations in simulation do; only for executors under which the world waits.
         views: are shown every tick.
         max_ticks: end an episode after so many ticks, even if the environment would go on.
+        success_required: raise ``KeyError`` if the environment's info has no ``"success"``.
+
+    Raises:
+        ValueError: ``max_ticks`` or ``n_obs_steps`` is no positive integer, guards lack an action description or an
+            executor its guards, or the action description does not fit the environment.
     """
 
     env: gymnasium.Env[Any, Any]
-    meaning: ActionSpec
     executor: Executor
     clock: Clock
-    guards: Guards
     n_obs_steps: int
+    action_spec: ActionSpec | None = None
+    guards: Guards | None = None
     views: Sequence[View] = ()
     max_ticks: int | None = None
+    success_required: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("max_ticks", self.max_ticks)
+        check_count("n_obs_steps", self.n_obs_steps)
+        if self.guards is None:
+            if not self.executor.config.world_waits:
+                raise ValueError(f"{self.executor} moves while the policy computes, which takes guards")
+        elif self.action_spec is None:
+            raise ValueError(
+                "guards need an action_spec: which entries of an action are deltas, and which are absolute"
+            )
+        else:
+            ActionLimits.from_space(self.env.action_space, self.action_spec)
+
+    def make_filter(self, history: ObservationHistory) -> ActionFilter:
+        """Make what decides about actions in one episode.
+
+        Args:
+            history: with the first observation.
+
+        Returns:
+            A :class:`SafetyFilter`, or a :class:`NoFilter` without guards.
+
+        Raises:
+            ValueError: the first observation lacks what ``action_spec.initial_from`` names.
+        """
+        if self.guards is None or self.action_spec is None:
+            return NoFilter(self.executor.config.n_action_steps)
+        limits = ActionLimits.from_space(self.env.action_space, self.action_spec, self.guards.tolerance)
+        initial = self.action_spec.initial_action(history.latest)
+        return SafetyFilter(self.guards, self.action_spec, limits, initial, self.clock.rate_hz)
 
 
 class ControlLoop:
     """Runs a policy on an environment at a fixed rate.
 
+    Ctrl-C and SIGTERM send the safe action (standstill) and close the environment, also while an inference runs.
+
     Args:
-        env: the environment; knows no more of it than gymnasium's interface.
-        policy: answers the loop's questions; see :class:`SampledPolicy`.
+        env: the environment; nothing but gymnasium's interface is used.
+        policy: answers the loop's requests; see :class:`PolicyRunner`.
         executor: what to do about the time that the policy takes.
         clock: what time that is.
-        guards: what to do when something goes wrong.
-        meaning: which entries of an action are rates and which are states; all rates by default.
-        views, max_ticks: see :class:`ControlSetup`.
+        guards: what to do when something goes wrong; the defaults if None.
+        action_spec: which entries of an action are deltas and which are absolute; all deltas by default.
+        views: are shown every tick.
+        max_ticks: end an episode after so many ticks, even if the environment would go on.
 
     Raises:
-        ValueError: the executor pre-drafts and the policy cannot; or the actions are not as described.
+        ValueError: the executor pre-drafts and the policy cannot; or see :class:`ControlSetup`.
 
     Example:
-        >>> loop = ControlLoop(env, SampledPolicy(policy, sampler), Asynchronous(), RealTimeClock(20))  # doctest: +SKIP
-        >>> account = loop.run(seed=0)  # doctest: +SKIP
+        >>> loop = ControlLoop(env, PolicyRunner(policy, sampler), Asynchronous(), RealTimeClock(20))  # doctest: +SKIP
+        >>> trace = loop.run(seed=0)  # doctest: +SKIP
     """
 
     def __init__(
@@ -76,111 +124,188 @@ class ControlLoop:
         executor: Executor,
         clock: Clock,
         guards: Guards | None = None,
-        meaning: ActionSpec | None = None,
+        action_spec: ActionSpec | None = None,
         views: Sequence[View] = (),
         max_ticks: int | None = None,
     ) -> None:
-        if executor.rules.ahead is not None and not policy.predrafts:
+        spec = action_spec or ActionSpec(range(int(np.prod(env.action_space.shape or ()))))
+        setup = ControlSetup(env, executor, clock, policy.n_obs_steps, spec, guards or Guards(), views, max_ticks)
+        if executor.config.predraft is not None and not policy.predrafts:
             raise ValueError(
                 "the executor pre-drafts, but this policy or its sampler has no predraft(): take a speculative "
                 "sampler, or another executor"
             )
-        meaning = meaning if meaning is not None else ActionSpec(range(int(np.prod(env.action_space.shape or ()))))
-        Limits.of(env.action_space, meaning)
-        horizon = policy.n_obs_steps
-        self.robot = ControlSetup(env, meaning, executor, clock, guards or Guards(), horizon, views, max_ticks)
-        self.policy = policy
+        self._setup, self._policy = setup, policy
 
     def run(self, seed: int, repeat: int = 0) -> EpisodeTrace:
         """Play one episode.
 
         Args:
-            seed: of the environment's reset.
-            repeat: tells apart episodes from one initial state; seed and repeat fix all random streams.
+            seed: of the environment's reset, a non-negative integer.
+            repeat: tells episodes from one initial state apart; seed and repeat fix all random streams.
+
+        Returns:
+            What happened, tick by tick.
         """
-        self.policy.reset(seed, repeat)
-        conversation = control_steps(self.robot, seed, repeat)
+        return run_episode(self._setup, self._policy, seed, repeat)
+
+
+def run_episode(setup: ControlSetup, policy: LoopPolicy, seed: int, repeat: int = 0) -> EpisodeTrace:
+    """Play one episode with a policy in this process.
+
+    Args:
+        setup: what is to be controlled, and how.
+        policy: answers the requests.
+        seed: of the environment's reset, a non-negative integer.
+        repeat: tells episodes from one initial state apart.
+
+    Returns:
+        What happened, tick by tick.
+    """
+    seed, repeat = checked_seed(seed), checked_seed(repeat, "repeat")
+    policy.reset(seed, repeat)
+    steps, interrupted = control_steps(setup, seed, repeat), False
+    with _sigterm_raises():
         try:
-            question = next(conversation)
+            request = next(steps)
             while True:
-                question = conversation.send(self.robot.clock.launch(partial(self.policy.infer, question)))
+                request = steps.send(setup.clock.launch(partial(policy.infer, request)))
         except StopIteration as end:
-            account: EpisodeTrace = end.value
-            return account
+            trace: EpisodeTrace = end.value
+            return trace
+        except (KeyboardInterrupt, SystemExit) as error:
+            interrupted = True
+            with suppress(BaseException):
+                steps.throw(error)  # sends the safe action, unless that has been done
+            raise
         finally:
-            self.robot.clock.finish()
+            setup.clock.finish(wait=not interrupted)
 
 
-def control_steps(robot: ControlSetup, seed: int, repeat: int = 0) -> ControlCoroutine:
-    """One episode as a conversation with whoever computes, so that many episodes can share a network's passes."""
-    env, clock, rules = robot.env, robot.clock, robot.executor.rules
+def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCoroutine:
+    """Play one episode as a coroutine, so that many episodes can share batches of inference.
+
+    Args:
+        setup: what is to be controlled, and how.
+        seed: of the environment's reset.
+        repeat: tells episodes from one initial state apart.
+
+    Yields:
+        What is to be inferred; the result's future is to be sent.
+
+    Returns:
+        What happened, tick by tick.
+    """
+    env, clock, config = setup.env, setup.clock, setup.executor.config
     observation, _ = env.reset(seed=seed)
-    history = ObservationHistory(robot.n_obs_steps, observation)
-    limits = Limits.of(env.action_space, robot.meaning, robot.guards.tolerance)
-    gate = SafetyFilter(robot.guards, robot.meaning, limits, robot.meaning.first(history.latest), clock.rate_hz)
-    account = EpisodeTrace(seed, repeat, clock.rate_hz, rules.play, faults=gate.faults)
-    plan, desk = rules.plan(), InferenceScheduler(rules)
-    for view in robot.views:
-        view.begin(account)
+    history = ObservationHistory(setup.n_obs_steps, observation)
+    actions = setup.make_filter(history)
+    trace = EpisodeTrace(seed, repeat, clock.rate_hz, config.n_action_steps, faults=actions.faults)
+    buffer, scheduler = config.make_buffer(), InferenceScheduler(config)
+    for view in setup.views:
+        view.begin(trace, env)
     clock.start(seed, repeat)
-    tick, over = 0, False
-    while not over:
-        observed = ObservationRecord(tick, clock.now(), history.window())
-        desk.observe(observed)
-        while True:
-            if desk.running is not None:
-                if rules.world_waits and tick >= desk.due:
-                    clock.wait(desk.running, tick)
-                if not clock.done(desk.running, tick):
-                    break
-                _take_in(desk, gate, plan, clock, tick)
-            else:
-                task = desk.next_task(observed)
-                if task is None:
-                    break
-                kind, about = task.question.kind, task.observed
-                job = InferenceRecord(len(account.jobs), kind, about.tick, about.at_s, clock.now())
-                account.jobs.append(job)
-                desk.running = clock.begin(job, (yield task.question))
-        now = clock.now()
-        pausing = plan.empty or rules.meanwhile is not IdleBehavior.REST
-        moment = TickContext(tick, now, now - clock.due(tick), pausing, desk.waiting_s(clock))
-        sent, queue = gate.send(moment, plan), plan.left(tick)
-        observation, reward, terminated, truncated, info = env.step(_cast(sent.action, env.action_space))
+    tick, over, problem = 0, False, None
+    try:
+        while not over:
+            observed = _observed(tick, clock.now(), history, problem)
+            scheduler.observe(observed)
+            while True:
+                if scheduler.running is not None:
+                    if config.world_waits and tick >= scheduler.due:
+                        clock.wait(scheduler.running, tick)
+                    if not clock.done(scheduler.running, tick):
+                        break
+                    _take_in(scheduler, actions, buffer, clock, tick)
+                else:
+                    task = scheduler.next_task(observed)
+                    if task is None:
+                        break
+                    record = InferenceRecord(
+                        len(trace.inferences), task.request.kind, task.observed.tick, task.observed.at_s, clock.now()
+                    )
+                    trace.inferences.append(record)
+                    future = _failed(task) if task.problem is not None else (yield task.request)
+                    scheduler.running = clock.begin(record, future)
+                trace.reason = actions.reason
+            now = clock.now()
+            pausing = buffer.empty or config.idle is not IdleBehavior.REST
+            context = TickContext(tick, now, now - clock.due(tick), pausing, scheduler.waiting_s(clock))
+            sent, queue = actions.send(context, buffer), buffer.left(tick)
+            observation, reward, terminated, truncated, info = env.step(_cast(sent.action, env.action_space))
+            problem = _add(history, observation)
+            if setup.success_required and "success" not in info:
+                raise KeyError(
+                    "the environment's info has no 'success'; wrap it so that every step reports it as a bool"
+                )
+            trace.ticks.append(
+                _row(context, clock, sent, queue, scheduler.computing, float(reward), bool(info.get("success", False)))
+            )
+            for view in setup.views:
+                view.tick(trace, env)
+            over = bool(terminated or truncated) or actions.stopped is not None or len(trace.ticks) == setup.max_ticks
+            if not over:
+                tick = clock.next_tick(tick)
+    except (KeyboardInterrupt, SystemExit):
+        _stop_safely(env, actions)
+        raise
+    trace.stopped = None if actions.stopped is None else str(actions.stopped)
+    for view in setup.views:
+        view.end(trace)
+    return trace
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raise ``ValueError`` unless ``value``, called ``name``, is a positive integer or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
+        raise ValueError(f"{name}={value!r}; expected a whole number, at least 1")
+
+
+def _observed(tick: int, now: float, history: ObservationHistory, problem: str | None) -> ObservationRecord:
+    """The present observation; what makes it unusable is a fault of the inference that needs it."""
+    if problem is None:
+        try:
+            return ObservationRecord(tick, now, history.window())
+        except (KeyError, ValueError, TypeError) as error:
+            problem = f"the last observations do not fit together (keys or shapes changed): {format_exception(error)}"
+    return ObservationRecord(tick, now, {}, problem)
+
+
+def _add(history: ObservationHistory, observation: Any) -> str | None:
+    try:
         history.add(observation)
-        account.ticks.append(
-            _row(moment, clock, sent, queue, desk.computing, float(reward), bool(info.get("success", False)))
-        )
-        for view in robot.views:
-            view.tick(account, env)
-        over = bool(terminated or truncated) or gate.stopped is not None or len(account.ticks) == robot.max_ticks
-        if not over:
-            tick = clock.next_tick(tick)
-    account.stopped = None if gate.stopped is None else str(gate.stopped)
-    for view in robot.views:
-        view.end(account)
-    return account
+    except (KeyError, ValueError, TypeError) as error:
+        return f"the environment gave an observation that cannot be read: {format_exception(error)}"
+    return None
 
 
-def _take_in(desk: InferenceScheduler, gate: SafetyFilter, plan: ActionBuffer, clock: Clock, tick: int) -> None:
-    """A computation has ended: its outcome into its job, its chunk through the gate into the plan."""
-    assert desk.running is not None
-    job, answer = desk.running.job, desk.running.future.result()
-    desk.running = None
-    job.ended_s = clock.now() if job.ended_s is None else job.ended_s
-    desk.note_duration(job, clock.rate_hz)
-    job.passes, job.evaluations, job.acceptance = answer.passes, answer.evaluations, answer.acceptance
-    if job.kind is InferenceKind.DRAFT:
-        if gate.note_draft(job, answer):
-            desk.keep_draft()
+def _failed(task: InferenceTask) -> Future[InferenceResult]:
+    future: Future[InferenceResult] = Future()
+    future.set_result(InferenceResult(error=task.problem, seconds=0.0))
+    return future
+
+
+def _take_in(
+    scheduler: InferenceScheduler, actions: ActionFilter, buffer: ActionBuffer, clock: Clock, tick: int
+) -> None:
+    """An inference has ended: its outcome into its record, its chunk through the filter into the buffer."""
+    assert scheduler.running is not None
+    record, result = scheduler.running.inference, scheduler.running.future.result()
+    scheduler.running = None
+    record.ended_s = clock.now() if record.ended_s is None else record.ended_s
+    scheduler.note_duration(record, clock.rate_hz)
+    record.passes, record.evaluations, record.acceptance = result.passes, result.evaluations, result.acceptance
+    if record.kind is InferenceKind.DRAFT:
+        if actions.note_draft(record, result):
+            scheduler.keep_draft()
         return
-    chunk = gate.admit(job, answer, plan, tick)
+    chunk = actions.admit(record, result, buffer, tick)
     if chunk is not None:
-        desk.handed_over(chunk)
+        scheduler.handed_over(chunk)
 
 
 def _row(
-    moment: TickContext,
+    context: TickContext,
     clock: Clock,
     sent: SentAction,
     queue: int,
@@ -188,18 +313,18 @@ def _row(
     reward: float,
     success: bool,
 ) -> StepRecord:
-    job = None if sent.chunk is None else sent.chunk.job
+    record = None if sent.chunk is None else sent.chunk.inference
     return StepRecord(
-        tick=moment.tick,
-        due_s=clock.due(moment.tick),
-        sent_s=moment.now_s,
+        tick=context.tick,
+        due_s=clock.due(context.tick),
+        sent_s=context.now_s,
         source=sent.source,
-        job=None if job is None else job.number,
-        observed_s=None if job is None else job.observed_s,
-        begun_s=None if job is None else job.begun_s,
-        ended_s=None if job is None else job.ended_s,
-        passes=None if job is None else job.passes,
-        age_s=None if job is None else moment.now_s - job.observed_s,
+        inference=None if record is None else record.number,
+        observed_s=None if record is None else record.observed_s,
+        begun_s=None if record is None else record.begun_s,
+        ended_s=None if record is None else record.ended_s,
+        passes=None if record is None else record.passes,
+        age_s=None if record is None else context.now_s - record.observed_s,
         queue=queue,
         computing=None if computing is None else str(computing),
         fault=None if sent.fault is None else str(sent.fault),
@@ -213,3 +338,30 @@ def _row(
 def _cast(action: Action, space: gymnasium.Space[Any]) -> Any:
     """The action in the dtype that the environment declares."""
     return action.astype(space.dtype) if space.dtype is not None else action
+
+
+def _stop_safely(env: gymnasium.Env[Any, Any], actions: ActionFilter) -> None:
+    """Bring the robot to rest and close the environment, whatever state either is in."""
+    if not isinstance(actions, SafetyFilter):
+        return
+    with suppress(Exception):
+        env.step(_cast(actions.safe_action(), env.action_space))
+    with suppress(Exception):
+        env.close()
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Make SIGTERM raise ``SystemExit`` in the main thread, where the loop then stops safely."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

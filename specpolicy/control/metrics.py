@@ -35,7 +35,8 @@ class ControlMetrics:
         inference_ms: duration of whole inferences on the loop's clock; finish_ms: of those that finish a draft.
         jitter_ms: how long after its due time an action was sent.
         held: share of ticks without a policy's action: the robot waited, held or braked.
-        stale: share of the policy's actions that were older than any is in lockstep without latency, (play − 1) ticks.
+        stale: share of the policy's actions that were older than any is in lockstep without latency, which is
+            (n_action_steps − 1) ticks.
         missed: share of the clock's ticks without an action, late or skipped, for which the executor had planned one.
         border_jump, inner_jump: mean L2 distance of consecutive actions of the policy in the environment's units, where
             the chunk changes and where it does not.
@@ -65,36 +66,36 @@ class ControlMetrics:
     stopped: int
 
 
-def measure(accounts: Iterable[EpisodeTrace]) -> ControlMetrics:
+def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
     """The metrics of a controller's episodes; they may come one by one, from a disk."""
     reaction, ages, jitter, border, inner = [list[float]() for _ in range(5)]
-    jobs: list[InferenceRecord] = []
+    inferences: list[InferenceRecord] = []
     faults: Counter[str] = Counter()
     episodes = ticks = skipped = held = stale = missed = stopped = 0
-    for account in accounts:
+    for trace in traces:
         episodes += 1
-        ticks += len(account.ticks)
-        stopped += account.stopped is not None
-        faults.update(account.faults)
-        jobs += account.jobs
-        skipped += account.skipped
-        missed += account.skipped + sum(row.fault in (Fault.MISSED, Fault.LATE) for row in account.ticks)
-        fresh_s = (account.play - 1) / account.rate_hz + 1e-9
+        ticks += len(trace.ticks)
+        stopped += trace.stopped is not None
+        faults.update(trace.faults)
+        inferences += trace.inferences
+        skipped += trace.skipped
+        missed += trace.skipped + sum(row.fault in (Fault.MISSED, Fault.LATE) for row in trace.ticks)
+        fresh_s = (trace.n_action_steps - 1) / trace.rate_hz + 1e-9
         seen: set[int] = set()
-        for before, row in zip([None, *account.ticks], account.ticks, strict=False):
+        for before, row in zip([None, *trace.ticks], trace.ticks, strict=False):
             jitter.append(1e3 * (row.sent_s - row.due_s))
-            if row.job is None or row.age_s is None:
+            if row.inference is None or row.age_s is None:
                 held += 1
                 continue
             ages.append(1e3 * row.age_s)
             stale += row.age_s > fresh_s
-            if row.job not in seen:
-                seen.add(row.job)
+            if row.inference not in seen:
+                seen.add(row.inference)
                 reaction.append(1e3 * row.age_s)
-            if before is not None and before.job is not None:
+            if before is not None and before.inference is not None:
                 jump = float(np.linalg.norm(np.subtract(row.action, before.action)))
-                (inner if row.job == before.job else border).append(jump)
-    by_kind = {kind: [job for job in jobs if job.kind is kind] for kind in InferenceKind}
+                (inner if row.inference == before.inference else border).append(jump)
+    by_kind = {kind: [inference for inference in inferences if inference.kind is kind] for kind in InferenceKind}
     return ControlMetrics(
         episodes=episodes,
         ticks=ticks,
@@ -109,16 +110,18 @@ def measure(accounts: Iterable[EpisodeTrace]) -> ControlMetrics:
         missed=missed / (ticks + skipped) if ticks else None,
         border_jump=_mean(border),
         inner_jump=_mean(inner),
-        passes=_mean([job.passes for job in by_kind[InferenceKind.WHOLE] if job.passes is not None]),
-        finish_passes=_mean([job.passes for job in by_kind[InferenceKind.FINISH] if job.passes is not None]),
-        acceptance=_mean([job.acceptance for job in jobs if job.acceptance is not None]),
+        passes=_mean([inference.passes for inference in by_kind[InferenceKind.WHOLE] if inference.passes is not None]),
+        finish_passes=_mean(
+            [inference.passes for inference in by_kind[InferenceKind.FINISH] if inference.passes is not None]
+        ),
+        acceptance=_mean([inference.acceptance for inference in inferences if inference.acceptance is not None]),
         faults=dict(faults),
         stopped=stopped,
     )
 
 
-def _durations_ms(jobs: Sequence[InferenceRecord]) -> list[float]:
-    return [1e3 * (job.ended_s - job.begun_s) for job in jobs if job.ended_s is not None]
+def _durations_ms(inferences: Sequence[InferenceRecord]) -> list[float]:
+    return [1e3 * (inference.ended_s - inference.begun_s) for inference in inferences if inference.ended_s is not None]
 
 
 def _quantiles(values: Sequence[float]) -> Quantiles | None:

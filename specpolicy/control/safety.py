@@ -1,4 +1,4 @@
-"""The gate that every action passes on its way to the robot."""
+"""The filter between action chunks and the robot: every action that is sent has been checked here."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any, Protocol
 
 import numpy as np
 
 from specpolicy.control.action_buffer import ActionBuffer, BufferedAction, Chunk
-from specpolicy.control.action_space import Action, ActionSpec, Limits
+from specpolicy.control.action_space import Action, ActionLimits, ActionSpec
 from specpolicy.control.inference import InferenceResult
 from specpolicy.control.trace import InferenceRecord
 
@@ -19,13 +20,15 @@ class Fault(StrEnum):
     """What a guard objects to."""
 
     NON_FINITE = "non_finite"
-    """NaN or infinity: in a chunk, which is then refused as a whole, or in a blend of several."""
+    """NaN, infinity, or a number that the action's type cannot hold: in a chunk, which is then refused as a whole, or
+    in the aggregate of several."""
 
     OUT_OF_RANGE = "out_of_range"
     """An action outside the environment's limits."""
 
     FAILURE = "failure"
-    """The computation of a chunk raised an exception, or gave actions of a wrong shape."""
+    """A chunk could not be computed: the policy raised an exception or gave no usable actions, or the observation is
+    none that it can be asked about."""
 
     STALE = "stale"
     """An action from an observation that is too old."""
@@ -38,7 +41,7 @@ class Fault(StrEnum):
 
 
 class Response(StrEnum):
-    """What is done instead."""
+    """What is done about a fault."""
 
     SEND = "send"
     """The action is sent all the same, and counted."""
@@ -47,13 +50,13 @@ class Response(StrEnum):
     """The nearest action within the limits."""
 
     HOLD = "hold"
-    """Standstill at once: rates zero, states kept."""
+    """Standstill at once: deltas zero, absolute entries repeated."""
 
     BRAKE = "brake"
-    """Rates go down to zero over some ticks, states are kept."""
+    """Deltas go down to zero over some ticks, absolute entries are repeated."""
 
     LAST_SAFE = "last_safe"
-    """The last chunk that nothing was wrong with is played on to its end, then the robot holds."""
+    """The last chunk without a fault is played on to its end, then the robot holds."""
 
     STOP = "stop"
     """Hold, and end the episode."""
@@ -111,33 +114,40 @@ class Guards:
             object.__setattr__(self, fault.value, Response(asked))  # a configuration gives its name
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name.endswith("_s") and value is not None and not value > 0:
+            if field.name.endswith("_s") and value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"guards: {field.name}={value}; expected a positive number of seconds, or null")
-        if self.brake_ticks < 1 or self.tolerance < 0 or (self.give_up_after is not None and self.give_up_after < 1):
-            raise ValueError(
-                f"guards: brake_ticks={self.brake_ticks} and give_up_after={self.give_up_after} must be at least 1, "
-                f"tolerance={self.tolerance} not negative"
-            )
+        for name in ("brake_ticks", "give_up_after"):
+            value = getattr(self, name)
+            if value is None and name == "give_up_after":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"guards: {name}={value!r}; expected a whole number, at least 1")
+        if not 0 <= self.tolerance < float("inf"):
+            raise ValueError(f"guards: tolerance={self.tolerance}; expected a finite number, not negative")
 
     def response(self, fault: Fault) -> Response:
-        """What to do about ``fault``."""
+        """Return the response to ``fault``."""
         response: Response = getattr(self, fault.value)
         return response
 
 
 class UnsafeAction(RuntimeError):
-    """An action that no guard may let through came to the gate's end: a fault of this library."""
+    """An action that no guard may let through reached the end of the filter: a bug of this library."""
+
+
+class PolicyFailed(RuntimeError):
+    """The policy gave no usable chunk, and no guards are there to respond."""
 
 
 @dataclass(frozen=True)
 class TickContext:
-    """A tick, as the gate needs to know it.
+    """A tick, as the filter needs to know it.
 
     Attributes:
         tick: its number.
         now_s: the time.
         late_s: how long ago it was due.
-        pausing: the executor holds at this tick by design, waiting for a chunk that was asked for ``waiting_s`` ago.
+        pausing: the executor holds at this tick by design, waiting for a chunk that was requested ``waiting_s`` ago.
         waiting_s: None if no chunk is being computed.
     """
 
@@ -150,7 +160,7 @@ class TickContext:
 
 @dataclass(frozen=True)
 class SentAction:
-    """An action on its way, and why it is this one; see :class:`specpolicy.control.StepRecord`."""
+    """An action to send, and why it is this one; see :class:`specpolicy.control.StepRecord`."""
 
     action: Action
     source: str
@@ -159,44 +169,87 @@ class SentAction:
     response: Response | None = None
 
 
-class SafetyFilter:
-    """Checks chunks when they come and actions before they go, for one episode.
-
-    Args:
-        guards: thresholds and responses.
-        meaning, limits: of actions.
-        first: the action of a robot that has not been told anything yet; see :meth:`ActionSpec.first`.
-        rate_hz: ticks a second.
+class ActionFilter(Protocol):
+    """Decides which chunks are played and which action is sent.
 
     Attributes:
         faults: how often each fault occurred.
-        stopped: the fault for which the episode must end.
+        stopped: the fault for which the episode must end; None if it need not.
+        reason: what the latest fault of a chunk was, in words.
     """
 
-    def __init__(self, guards: Guards, meaning: ActionSpec, limits: Limits, first: Action, rate_hz: float) -> None:
-        self._guards, self._meaning, self._limits = guards, meaning, limits
+    faults: Counter[str]
+    stopped: Fault | None
+    reason: str | None
+
+    def admit(self, record: InferenceRecord, result: InferenceResult, buffer: ActionBuffer, tick: int) -> Chunk | None:
+        """Put a chunk into the buffer, or refuse it and return None."""
+        ...
+
+    def note_draft(self, record: InferenceRecord, result: InferenceResult) -> bool:
+        """Take note of a draft that has ended; False if it failed."""
+        ...
+
+    def send(self, context: TickContext, buffer: ActionBuffer) -> SentAction:
+        """Return the action to send now."""
+        ...
+
+
+class SafetyFilter:
+    """Checks chunks when they arrive and actions before they are sent, for one episode.
+
+    Args:
+        guards: thresholds and responses.
+        spec: of actions.
+        limits: of actions.
+        initial: the action of a robot that has not been sent anything yet, shape ``(dim,)``; see
+            :meth:`ActionSpec.initial_action`.
+        rate_hz: ticks a second.
+
+    Attributes:
+        faults, stopped, reason: see :class:`ActionFilter`.
+    """
+
+    def __init__(self, guards: Guards, spec: ActionSpec, limits: ActionLimits, initial: Action, rate_hz: float) -> None:
+        self._guards, self._spec, self._limits = guards, spec, limits
         self._late_s = guards.late_s if guards.late_s is not None else 0.5 / rate_hz
-        self._last = limits.clip(first)
+        self._last = limits.clip(initial)
         self._brake_from: Action | None = None
         self._braked = 0
         self._standing: Fault | None = None
         self._refused = 0
         self.faults: Counter[str] = Counter()
         self.stopped: Fault | None = None
+        self.reason: str | None = None
 
-    def admit(self, job: InferenceRecord, answer: InferenceResult, plan: ActionBuffer, tick: int) -> Chunk | None:
-        """Let a chunk into the plan, or refuse it and give None; a refusal stands until the next chunk is admitted."""
-        fault = self._fault_of(answer)
-        job.error = answer.error
+    def admit(self, record: InferenceRecord, result: InferenceResult, buffer: ActionBuffer, tick: int) -> Chunk | None:
+        """Put a chunk into the buffer, or refuse it and return None; a refusal stands until the next chunk is admitted.
+
+        Args:
+            record: of the inference; told about errors and the handover.
+            result: what the policy gave.
+            buffer: takes the chunk.
+            tick: the present one.
+
+        Returns:
+            The chunk; None if it was refused, or if all of its actions are for ticks that have passed.
+        """
+        problem = chunk_problem(result, self._spec.dim)
+        fault = None
+        if problem is not None:
+            fault = Fault.FAILURE
+        elif not self._limits.representable(np.asarray(result.actions)):
+            fault, problem = Fault.NON_FINITE, f"the chunk has actions that are not finite as {self._limits.dtype}"
         if fault is None:
-            assert answer.actions is not None
+            assert result.actions is not None
             self._refused = 0
-            chunk = plan.adopt(job, answer.actions, tick)
+            chunk = buffer.add(record, result.actions, tick)
             if chunk is None:
                 self.faults[Fault.STALE] += 1  # every one of its actions was for a tick that has passed
             else:
-                job.handover, self._standing = tick, None
+                record.handover, self._standing = tick, None
             return chunk
+        record.error = self.reason = problem
         self.faults[fault] += 1
         self._standing = fault
         self._refused += 1
@@ -204,87 +257,157 @@ class SafetyFilter:
             self.stopped = fault
         return None
 
-    def note_draft(self, job: InferenceRecord, answer: InferenceResult) -> bool:
+    def note_draft(self, record: InferenceRecord, result: InferenceResult) -> bool:
         """Take note of a draft that has ended; False if it failed. Nothing was to be played from it."""
-        job.error = answer.error
-        if answer.error is not None:
+        if result.error is not None:
+            record.error = self.reason = result.error
             self.faults[Fault.FAILURE] += 1
-        return answer.error is None
+        return result.error is None
 
-    def send(self, moment: TickContext, plan: ActionBuffer) -> SentAction:
-        """The action to send now."""
+    def send(self, context: TickContext, buffer: ActionBuffer) -> SentAction:
+        """Return the action to send now."""
         if self.stopped is not None:
-            return self._pass(self._still(Response.STOP, self.stopped))
+            return self._checked(self._still(Response.STOP, self.stopped))
         standing = None if self._standing is None else self._guards.response(self._standing)
         if standing in (Response.HOLD, Response.BRAKE):
-            return self._pass(self._still(standing, self._standing))
-        planned = plan.action(moment.tick, overtime=standing is Response.LAST_SAFE)
+            return self._checked(self._still(standing, self._standing))
+        planned = buffer.action(context.tick, overtime=standing is Response.LAST_SAFE)
         if planned is None and self._standing is not None:
-            return self._pass(self._still(Response.LAST_SAFE, self._standing))
-        fault = self._objection(moment, planned)
+            return self._checked(self._still(Response.LAST_SAFE, self._standing))
+        fault = self._objection(context, planned)
         if fault is None:
-            return self._pass(self._unobjected(planned, plan, moment.tick, standing))
+            return self._checked(self._unobjected(planned, buffer, context.tick, standing))
         self.faults[fault] += 1
-        return self._pass(self._respond(fault, moment, planned, plan))
+        return self._checked(self._respond(fault, context, planned, buffer))
 
-    def _fault_of(self, answer: InferenceResult) -> Fault | None:
-        if answer.error is not None or answer.actions is None or answer.actions.shape[1:] != (self._meaning.dim,):
-            return Fault.FAILURE
-        return None if np.isfinite(answer.actions).all() else Fault.NON_FINITE
+    def safe_action(self) -> Action:
+        """Return the action of standstill from here on, shape ``(dim,)``; always within the limits."""
+        return self._checked(self._still(Response.STOP, None)).action
 
-    def _objection(self, moment: TickContext, planned: BufferedAction | None) -> Fault | None:
+    def _objection(self, context: TickContext, planned: BufferedAction | None) -> Fault | None:
         guards = self._guards
         if planned is None:
-            overdue = guards.deadline_s is not None and (moment.waiting_s or 0.0) > guards.deadline_s
-            return None if moment.pausing and not overdue else Fault.MISSED
-        if not np.isfinite(planned.action).all():
+            overdue = guards.deadline_s is not None and (context.waiting_s or 0.0) > guards.deadline_s
+            return None if context.pausing and not overdue else Fault.MISSED
+        if planned.action.shape != (self._spec.dim,) or not self._limits.representable(planned.action):
             return Fault.NON_FINITE
-        if not self._limits.hold(planned.action):
+        if not self._limits.contain(planned.action):
             return Fault.OUT_OF_RANGE
-        if guards.max_age_s is not None and moment.now_s - planned.chunk.job.observed_s > guards.max_age_s + 1e-9:
+        if (
+            guards.max_age_s is not None
+            and context.now_s - planned.chunk.inference.observed_s > guards.max_age_s + 1e-9
+        ):
             return Fault.STALE
-        return Fault.LATE if moment.late_s > self._late_s else None
+        return Fault.LATE if context.late_s > self._late_s else None
 
     def _unobjected(
-        self, planned: BufferedAction | None, plan: ActionBuffer, tick: int, standing: Response | None
+        self, planned: BufferedAction | None, buffer: ActionBuffer, tick: int, standing: Response | None
     ) -> SentAction:
         if planned is None:
-            return SentAction(self._meaning.slowed(self._last, 0.0), "start" if plan.empty else "pause")
+            return SentAction(self._spec.slow_down(self._last, 0.0), "start" if buffer.empty else "pause")
         action = self._limits.clip(planned.action)
         if standing is Response.LAST_SAFE:
             return SentAction(action, "guard", planned.chunk, self._standing, standing)
         return SentAction(action, "planned" if tick < planned.chunk.play_end else "rest", planned.chunk)
 
     def _respond(
-        self, fault: Fault, moment: TickContext, planned: BufferedAction | None, plan: ActionBuffer
+        self, fault: Fault, context: TickContext, planned: BufferedAction | None, buffer: ActionBuffer
     ) -> SentAction:
         response = self._guards.response(fault)
         if response is Response.STOP:
             self.stopped = fault
         if planned is not None and response in (Response.SEND, Response.CLIP):
-            source = "planned" if moment.tick < planned.chunk.play_end else "rest"
+            source = "planned" if context.tick < planned.chunk.play_end else "rest"
             return SentAction(self._limits.clip(planned.action), source, planned.chunk, fault, response)
         if response is Response.LAST_SAFE:
-            for older in plan.older(moment.tick):
-                if np.isfinite(older.action).all() and self._limits.hold(older.action):
+            for older in buffer.older(context.tick):
+                if self._limits.representable(older.action) and self._limits.contain(older.action):
                     return SentAction(self._limits.clip(older.action), "guard", older.chunk, fault, response)
         return self._still(response, fault)
 
     def _still(self, response: Response, fault: Fault | None) -> SentAction:
         if response is not Response.BRAKE:
-            return SentAction(self._meaning.slowed(self._last, 0.0), "guard", None, fault, response)
+            return SentAction(self._spec.slow_down(self._last, 0.0), "guard", None, fault, response)
         if self._brake_from is None:
             self._brake_from, self._braked = self._last, 0
         self._braked += 1
         remaining = max(1.0 - self._braked / self._guards.brake_ticks, 0.0)
-        return SentAction(self._meaning.slowed(self._brake_from, remaining), "guard", None, fault, response)
+        return SentAction(self._spec.slow_down(self._brake_from, remaining), "guard", None, fault, response)
 
-    def _pass(self, sent: SentAction) -> SentAction:
-        """The last check, which everything passes, standstill included."""
+    def _checked(self, sent: SentAction) -> SentAction:
+        """The last check, of everything that is sent, standstill included, in the type in which it is sent."""
         action = sent.action
-        if action.shape != (self._meaning.dim,) or not np.isfinite(action).all() or not self._limits.hold(action):
-            raise UnsafeAction(f"{action} came to the end of the gate ({sent.source}, {sent.fault}, {sent.response})")
+        fits = action.shape == (self._spec.dim,) and self._limits.representable(action)
+        if not fits or not self._limits.contain(action):
+            raise UnsafeAction(f"{action} reached the end of the filter ({sent.source}, {sent.fault}, {sent.response})")
         if sent.response is not Response.BRAKE:
             self._brake_from = None
         self._last = action
         return sent
+
+
+class NoFilter:
+    """Sends a policy's actions as they are, for evaluations in simulation; a policy that fails ends the episode.
+
+    Args:
+        n_action_steps: actions of each chunk that are played.
+
+    Attributes:
+        faults, stopped, reason: see :class:`ActionFilter`; here always empty.
+    """
+
+    def __init__(self, n_action_steps: int) -> None:
+        self._n_action_steps = n_action_steps
+        self.faults: Counter[str] = Counter()
+        self.stopped: Fault | None = None
+        self.reason: str | None = None
+
+    def admit(self, record: InferenceRecord, result: InferenceResult, buffer: ActionBuffer, tick: int) -> Chunk | None:
+        """Put a chunk into the buffer. Raises :class:`PolicyFailed` if there is none, or if it is not finite."""
+        problem = chunk_problem(result)
+        if problem is None and not np.isfinite(np.asarray(result.actions)[: self._n_action_steps]).all():
+            problem = "the policy gave NaN or infinite actions"
+        if problem is not None:
+            record.error = problem
+            raise PolicyFailed(problem)
+        assert result.actions is not None
+        record.handover = tick
+        return buffer.add(record, result.actions, tick)
+
+    def note_draft(self, record: InferenceRecord, result: InferenceResult) -> bool:
+        """Raise :class:`PolicyFailed` if a draft failed."""
+        if result.error is not None:
+            record.error = result.error
+            raise PolicyFailed(result.error)
+        return True
+
+    def send(self, context: TickContext, buffer: ActionBuffer) -> SentAction:
+        """Return the planned action."""
+        planned = buffer.action(context.tick)
+        if planned is None:
+            raise PolicyFailed("there is no action to play; without guards only a world that waits can be controlled")
+        return SentAction(planned.action, "planned", planned.chunk)
+
+
+def chunk_problem(result: Any, action_dim: int | None = None) -> str | None:
+    """Say what makes a policy's result unusable as a chunk.
+
+    Args:
+        result: what the policy gave, expected to be an :class:`InferenceResult`.
+        action_dim: numbers of an action; None for any.
+
+    Returns:
+        The reason; None if actions of shape ``(n >= 1, action_dim)`` can be read from it.
+    """
+    if not isinstance(result, InferenceResult):
+        return f"the policy gave {type(result).__name__}; expected an InferenceResult"
+    if result.error is not None:
+        return result.error
+    actions = result.actions
+    if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu":
+        kind = f"an array of {actions.dtype}" if isinstance(actions, np.ndarray) else type(actions).__name__
+        return f"the policy gave {kind} as actions; expected a numeric numpy array of shape (steps, action_dim)"
+    wanted = "action_dim" if action_dim is None else str(action_dim)
+    if actions.ndim != 2 or len(actions) < 1 or (action_dim is not None and actions.shape[1] != action_dim):
+        return f"the policy's actions have shape {actions.shape}; the environment takes (steps >= 1, {wanted})"
+    return None

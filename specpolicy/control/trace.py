@@ -1,4 +1,4 @@
-"""Accounts as parquet: a file for each episode, a row for each tick."""
+"""Traces as parquet: a file for each episode, a row for each tick."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from specpolicy.utils.files import atomic_path
 
 @dataclass
 class InferenceRecord:
-    """A computation, filled in as it goes on. Times are seconds since the episode's begin, on the loop's clock.
+    """One inference, filled in as it proceeds. Times are seconds since the start of the episode, on the loop's clock.
 
     Attributes:
         number: counted from 0 in each episode.
         kind: what was computed.
-        tick: tick of the observation that it was begun at.
+        tick: of the observation that it is about.
         observed_s: when that observation was taken.
-        begun_s: when the computation began.
+        begun_s: when the inference began.
         ended_s: when it ended; None if it had not.
         passes, evaluations, acceptance, error: as in :class:`specpolicy.control.InferenceResult`.
         handover: tick from which on its chunk was played; None if it never was.
@@ -52,21 +52,21 @@ class StepRecord:
         sent_s: when it was sent.
         source: ``"planned"``, ``"rest"`` of a chunk, ``"start"`` (no chunk yet), ``"pause"`` (the executor holds), or
             ``"guard"``.
-        job: number of the computation that the action's newest chunk came from; None if no chunk had a part in it.
-        observed_s, begun_s, ended_s, passes: of that computation.
+        inference: number of the inference that the action's newest chunk came from; None if no chunk had a part in it.
+        observed_s, begun_s, ended_s, passes: of that inference.
         age_s: ``sent_s − observed_s``.
         queue: actions that were left to play, this one included.
-        computing: kind of the computation under way after this tick's decisions; None if there was none.
-        fault, response: what a guard objected to, and what it did; None if nothing was wrong.
+        computing: kind of the inference under way after this tick's decisions; None if there was none.
+        fault, response: what a guard objected to, and its response; None if nothing was wrong.
         action: what was sent, environment units.
-        reward, success: what came of it.
+        reward, success: of the environment.
     """
 
     tick: int
     due_s: float
     sent_s: float
     source: str
-    job: int | None
+    inference: int | None
     observed_s: float | None
     begun_s: float | None
     ended_s: float | None
@@ -83,24 +83,26 @@ class StepRecord:
 
 @dataclass
 class EpisodeTrace:
-    """Everything about one episode.
+    """Everything about one episode of a control loop.
 
     Attributes:
         seed, repeat: which episode.
         rate_hz: ticks a second.
-        play: actions of each chunk that the executor plays.
-        ticks, jobs: in order.
+        n_action_steps: actions of each chunk that the executor plays.
+        ticks, inferences: in order.
         stopped: the fault for which a guard ended the episode; None if none did.
+        reason: why that or the latest other fault of a chunk occurred, in words; None if there was none.
         faults: how often each fault occurred, those of whole chunks included.
     """
 
     seed: int
     repeat: int
     rate_hz: float
-    play: int
+    n_action_steps: int
     ticks: list[StepRecord] = field(default_factory=list)
-    jobs: list[InferenceRecord] = field(default_factory=list)
+    inferences: list[InferenceRecord] = field(default_factory=list)
     stopped: str | None = None
+    reason: str | None = None
     faults: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -119,28 +121,36 @@ class EpisodeTrace:
         return self.ticks[-1].tick + 1 - len(self.ticks) if self.ticks else 0
 
 
-FORMAT = 1
+FORMAT = 2
 _KEY = b"specpolicy.control"
 
 
 class TraceError(ValueError):
-    """A file is not a readable account of an episode."""
+    """A file is not a readable trace of an episode."""
 
 
-def write_trace(account: EpisodeTrace, path: Path, labels: Mapping[str, str] | None = None) -> None:
-    """Write an account, at once or not at all.
+def write_trace(trace: EpisodeTrace, path: Path, labels: Mapping[str, str] | None = None) -> None:
+    """Write a trace, whole or not at all.
 
-    The rows are :class:`StepRecord` with ``seed``, ``repeat`` and the ``labels`` in front. Computations, whose chunks
+    The rows are :class:`StepRecord` with ``seed``, ``repeat`` and the ``labels`` in front. Inferences, whose chunks
     need not have been played, and the rest are JSON in the file's metadata under ``specpolicy.control``.
+
+    Args:
+        trace: of an episode.
+        path: the parquet file; its folder is made.
+        labels: further columns, the same in every row.
 
     Raises:
         ImportError: pyarrow is missing; the message names the extra.
     """
     pa, pq = require("pyarrow", "eval"), require("pyarrow.parquet", "eval")
-    rest = {name: getattr(account, name) for name in ("seed", "repeat", "rate_hz", "play", "stopped", "faults")}
-    rest |= {"format": FORMAT, "jobs": [asdict(job) for job in account.jobs]}
-    front = {**(labels or {}), "seed": account.seed, "repeat": account.repeat}
-    rows = [front | asdict(row) for row in account.ticks]
+    rest = {
+        name: getattr(trace, name)
+        for name in ("seed", "repeat", "rate_hz", "n_action_steps", "stopped", "reason", "faults")
+    }
+    rest |= {"format": FORMAT, "inferences": [asdict(inference) for inference in trace.inferences]}
+    front = {**(labels or {}), "seed": trace.seed, "repeat": trace.repeat}
+    rows = [front | asdict(row) for row in trace.ticks]
     schema = pa.schema(
         [(name, pa.dictionary(pa.int32(), pa.string())) for name in labels or {}]
         + [("seed", pa.int64()), ("repeat", pa.int64()), *_columns(pa)]
@@ -152,19 +162,31 @@ def write_trace(account: EpisodeTrace, path: Path, labels: Mapping[str, str] | N
 
 
 def read_trace(path: Path) -> EpisodeTrace:
-    """Read what :func:`write_trace` wrote. Raises :class:`TraceError` if it is something else, or damaged."""
+    """Read what :func:`write_trace` wrote.
+
+    Args:
+        path: the parquet file.
+
+    Returns:
+        The trace.
+
+    Raises:
+        TraceError: the file is something else, or damaged.
+    """
     pa, pq = require("pyarrow", "eval"), require("pyarrow.parquet", "eval")
     try:
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
         rest = json.loads(table.schema.metadata[_KEY])
         if rest.pop("format") != FORMAT:
             raise KeyError("another format")
-        jobs = [InferenceRecord(**{**job, "kind": InferenceKind(job["kind"])}) for job in rest.pop("jobs")]
+        inferences = [
+            InferenceRecord(**{**record, "kind": InferenceKind(record["kind"])}) for record in rest.pop("inferences")
+        ]
         rows = table.select([field.name for field in fields(StepRecord)]).to_pylist()
         ticks = [StepRecord(**{**row, "action": tuple(row["action"])}) for row in rows]
-        return EpisodeTrace(**{**rest, "faults": Counter(rest["faults"])}, ticks=ticks, jobs=jobs)
+        return EpisodeTrace(**{**rest, "faults": Counter(rest["faults"])}, ticks=ticks, inferences=inferences)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path} is not a readable account of an episode ({error}): run the episode again") from error
+        raise TraceError(f"{path} is not a readable trace of an episode ({error}): run the episode again") from error
 
 
 def _columns(pa: Any) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The loop in Rerun's viewer, or in a recording for it."""
+"""What watches a control loop: a line in the terminal, Rerun, a recorder of frames."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -17,19 +18,51 @@ from specpolicy.utils.extras import require
 
 
 class View(Protocol):
-    """Watches episodes; what takes long here is taken from the tick."""
+    """Watches episodes; its time is taken from the tick."""
 
-    def begin(self, account: EpisodeTrace) -> None:
+    def begin(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
         """An episode begins."""
         ...
 
-    def tick(self, account: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
-        """A tick has been played; it is the last one of the account."""
+    def tick(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
+        """A tick has been played; it is the last one of the trace."""
         ...
 
-    def end(self, account: EpisodeTrace) -> None:
+    def end(self, trace: EpisodeTrace) -> None:
         """The episode is over."""
         ...
+
+
+class FrameRecorder:
+    """Keeps an image after the reset and after every tick; the environment needs ``render_mode="rgb_array"``.
+
+    Attributes:
+        frames: of the latest episode, each ``(height, width, 3)``, uint8.
+    """
+
+    def __init__(self) -> None:
+        self.frames: list[NDArray[np.uint8]] = []
+
+    def begin(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
+        """See :class:`View`."""
+        self.frames = []
+        self._record(env)
+
+    def tick(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
+        """See :class:`View`."""
+        self._record(env)
+
+    def end(self, trace: EpisodeTrace) -> None:
+        """See :class:`View`."""
+
+    def _record(self, env: gymnasium.Env[Any, Any]) -> None:
+        frame: Any = env.render()
+        if not isinstance(frame, np.ndarray):
+            raise RuntimeError(
+                "the environment renders no images; make it with render_mode='rgb_array', and check that this machine "
+                "can render"
+            )
+        self.frames.append(np.array(frame, dtype=np.uint8))
 
 
 _COLORS = {"planned": "green", "rest": "cyan", "start": "yellow", "pause": "yellow", "guard": "red"}
@@ -47,33 +80,33 @@ class TerminalView:
         self._title, self._console = title, console or Console(file=sys.stderr)
         self._live: Live | None = None
 
-    def begin(self, account: EpisodeTrace) -> None:
+    def begin(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
         """See :class:`View`."""
         if self._console.is_terminal:
             # No background refresh: its thread would take the interpreter from the loop.
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
 
-    def tick(self, account: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
+    def tick(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
         """See :class:`View`."""
-        if self._live is not None and len(account.ticks) % max(round(account.rate_hz / 10), 1) == 0:
-            self._live.update(self.line(account), refresh=True)
+        if self._live is not None and len(trace.ticks) % max(round(trace.rate_hz / 10), 1) == 0:
+            self._live.update(self.line(trace), refresh=True)
 
-    def end(self, account: EpisodeTrace) -> None:
+    def end(self, trace: EpisodeTrace) -> None:
         """See :class:`View`."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
-    def line(self, account: EpisodeTrace) -> Text:
-        """The line after the last tick of ``account``."""
-        row = account.ticks[-1]
+    def line(self, trace: EpisodeTrace) -> Text:
+        """The line after the last tick of ``trace``."""
+        row = trace.ticks[-1]
         age = "–" if row.age_s is None else f"{1e3 * row.age_s:.0f} ms"
-        text = Text(f"{self._title}  seed {account.seed}  {row.sent_s:5.1f} s  ", no_wrap=True, overflow="ellipsis")
+        text = Text(f"{self._title}  seed {trace.seed}  {row.sent_s:5.1f} s  ", no_wrap=True, overflow="ellipsis")
         text.append(f"{row.source:7}", style=_COLORS[row.source])
         text.append(f"  age {age}  queue {row.queue}  computing {row.computing or 'nothing'}")
-        if account.faults:
-            text.append("  " + ", ".join(f"{name} {count}" for name, count in account.faults.items()), style="red")
+        if trace.faults:
+            text.append("  " + ", ".join(f"{name} {count}" for name, count in trace.faults.items()), style="red")
         return text
 
 
@@ -93,21 +126,21 @@ class RerunView:
     def __init__(self, title: str, save: str | Path | None = None) -> None:
         self._rerun: Any = require("rerun", "rerun")
         self._title, self._save = title, None if save is None else Path(save)
-        self._jobs_shown = 0
+        self._shown = 0
 
-    def begin(self, account: EpisodeTrace) -> None:
+    def begin(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
         """See :class:`View`."""
         rerun = self._rerun
-        name = f"{self._title} seed {account.seed}.{account.repeat}"
+        name = f"{self._title} seed {trace.seed}.{trace.repeat}"
         rerun.init("specpolicy control", recording_id=name, spawn=self._save is None)
         if self._save is not None:
             self._save.parent.mkdir(parents=True, exist_ok=True)
-            rerun.save(str(self._save.with_name(f"{self._save.stem}-seed{account.seed}-{account.repeat}.rrd")))
-        self._jobs_shown = 0
+            rerun.save(str(self._save.with_name(f"{self._save.stem}-seed{trace.seed}-{trace.repeat}.rrd")))
+        self._shown = 0
 
-    def tick(self, account: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
+    def tick(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
         """See :class:`View`."""
-        rerun, row = self._rerun, account.ticks[-1]
+        rerun, row = self._rerun, trace.ticks[-1]
         rerun.set_time("tick", sequence=row.tick)
         rerun.set_time("time", duration=row.sent_s)
         for index, value in enumerate(row.action):
@@ -117,25 +150,25 @@ class RerunView:
             rerun.log("loop/age_ms", rerun.Scalars(1e3 * row.age_s))
         if row.fault is not None:
             rerun.log("loop/guards", rerun.TextLog(f"{row.fault}: {row.response}", level="WARN"))
-        self._show_jobs(account)
+        self._show_inferences(trace)
         if env.render_mode == "rgb_array":
             rerun.log("camera", rerun.Image(np.asarray(env.render(), dtype=np.uint8)))
 
-    def end(self, account: EpisodeTrace) -> None:
+    def end(self, trace: EpisodeTrace) -> None:
         """See :class:`View`."""
-        outcome = "success" if account.success else "failure"
-        if account.stopped is not None:
-            outcome += f", stopped: {account.stopped}"
+        outcome = "success" if trace.success else "failure"
+        if trace.stopped is not None:
+            outcome += f", stopped: {trace.stopped}"
         self._rerun.log("loop/outcome", self._rerun.TextLog(outcome))
 
-    def _show_jobs(self, account: EpisodeTrace) -> None:
+    def _show_inferences(self, trace: EpisodeTrace) -> None:
         rerun = self._rerun
-        for job in account.jobs[self._jobs_shown :]:
-            if job.ended_s is None or job.ended_s > account.ticks[-1].sent_s:
+        for inference in trace.inferences[self._shown :]:
+            if inference.ended_s is None or inference.ended_s > trace.ticks[-1].sent_s:
                 return  # under way
-            self._jobs_shown += 1
-            rerun.log(f"inference/{job.kind}/ms", rerun.Scalars(1e3 * (job.ended_s - job.begun_s)))
-            if job.passes is not None:
-                rerun.log(f"inference/{job.kind}/passes", rerun.Scalars(job.passes))
-            if job.acceptance is not None:
-                rerun.log(f"inference/{job.kind}/acceptance", rerun.Scalars(job.acceptance))
+            self._shown += 1
+            rerun.log(f"inference/{inference.kind}/ms", rerun.Scalars(1e3 * (inference.ended_s - inference.begun_s)))
+            if inference.passes is not None:
+                rerun.log(f"inference/{inference.kind}/passes", rerun.Scalars(inference.passes))
+            if inference.acceptance is not None:
+                rerun.log(f"inference/{inference.kind}/acceptance", rerun.Scalars(inference.acceptance))

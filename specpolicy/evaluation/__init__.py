@@ -1,6 +1,6 @@
 """From a policy, samplers and an environment to a table with intervals and paired tests.
 
-Success is counted over seeds (:func:`run_study` into a :class:`ResultStore`), latency is timed apart from it
+Success is counted over seeds (:func:`run_episodes`, kept in a :class:`ResultStore`), latency is timed apart from it
 (:func:`measure_latency`), :func:`summarize` joins both into rows with intervals and paired tests, and
 :func:`rich_table` shows them. Pictures and clips are imported on their own, from ``specpolicy.evaluation.plots`` and
 ``specpolicy.evaluation.video``: the processes that run environments start faster without matplotlib.
@@ -20,7 +20,6 @@ from specpolicy.evaluation.results import ResultsError as ResultsError
 from specpolicy.evaluation.results import ResultStore as ResultStore
 from specpolicy.evaluation.results import read_results as read_results
 from specpolicy.evaluation.statistics import Estimate as Estimate
-from specpolicy.evaluation.study import run_study as run_study
 from specpolicy.evaluation.summary import LatencySummary as LatencySummary
 from specpolicy.evaluation.summary import SummaryRow as SummaryRow
 from specpolicy.evaluation.summary import summarize as summarize
@@ -29,12 +28,13 @@ from specpolicy.evaluation.tables import markdown_table as markdown_table
 from specpolicy.evaluation.tables import rich_table as rich_table
 from specpolicy.policies.checkpoint import checkpoint_digest as checkpoint_digest
 from specpolicy.rollout.env_worker import EnvPool as EnvPool
-from specpolicy.rollout.env_worker import EpisodePlayer as EpisodePlayer
 from specpolicy.rollout.env_worker import MakeEnv as MakeEnv
+from specpolicy.rollout.env_worker import WorkerConfig as WorkerConfig
 from specpolicy.rollout.episodes import EpisodeKey as EpisodeKey
 from specpolicy.rollout.episodes import EpisodeResult as EpisodeResult
+from specpolicy.rollout.episodes import EpisodeSpec as EpisodeSpec
 from specpolicy.rollout.episodes import episode_keys as episode_keys
 from specpolicy.rollout.runner import EvaluationAborted as EvaluationAborted
 from specpolicy.rollout.runner import ObservationRecorder as ObservationRecorder
-from specpolicy.rollout.runner import rollout as rollout
+from specpolicy.rollout.runner import run_episodes as run_episodes
 from specpolicy.utils.files import FolderInUse as FolderInUse

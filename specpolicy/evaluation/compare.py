@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +14,6 @@ from specpolicy.evaluation.comparison import Comparison, write_results, write_te
 from specpolicy.evaluation.launchers.local import Launcher, LocalLauncher
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import MANIFEST, ObservationKeeper, ResultStore
-from specpolicy.evaluation.study import collect
 from specpolicy.evaluation.summary import SummaryRow
 from specpolicy.evaluation.task_average import (
     OverallRow,
@@ -22,7 +23,10 @@ from specpolicy.evaluation.task_average import (
     summarize_tasks,
 )
 from specpolicy.policies.checkpoint import checkpoint_digest, read_seen_seeds
-from specpolicy.rollout.episodes import EVALUATION_SEEDS, Batch, plan_units
+from specpolicy.rollout.episodes import EVALUATION_SEEDS, Batch, Unit, plan_units
+from specpolicy.utils.progress import progress_bar
+
+_log = logging.getLogger(__name__)
 
 
 def compare(comparison: Comparison, out: Path, launcher: Launcher | None = None) -> list[SummaryRow]:
@@ -37,7 +41,7 @@ def compare(comparison: Comparison, out: Path, launcher: Launcher | None = None)
         EvaluationAborted: nothing but crashes came.
         LauncherError: workers cannot be had, or cannot work.
     """
-    run_episodes({comparison.task: comparison}, {comparison.task: out}, launcher)
+    run_missing({comparison.task: comparison}, {comparison.task: out}, launcher)
     return write_results(comparison, out).rows
 
 
@@ -57,7 +61,7 @@ def compare_tasks(
             f"{out} holds the results of one task; choose a folder above it, in which every task gets its own"
         )
     folders = {task: out / task for task in comparisons}
-    run_episodes(comparisons, folders, launcher)
+    run_missing(comparisons, folders, launcher)
     conclusions = {task: write_results(comparison, folders[task]) for task, comparison in comparisons.items()}
     rows = summarize_tasks(conclusions)
     write_text(out / "table.md", markdown_overall(rows, conclusions))
@@ -86,7 +90,7 @@ def require_unseen(comparison: Comparison) -> None:
         )
 
 
-def run_episodes(
+def run_missing(
     comparisons: Mapping[str, Comparison], folders: Mapping[str, Path], launcher: Launcher | None = None
 ) -> None:
     """Run what is missing in the results folders, tasks in order; see :func:`compare`."""
@@ -108,7 +112,7 @@ def run_episodes(
             keepers[batch.task].keep(batch.observations)
 
         finished = sum(len(comparison.episodes() & done[task]) for task, comparison in comparisons.items())
-        collect(launcher.run(comparisons, units), stores, units, finished, before_saving=keep)
+        _collect(launcher.run(comparisons, units), stores, units, finished, before_saving=keep)
 
 
 def _opened(comparison: Comparison, folder: Path, launcher: Launcher) -> ResultStore:
@@ -132,3 +136,31 @@ def _opened(comparison: Comparison, folder: Path, launcher: Launcher) -> ResultS
             "launcher": repr(launcher),
         },
     )
+
+
+def _collect(
+    batches: Iterable[Batch],
+    stores: Mapping[str, ResultStore],
+    units: Sequence[Unit],
+    finished: int,
+    before_saving: Callable[[Batch], None],
+) -> None:
+    """Save each episode as it comes, and show the progress."""
+    awaited = Counter[tuple[str, str]]()
+    for unit in units:
+        awaited[unit.task, unit.sampler] += len(unit.keys)
+    ended, successes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    with progress_bar("episodes", total=finished + awaited.total(), completed=finished) as bar:
+        for batch in batches:
+            before_saving(batch)
+            for result in batch.records:
+                stores[batch.task].append(result)
+                which = batch.task, result.sampler
+                ended[which] += 1
+                successes[which] += result.success
+                bar.describe(f"{batch.task} {result.sampler} {successes[which]}/{ended[which]}")
+                bar.advance()
+                if ended[which] == awaited[which]:
+                    _log.info(
+                        "%s, %s: %d of %d episodes of this run succeeded", *which, successes[which], ended[which]
+                    )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from specpolicy.control.executors import Lockstep
 from specpolicy.evaluation.latency import LatencyRun, measure_latency
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import read_observations, read_results
@@ -20,22 +21,22 @@ from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
 from specpolicy.policies.checkpoint import CheckpointError, checkpoint_digest, load_policy
 from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler
-from specpolicy.rollout.env_worker import EnvPool, MakeEnv
-from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeResult, Unit, episode_keys
-from specpolicy.rollout.runner import ObservationRecorder, rollout
+from specpolicy.rollout.env_worker import EnvPool, MakeEnv, WorkerConfig
+from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeResult, EpisodeSpec, Unit, episode_keys
+from specpolicy.rollout.runner import ObservationRecorder, run_episodes
 from specpolicy.utils.files import atomic_path
 
 KEPT_OBSERVATIONS = 64
 
 
-class Workplace:
-    """Where units of one task are run. Use it as a context manager: it closes the environments.
+class TaskRunner:
+    """Runs units of work of one task. Use it as a context manager: it closes the environments.
 
     Args:
-        policy: whom to ask.
+        policy: predicts action chunks.
         samplers: by name.
         pool: where episodes run.
-        crash_limit: see :func:`rollout`.
+        crash_limit: see :func:`specpolicy.rollout.runner.run_episodes`.
         threads: torch's threads until it is closed; None leaves them as they are.
     """
 
@@ -47,8 +48,9 @@ class Workplace:
         crash_limit: int | None = 20,
         threads: int | None = None,
     ) -> None:
-        self._tap = ObservationRecorder(policy, limit=KEPT_OBSERVATIONS)
+        self._recorder = ObservationRecorder(policy, limit=KEPT_OBSERVATIONS)
         self._samplers, self._pool, self._crash_limit = samplers, pool, crash_limit
+        self._executor = Lockstep(policy.config.n_action_steps)
         self._former_threads = torch.get_num_threads()
         if threads is not None:
             torch.set_num_threads(threads)
@@ -56,22 +58,28 @@ class Workplace:
     def run(self, units: Iterable[Unit]) -> Iterator[Batch]:
         """Run one unit after the other and hand out each episode as soon as it has ended.
 
+        Args:
+            units: of this task.
+
+        Yields:
+            Batches of one episode.
+
         Raises:
             EvaluationAborted: nothing but crashes came. Batches handed out before remain valid.
         """
         for unit in units:
-            sampler = self._samplers[unit.sampler]
-            for record in rollout(
-                self._tap, sampler, self._pool, unit.keys, task=unit.task, crash_limit=self._crash_limit
+            specs = [EpisodeSpec(key, unit.sampler, self._executor) for key in unit.keys]
+            for result in run_episodes(
+                self._recorder, self._samplers, self._pool, specs, task=unit.task, crash_limit=self._crash_limit
             ):
-                yield Batch(unit.task, (record,), self._tap.observations)
+                yield Batch(unit.task, (replace(result, trace=None),), self._recorder.observations)
 
     def close(self) -> None:
         """Close the environments and give the threads back."""
         self._pool.close()
         torch.set_num_threads(self._former_threads)
 
-    def __enter__(self) -> Workplace:
+    def __enter__(self) -> TaskRunner:
         return self
 
     def __exit__(
@@ -89,7 +97,9 @@ class PolicyAndSamplers(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckpointLoader:
-    """Loads a checkpoint and makes samplers for it.
+    """Loads a checkpoint and makes samplers for it: once a process, however often it is called.
+
+    Pickled, it leaves behind what it has loaded.
 
     Attributes:
         checkpoint: folder of the policy.
@@ -104,13 +114,22 @@ class CheckpointLoader:
     recipes: Mapping[str, Callable[[Any], ChunkSampler]]
     device: str = "cpu"
     digest: str | None = None
+    _loaded: list[PolicyAndSamplers] = field(default_factory=list, init=False, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": []}
 
     def __call__(self) -> PolicyAndSamplers:
-        """Load it.
+        """Load it, or return what has been loaded in this process.
 
         Raises:
             CheckpointError: it is missing, damaged, of another task, or not the one that the digest is of.
         """
+        if not self._loaded:
+            self._loaded.append(self._load())
+        return self._loaded[0]
+
+    def _load(self) -> PolicyAndSamplers:
         policy = load_policy(Path(self.checkpoint), self.device, self.task)
         if self.digest is not None and checkpoint_digest(self.checkpoint) != self.digest:
             raise CheckpointError(
@@ -121,8 +140,10 @@ class CheckpointLoader:
 
     def pinned(self) -> CheckpointLoader:
         """The same, but only for the checkpoint as it is now, which has shown that it loads. Raises as a call does."""
-        self()
-        return replace(self, digest=checkpoint_digest(self.checkpoint))
+        digest = checkpoint_digest(self.checkpoint)
+        pinned = replace(self, digest=digest)
+        pinned._loaded.append(self())
+        return pinned
 
 
 @dataclass(frozen=True)
@@ -167,11 +188,11 @@ class Comparison:
     control_hz: float = 20.0
     video: tuple[str, ...] = ()
 
-    def open(self) -> Workplace:
+    def open(self) -> TaskRunner:
         """Load the policy and start the environments, here."""
         policy, samplers = self.contestants()
-        pool = EnvPool(self.make_env, policy.config.n_obs_steps, self.num_envs)
-        return Workplace(policy, samplers, pool, self.crash_limit, self.threads)
+        pool = EnvPool(WorkerConfig(self.make_env, policy.config.n_obs_steps), self.num_envs)
+        return TaskRunner(policy, samplers, pool, self.crash_limit, self.threads)
 
     def episodes(self) -> set[EpisodeKey]:
         """Which episodes are compared."""

@@ -181,7 +181,7 @@ def summarize_controllers(
     with progress_bar("reading traces", sum(map(len, traces.values()))) as bar:
         for sampler in dict.fromkeys(each.sampler for each in controllers):
             family = {each.name: each for each in controllers if each.sampler == sampler}
-            waiting = [name for name, each in family.items() if each.executor.rules.world_waits]
+            waiting = [name for name, each in family.items() if each.executor.config.world_waits]
             summaries = summarize(
                 [record for record in records if record.sampler in family],
                 exact=dict.fromkeys(family, exact[sampler]),
@@ -203,7 +203,7 @@ def _loop_summary(controller: ControllerConfig, metrics: ControlMetrics) -> Loop
         injected=controller.charge.label,
         description=controller.charge.description,
         latency_ms=measured if typical is None else 1e3 * typical,
-        world_waits=controller.executor.rules.world_waits,
+        world_waits=controller.executor.config.world_waits,
         constant=isinstance(controller.charge.latency, Constant),
         metrics=metrics,
     )

@@ -26,7 +26,7 @@ _CHUNKS = ("#56B4E9", "#E69F00")
 _SOURCES = {"start": "#d9d9d9", "pause": "#bdbdbd", "guard": "#D55E00"}
 
 
-def draw_timeline(account: EpisodeTrace, path: Path, title: str = "", seconds: float = 6.0) -> Path:
+def draw_timeline(trace: EpisodeTrace, path: Path, title: str = "", seconds: float = 6.0) -> Path:
     """Draw the first seconds of an episode.
 
     Three panels: bars of what was computed above bars of what was played, chunk by chunk in alternating colours (grey
@@ -34,7 +34,7 @@ def draw_timeline(account: EpisodeTrace, path: Path, title: str = "", seconds: f
     with the borders of chunks as lines.
 
     Args:
-        account: trace of the episode.
+        trace: trace of the episode.
         path: a PNG, SVG or PDF file, whichever the suffix says.
         title: above all.
         seconds: how much of the episode is shown.
@@ -50,10 +50,10 @@ def draw_timeline(account: EpisodeTrace, path: Path, title: str = "", seconds: f
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=8)
-    _draw_bars(bars, account, seconds)
-    _draw_ages(ages, account, seconds)
-    _draw_actions(actions, account, seconds)
-    end = min(seconds, account.ticks[-1].sent_s + 1 / account.rate_hz)
+    _draw_bars(bars, trace, seconds)
+    _draw_ages(ages, trace, seconds)
+    _draw_actions(actions, trace, seconds)
+    end = min(seconds, trace.ticks[-1].sent_s + 1 / trace.rate_hz)
     actions.set_xlim(0, end)
     actions.set_xlabel("time, s", fontsize=9)
     if title:
@@ -61,43 +61,43 @@ def draw_timeline(account: EpisodeTrace, path: Path, title: str = "", seconds: f
     return save(figure, path)
 
 
-def _draw_bars(axes: Axes, account: EpisodeTrace, seconds: float) -> None:
+def _draw_bars(axes: Axes, trace: EpisodeTrace, seconds: float) -> None:
     spans: dict[tuple[int, str, float], list[tuple[float, float]]] = defaultdict(list)
-    for job in account.jobs:
-        if job.begun_s <= seconds:
-            end = job.begun_s if job.ended_s is None else job.ended_s
-            spans[1, _COMPUTING[job.kind], 1.0].append((job.begun_s, max(end - job.begun_s, 0.004)))
-    order = {number: place for place, number in enumerate(dict.fromkeys(row.job for row in account.ticks))}
-    for row in account.ticks:
+    for inference in trace.inferences:
+        if inference.begun_s <= seconds:
+            end = inference.begun_s if inference.ended_s is None else inference.ended_s
+            spans[1, _COMPUTING[inference.kind], 1.0].append((inference.begun_s, max(end - inference.begun_s, 0.004)))
+    order = {number: place for place, number in enumerate(dict.fromkeys(row.inference for row in trace.ticks))}
+    for row in trace.ticks:
         if row.sent_s <= seconds:
-            guarded = row.source == "guard" or row.job is None
-            color = _SOURCES[row.source] if guarded else _CHUNKS[order[row.job] % len(_CHUNKS)]
-            spans[0, color, 0.55 if row.source == "rest" else 1.0].append((row.sent_s, 1 / account.rate_hz))
+            guarded = row.source == "guard" or row.inference is None
+            color = _SOURCES[row.source] if guarded else _CHUNKS[order[row.inference] % len(_CHUNKS)]
+            spans[0, color, 0.55 if row.source == "rest" else 1.0].append((row.sent_s, 1 / trace.rate_hz))
     for (level, color, alpha), parts in spans.items():
         axes.broken_barh(parts, (level - 0.35, 0.7), color=color, alpha=alpha, lw=0)
     axes.set_yticks([0, 1], ["played", "computed"], fontsize=9)
     axes.set_ylim(-0.6, 1.6)
-    kinds = dict.fromkeys(job.kind for job in account.jobs)
-    waited = dict.fromkeys(row.source for row in account.ticks if row.source in _SOURCES)
+    kinds = dict.fromkeys(inference.kind for inference in trace.inferences)
+    waited = dict.fromkeys(row.source for row in trace.ticks if row.source in _SOURCES)
     handles = [Patch(color=_COMPUTING[kind], label=_WORDS[kind]) for kind in kinds]
     handles += [Patch(color=_SOURCES[source], label=source) for source in waited]
     axes.legend(handles=handles, fontsize=8, frameon=False, ncols=6, loc="lower right", bbox_to_anchor=(1.0, 0.98))
 
 
-def _draw_ages(axes: Axes, account: EpisodeTrace, seconds: float) -> None:
-    rows = [row for row in account.ticks if row.sent_s <= seconds]
+def _draw_ages(axes: Axes, trace: EpisodeTrace, seconds: float) -> None:
+    rows = [row for row in trace.ticks if row.sent_s <= seconds]
     ages = [np.nan if row.age_s is None else 1e3 * row.age_s for row in rows]
     axes.step([row.sent_s for row in rows], ages, where="post", color="#000000", linewidth=1.2)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("age of the\nobservation, ms", fontsize=9)
 
 
-def _draw_actions(axes: Axes, account: EpisodeTrace, seconds: float) -> None:
-    rows = [row for row in account.ticks if row.sent_s <= seconds]
+def _draw_actions(axes: Axes, trace: EpisodeTrace, seconds: float) -> None:
+    rows = [row for row in trace.ticks if row.sent_s <= seconds]
     times = [row.sent_s for row in rows]
     for values in np.array([row.action for row in rows]).T:
         axes.step(times, values, where="post", linewidth=0.9)
     for before, row in pairwise(rows):
-        if row.job != before.job:
+        if row.inference != before.inference:
             axes.axvline(row.sent_s, color="#999999", linewidth=0.6, linestyle=":")
     axes.set_ylabel("actions sent", fontsize=9)

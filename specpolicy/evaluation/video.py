@@ -9,17 +9,24 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import imageio_ffmpeg
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from specpolicy.control.inference import episode_generator
-from specpolicy.evaluation.latency import device_of, timed_act
-from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, SampleCost
-from specpolicy.rollout.env_worker import EnvFactory, EpisodePlayer
+from specpolicy.control.clocks import SimulatedLatencyClock
+from specpolicy.control.executors import Lockstep
+from specpolicy.control.inference import PolicyRunner
+from specpolicy.control.latency import Measured
+from specpolicy.control.loop import ControlSetup, run_episode
+from specpolicy.control.trace import InferenceRecord
+from specpolicy.control.viewers import FrameRecorder
+from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler
+from specpolicy.rollout.env_worker import EnvFactory
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
@@ -172,7 +179,7 @@ def _edges(take: EpisodeRecording, control_hz: float) -> Sequence[tuple[float, N
 
 _log = logging.getLogger(__name__)
 
-Pause = float | Callable[[SampleCost], float] | None
+Pause = float | Callable[[InferenceRecord], float] | None
 
 
 def film(
@@ -196,8 +203,8 @@ def film(
         make_env: makes the environment, with ``render_mode="rgb_array"``.
         path: the mp4.
         seed, repeat: which episode; the same for all.
-        pauses: for each sampler how long a chunk takes: seconds, or a function of the sampler's account (e.g. passes
-            times the time of one); measured while filming where it is not given.
+        pauses: for each sampler how long a chunk takes: seconds, or a function of the inference's record (e.g. its
+            network evaluations times the time of one); measured while filming where it is not given.
         control_hz: environment steps a second.
         fps: of the clip.
         max_steps: end an episode after so many steps.
@@ -210,11 +217,9 @@ def film(
         with progress_bar("filming", total=len(samplers)) as bar:
             for name, sampler in samplers.items():
                 bar.describe(f"filming {name}")
-                player = EpisodePlayer(make_env, policy.config.n_obs_steps, max_steps, capture=True)
-                try:
-                    takes.append(film_take(policy, sampler, player, name, seed, repeat, (pauses or {}).get(name)))
-                finally:
-                    player.close()
+                pause = (pauses or {}).get(name)
+                with closing(make_env()) as env:
+                    takes.append(film_take(policy, sampler, env, name, seed, repeat, pause, max_steps))
                 bar.advance()
         return write_clip(takes, path, control_hz=control_hz, fps=fps)
     except Exception as error:  # rendering fails in as many ways as there are drivers; an evaluation must not
@@ -225,36 +230,42 @@ def film(
 def film_take(
     policy: ChunkPolicy,
     sampler: ChunkSampler,
-    player: EpisodePlayer,
+    env: gymnasium.Env[Any, Any],
     name: str,
     seed: int,
     repeat: int = 0,
     pause: Pause = None,
+    max_steps: int | None = None,
 ) -> EpisodeRecording:
     """Play one episode and keep its images.
 
     Args:
         policy, sampler: whom to ask.
-        player: with ``capture=True``.
+        env: with ``render_mode="rgb_array"``.
         name: of the sampler, becomes the title.
         seed, repeat: which episode.
         pause: see :func:`film`.
+        max_steps: end the episode after so many steps.
     """
-    generator, device = episode_generator(seed, repeat), device_of(policy)
-    segment = player.start(seed)
-    first, beats, passes, success = segment.frames[-1], [], [], False
-    while not segment.ended:
-        observation = {key: part[None] for key, part in segment.window.items()}
-        nanoseconds, chunk = timed_act(policy, sampler, observation, generator, device)
-        passes.append(int(chunk.result.passes[0]))
-        waited = nanoseconds / 1e9 if pause is None else pause(chunk.result) if callable(pause) else pause
-        segment = player.play(chunk.actions[0])
-        beats.append(RecordedChunk(waited, segment.frames))
-        success |= segment.success
+    frames = FrameRecorder()
+    clock = SimulatedLatencyClock(latency=Measured())
+    executor = Lockstep(policy.config.n_action_steps)
+    setup = ControlSetup(
+        env, executor, clock, policy.config.n_obs_steps, views=(frames,), max_ticks=max_steps, success_required=True
+    )
+    trace = run_episode(setup, PolicyRunner(policy, sampler), seed, repeat)
+    first, *images = frames.frames
+    beats, passes = [], []
+    for inference in trace.inferences:
+        measured_s = (inference.ended_s or 0.0) - inference.begun_s
+        waited = measured_s if pause is None else pause(inference) if callable(pause) else pause
+        moved = [image for image, row in zip(images, trace.ticks, strict=True) if row.inference == inference.number]
+        beats.append(RecordedChunk(waited, moved))
+        passes.append(inference.passes or 0)
     caption = (
         f"seed {seed} · {np.mean(passes):.1f} passes, {1e3 * np.median([b.pause_s for b in beats]):.0f} ms a chunk"
     )
-    return EpisodeRecording(name if sampler.exact else f"{name} (approximate)", caption, first, beats, success)
+    return EpisodeRecording(name if sampler.exact else f"{name} (approximate)", caption, first, beats, trace.success)
 
 
 def write_clip(

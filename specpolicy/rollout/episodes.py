@@ -1,4 +1,4 @@
-"""What is still to be run, cut into units of work that depend on nothing but themselves."""
+"""Episodes to run and their results; units of work for those who run many."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from specpolicy.control.executors import Executor
+from specpolicy.control.inference import checked_seed
+from specpolicy.control.latency import Constant, Latency
+from specpolicy.control.trace import EpisodeTrace
 from specpolicy.policies.protocols import Observation
 
 EVALUATION_SEEDS = 100_000
@@ -14,7 +18,13 @@ EVALUATION_SEEDS = 100_000
 
 
 class EpisodeKey(NamedTuple):
-    """Which episode: ``seed`` fixes the initial state, ``(seed, repeat)`` the policy's random numbers."""
+    """Which episode: ``seed`` fixes the initial state, ``(seed, repeat)`` the policy's random numbers.
+
+    Attributes:
+        sampler: name of the sampler; of a controller (executor × sampler × latency) its whole name.
+        seed: of the environment's reset.
+        repeat: number of the repeat from this initial state.
+    """
 
     sampler: str
     seed: int
@@ -22,16 +32,43 @@ class EpisodeKey(NamedTuple):
 
 
 def episode_keys(sampler: str, seeds: Sequence[int], repeats: int = 1) -> list[EpisodeKey]:
-    """Every seed with each of its repeats, seed by seed.
+    """List every seed with each of its repeats, seed by seed.
+
+    Args:
+        sampler: name of the sampler or controller.
+        seeds: non-negative integers (numpy's included), each once, at least one.
+        repeats: episodes for each seed, at least 1.
+
+    Returns:
+        ``len(seeds) * repeats`` keys.
 
     Raises:
         ValueError: no seeds, a seed twice or negative, or fewer than one repeat.
+        TypeError: a seed that is no integer.
     """
-    if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
+    numbers = [checked_seed(seed) for seed in seeds]
+    if len(set(numbers)) != len(numbers) or not numbers:
         raise ValueError("seeds must be non-negative, each given once, and at least one of them")
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    return [EpisodeKey(sampler, seed, repeat) for seed in seeds for repeat in range(repeats)]
+    return [EpisodeKey(sampler, seed, repeat) for seed in numbers for repeat in range(repeats)]
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """An episode to be played.
+
+    Attributes:
+        key: which.
+        sampler: name of the sampler that the policy is asked with.
+        executor: what happens while the policy computes.
+        latency: of an inference on the simulated clock; nothing but the trace's times depends on it in lockstep.
+    """
+
+    key: EpisodeKey
+    sampler: str
+    executor: Executor
+    latency: Latency = field(default_factory=lambda: Constant(0.0))
 
 
 @dataclass(frozen=True)
@@ -40,16 +77,17 @@ class EpisodeResult:
 
     Attributes:
         task: name of the task.
-        sampler: name of the sampler.
+        sampler: name of the sampler or controller.
         seed: seed of the environment's reset.
         repeat: number of the repeat from this initial state.
         success: ``info["success"]`` was true at some step.
         steps: environment steps played.
         return_: sum of rewards.
-        passes: sequential network passes of each action chunk.
-        evaluations: network evaluations of the whole episode, batched ones counted one by one.
+        passes: sequential network evaluations (NFE) of each action chunk that was played.
+        evaluations: rows that the network computed in the whole episode.
         duration_s: wall time from reset to end, shared with the episodes that ran beside it: not a latency.
         error: why the episode crashed; ``None`` if it did not.
+        trace: what happened tick by tick; not kept in results folders, and None where it was not asked for.
     """
 
     task: str
@@ -63,6 +101,7 @@ class EpisodeResult:
     evaluations: int
     duration_s: float
     error: str | None = None
+    trace: EpisodeTrace | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> EpisodeKey:
@@ -76,12 +115,12 @@ class EpisodeResult:
 
     @property
     def chunks(self) -> int:
-        """Action chunks the policy was asked for."""
+        """Action chunks that were played."""
         return len(self.passes)
 
     @property
     def mean_passes(self) -> float:
-        """Sequential network passes a chunk; NaN if there was no chunk."""
+        """Mean network evaluations (NFE) of a chunk; NaN if there was no chunk."""
         return sum(self.passes) / len(self.passes) if self.passes else float("nan")
 
 
@@ -126,16 +165,19 @@ def plan_units(
     done: AbstractSet[EpisodeKey] = frozenset(),
     block_size: int = 100,
 ) -> Iterator[Unit]:
-    """Every episode that is not ``done``, in blocks of seeds, each with every sampler before the next.
+    """Plan every episode that is not ``done``, in blocks of seeds, each with every sampler before the next.
 
-    So a run that is cut short still compares samplers on the same seeds.
+    A run that is cut short thus still compares samplers on the same seeds.
 
     Args:
         task: name of the task.
         repeats: episodes for each seed, by sampler.
         seeds: of the initial states.
         done: episodes to leave out.
-        block_size: seeds in a block; at least several times the number of environments, or slots idle.
+        block_size: seeds in a block; at least several times the number of environments, or workers idle.
+
+    Yields:
+        Units of work.
 
     Raises:
         ValueError: no seeds, one twice or negative; fewer than one repeat or one seed in a block.

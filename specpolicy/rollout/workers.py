@@ -1,18 +1,17 @@
-"""Processes that answer requests, and whose death is an answer like any other."""
+"""Workers that answer requests: in this process, or in processes of their own whose death is an answer, too."""
 
 from __future__ import annotations
 
-import base64
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import ModuleType
@@ -21,74 +20,6 @@ from typing import Any, Protocol
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from specpolicy.utils.errors import format_exception
-
-_WARM_UP = "SPECPOLICY_NURSERY_WARM_UP"
-_PATIENCE_S = 120
-_works = sys.platform == "linux"  # elsewhere a process cannot count its threads, or cannot fork
-
-
-def start(target: Callable[..., None], arguments: tuple[Any, ...], warm_up: Callable[[], Any] | None) -> BaseProcess:
-    """Start a daemonic process with ``target(*arguments)``.
-
-    Args:
-        target: importable.
-        arguments: can be pickled.
-        warm_up: called in the nursery before anything is forked there; its failures are ignored, for the worker will
-            meet and report them. None starts the process from nothing.
-    """
-    global _works
-    with _without_main():
-        if warm_up is not None and _works:
-            multiprocessing.forkserver.set_forkserver_preload([__name__])
-            forked = multiprocessing.get_context("forkserver").Process(target=target, args=arguments, daemon=True)
-            try:
-                with _told(warm_up):
-                    forked.start()
-                return forked
-            except (EOFError, OSError):
-                _works = False
-        spawned = multiprocessing.get_context("spawn").Process(target=target, args=arguments, daemon=True)
-        spawned.start()
-        return spawned
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep multiprocessing from running the main program's file again in each process: nothing there is needed."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
-def _told(warm_up: Callable[[], Any]) -> Iterator[None]:
-    """Processes that start inside the block find what to do in their environment; only a nursery looks for it."""
-    os.environ[_WARM_UP] = base64.b64encode(pickle.dumps((sys.path, CloudpickleWrapper(warm_up)))).decode()
-    try:
-        yield
-    finally:
-        del os.environ[_WARM_UP]
-
-
-def _warm_up() -> None:
-    signal.alarm(_PATIENCE_S)  # ends the process
-    try:
-        told = base64.b64decode(os.environ.pop(_WARM_UP))
-        sys.path, warm_up = pickle.loads(told)
-        warm_up.fn()
-    except Exception:  # the worker that needs it will fail in the same way, and say so
-        pass
-    signal.alarm(0)
-    if len(os.listdir("/proc/self/task")) > 1:
-        os._exit(1)
-
-
-if _WARM_UP in os.environ:  # imported by multiprocessing, in the nursery
-    _warm_up()
-
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -101,13 +32,44 @@ class WorkerError:
 
 
 class RequestHandler(Protocol):
-    """Lives in a worker and answers its requests."""
+    """Answers the requests of a worker, in whichever process it lives."""
 
     def __call__(self, request: Any, /) -> Any:
-        """The answer; what is raised becomes a :class:`WorkerError`."""
+        """Return the answer; what is raised becomes a :class:`WorkerError`."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close what is open."""
+
+
+class LocalWorker:
+    """A worker in this process. Each ``send`` is followed by one ``receive``.
+
+    Args:
+        make_handler: makes what answers, at the first request.
+    """
+
+    def __init__(self, make_handler: Callable[[], RequestHandler]) -> None:
+        self._make_handler = make_handler
+        self._handler: RequestHandler | None = None
+        self._answer: Any = WorkerError("nothing was requested")
+
+    def send(self, request: Any) -> None:
+        """Compute the answer."""
+        try:
+            self._handler = self._handler or self._make_handler()
+            self._answer = self._handler(request)
+        except Exception as error:
+            self._answer = WorkerError(format_exception(error))
+
+    def receive(self) -> Any:
+        """Return the answer."""
+        return self._answer
+
+    def close(self) -> None:
+        """Close the handler; the next request makes another."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            handler.close()
 
 
 class SubprocessWorker:
@@ -116,20 +78,20 @@ class SubprocessWorker:
     Each ``send`` is followed by one ``receive``.
 
     Args:
-        make_server: makes what answers, in the process and at its first request; pickled by cloudpickle.
+        make_handler: makes what answers, in the process and at its first request; pickled by cloudpickle.
         timeout_s: a process that takes longer over one request is killed.
         name: what its crashes call it.
-        warm_up: what processes like this one need only do once, together; see :func:`specpolicy.rollout.workers.start`.
+        preload: modules that processes like this one share: they are imported once, before the processes are forked.
     """
 
     def __init__(
         self,
-        make_server: Callable[[], RequestHandler],
+        make_handler: Callable[[], RequestHandler],
         timeout_s: float,
         name: str = "a worker",
-        warm_up: Callable[[], Any] | None = None,
+        preload: Sequence[str] = (),
     ) -> None:
-        self._make_server, self.timeout_s, self._name, self._warm_up = make_server, timeout_s, name, warm_up
+        self._make_handler, self.timeout_s, self._name, self._preload = make_handler, timeout_s, name, preload
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._waiting = False
@@ -143,7 +105,7 @@ class SubprocessWorker:
     @property
     def connection(self) -> Connection:
         """Ready to read, for ``multiprocessing.connection.wait``, when :meth:`receive` would not block."""
-        assert self._pipe is not None, "nothing was asked for"
+        assert self._pipe is not None, "nothing was requested"
         return self._pipe
 
     @property
@@ -154,14 +116,19 @@ class SubprocessWorker:
     def send(self, request: Any) -> None:
         """Send the request, to a new process if there is none; returns at once."""
         if self._process is None:
-            self._spawn()
+            self._start()
         assert self._pipe is not None
         self._waiting, self._asked_at = True, time.monotonic()
         with suppress(OSError):  # the process may be gone: receive() finds out and says so
             self._pipe.send(request)
 
     def receive(self) -> Any:
-        """Wait for the answer; a process that died or is too slow is a :class:`WorkerError`, the next starts anew."""
+        """Wait for the answer.
+
+        Returns:
+            The answer; a :class:`WorkerError` if the process died or took too long. The next request then starts
+            another.
+        """
         assert self._pipe is not None and self._process is not None
         try:
             if self._pipe.poll(max(0.0, self.deadline - time.monotonic())):
@@ -189,33 +156,95 @@ class SubprocessWorker:
         self._process = self._pipe = None
         self._waiting = False
 
-    def _spawn(self) -> None:
+    def _start(self) -> None:
         self._pipe, remote = multiprocessing.Pipe()
-        pickled = pickle.dumps(CloudpickleWrapper(self._make_server))
-        with _one_thread():
-            self._process = start(_serve, (remote, pickled), self._warm_up)
+        pickled = pickle.dumps(CloudpickleWrapper(self._make_handler))
+        context = _start_method(self._preload)
+        with _one_thread(), _without_main(), _sigint_blocked():
+            self._process = context.Process(target=_serve, args=(remote, pickled), daemon=True)
+            self._process.start()
         remote.close()
+
+
+def make_workers(
+    make_handler: Callable[[], RequestHandler],
+    count: int,
+    timeout_s: float = 600.0,
+    name: str = "a worker",
+    in_process: bool = False,
+    preload: Sequence[str] = (),
+) -> list[Any]:
+    """Make workers of one kind.
+
+    Args:
+        make_handler: makes what answers their requests; pickled by cloudpickle unless ``in_process``.
+        count: how many.
+        timeout_s: see :class:`SubprocessWorker`.
+        name: likewise.
+        in_process: they live in this process.
+        preload: see :class:`SubprocessWorker`.
+
+    Returns:
+        ``count`` of :class:`LocalWorker` or :class:`SubprocessWorker`.
+    """
+    if in_process:
+        return [LocalWorker(make_handler) for _ in range(count)]
+    return [SubprocessWorker(make_handler, timeout_s, name, preload) for _ in range(count)]
+
+
+def _start_method(preload: Sequence[str]) -> Any:
+    """Forked from one clean server that has imported what all need; where that cannot be, started afresh."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "specpolicy.rollout.env_worker", *preload])
+    return context
 
 
 def _serve(pipe: Connection, pickled: bytes) -> None:
     """A worker's life: answer requests until the other end closes, be it on purpose or by death."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
-    server: RequestHandler | None = None
+    handler: RequestHandler | None = None
     try:
         while True:
             request = pipe.recv()
             try:
-                if server is None:
-                    server = pickle.loads(pickled).fn()
-                answer = server(request)
+                if handler is None:
+                    handler = pickle.loads(pickled).fn()
+                answer = handler(request)
             except Exception as error:
                 answer = WorkerError(format_exception(error))
             pipe.send(answer)
     except (EOFError, OSError):
         pass
     finally:
-        if server is not None:
-            server.close()
+        if handler is not None:
+            handler.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep multiprocessing from running the main program's file again in each process: nothing there is needed."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Processes inherit that Ctrl-C is blocked, so that none prints a traceback in its first moments."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it unblocks SIGINT again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from specpolicy.control.action_space import ActionSpec
 from specpolicy.control.inference import InferenceKind, InferenceRequest, InferenceResult
 from specpolicy.speculative.predraft import PreDraft
 
-MEANING = ActionSpec(zeroed=(0, 1), kept=(2,), initial=(-1.0,))
+SPEC = ActionSpec(delta_dims=(0, 1), absolute_dims=(2,), initial=(-1.0,))
 GRIP = 0.5
 
 
@@ -117,9 +117,10 @@ def meant(actions: Sequence[NDArray[np.float32]]) -> list[Meant]:
 @dataclass(frozen=True)
 class FakeConfig:
     n_obs_steps: int = 2
+    n_action_steps: int = 4
 
     def to_dict(self) -> dict[str, Any]:
-        return {"n_obs_steps": self.n_obs_steps}
+        return {"n_obs_steps": self.n_obs_steps, "n_action_steps": self.n_action_steps}
 
 
 @dataclass(frozen=True)

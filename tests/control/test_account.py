@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from control_fakes import MEANING, TickEnv, TickPolicy
+from control_fakes import SPEC, TickEnv, TickPolicy
 from rich.console import Console
 
 from specpolicy.control.clocks import SimulatedLatencyClock
@@ -36,32 +36,38 @@ from specpolicy.evaluation.timeline import draw_timeline
 def play(executor: Executor, latency_s: float, limit: int = 40, policy: TickPolicy | None = None, **more: Any) -> Any:
     clock = SimulatedLatencyClock(20.0, Constant(latency_s))
     env = TickEnv(limit, succeed_at=limit)
-    return ControlLoop(env, policy or TickPolicy(), executor, clock, meaning=MEANING, **more).run(3, 1)
+    return ControlLoop(env, policy or TickPolicy(), executor, clock, action_spec=SPEC, **more).run(3, 1)
 
 
 def test_every_tick_tells_where_its_action_comes_from() -> None:
-    account = play(RecedingHorizon(4), 0.1, limit=12)
-    row = account.ticks[9]
-    assert (row.tick, row.job, row.source, row.queue, row.computing) == (9, 1, "planned", 9, None)
+    trace = play(RecedingHorizon(4), 0.1, limit=12)
+    row = trace.ticks[9]
+    assert (row.tick, row.inference, row.source, row.queue, row.computing) == (9, 1, "planned", 9, None)
     assert (row.observed_s, row.begun_s, row.ended_s, row.sent_s) == pytest.approx((0.3, 0.3, 0.4, 0.45))
     assert (row.passes, row.age_s) == (8, pytest.approx(0.15))
     assert row.action == pytest.approx((7.0, 10.0, 0.5))
-    assert account.ticks[7].computing == "whole" and account.ticks[7].source == "rest"
-    assert account.success and account.return_ == 1.0 and account.skipped == 0
-    job = account.jobs[1]
-    assert (job.kind, job.tick, job.handover, job.evaluations, job.acceptance) == (InferenceKind.WHOLE, 6, 8, 80, 0.75)
+    assert trace.ticks[7].computing == "whole" and trace.ticks[7].source == "rest"
+    assert trace.success and trace.return_ == 1.0 and trace.skipped == 0
+    each = trace.inferences[1]
+    assert (each.kind, each.tick, each.handover, each.evaluations, each.acceptance) == (
+        InferenceKind.WHOLE,
+        6,
+        8,
+        80,
+        0.75,
+    )
 
 
 def test_an_account_survives_the_disk(tmp_path: Path) -> None:
-    account = play(PreDrafting(RecedingHorizon(4), PredraftConfig(2)), 0.1, guards=Guards(max_age_s=0.2))
+    trace = play(PreDrafting(RecedingHorizon(4), PredraftConfig(2)), 0.1, guards=Guards(max_age_s=0.2))
     path = tmp_path / "cell" / "3-1.parquet"
-    write_trace(account, path, {"executor": "predrafting"})
+    write_trace(trace, path, {"executor": "predrafting"})
     again = read_trace(path)
-    assert again == account and account.faults["stale"] > 0
+    assert again == trace and trace.faults["stale"] > 0
     table = pq.read_table(path).to_pydict()
     assert table["executor"] == ["predrafting"] * 40 and table["seed"] == [3] * 40 and table["repeat"] == [1] * 40
-    assert table["fault"].count("stale") == account.faults["stale"]
-    assert table["action"][5] == pytest.approx(account.ticks[5].action)
+    assert table["fault"].count("stale") == trace.faults["stale"]
+    assert table["action"][5] == pytest.approx(trace.ticks[5].action)
 
 
 def test_what_is_no_account_says_so(tmp_path: Path) -> None:
@@ -103,9 +109,9 @@ def test_metrics_of_held_stale_and_missed_ticks() -> None:
 
 
 def test_skipped_ticks_are_missed() -> None:
-    account = play(Lockstep(4), 0.0, limit=4)
-    account.ticks[-1] = replace(account.ticks[-1], tick=9)
-    assert account.skipped == 6 and measure([account]).missed == pytest.approx(6 / 10)
+    trace = play(Lockstep(4), 0.0, limit=4)
+    trace.ticks[-1] = replace(trace.ticks[-1], tick=9)
+    assert trace.skipped == 6 and measure([trace]).missed == pytest.approx(6 / 10)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -114,8 +120,8 @@ def test_a_timeline_is_drawn(tmp_path: Path, suffix: str) -> None:
         return InferenceResult(error="boom") if number == 4 else answer
 
     policy = TickPolicy(spoil=spoil)
-    account = play(PreDrafting(Blocking(4), PredraftConfig(2)), 0.1, policy=policy, guards=Guards(failure="hold"))  # type: ignore[arg-type]
-    path = draw_timeline(account, tmp_path / f"loop{suffix}", "blocking", seconds=2.0)
+    trace = play(PreDrafting(Blocking(4), PredraftConfig(2)), 0.1, policy=policy, guards=Guards(failure="hold"))  # type: ignore[arg-type]
+    path = draw_timeline(trace, tmp_path / f"loop{suffix}", "blocking", seconds=2.0)
     content = path.read_bytes()
     assert len(content) > 10_000
     if suffix == ".svg":
@@ -127,9 +133,9 @@ def test_a_timeline_is_drawn(tmp_path: Path, suffix: str) -> None:
 def test_the_terminal_shows_one_line() -> None:
     stream = io.StringIO()
     view = TerminalView("async, fast", Console(file=stream, force_terminal=True, width=120))
-    account = play(Asynchronous(4, 2), 0.3, views=[view])
+    trace = play(Asynchronous(4, 2), 0.3, views=[view])
     assert "async, fast" in stream.getvalue() and "missed" in stream.getvalue()
-    line = view.line(account).plain
+    line = view.line(trace).plain
     assert "seed 3" in line and "queue" in line and "computing" in line and "\n" not in line
     quiet = io.StringIO()
     play(Asynchronous(4, 2), 0.3, views=[TerminalView("async", Console(file=quiet))])
@@ -175,18 +181,18 @@ def test_rerun_is_told_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     view = RerunView("async, fast", tmp_path / "runs" / "x.rrd")
     env = TickEnv(20, render_mode="rgb_array")
     clock = SimulatedLatencyClock(20.0, Constant(0.3))
-    account: EpisodeTrace = ControlLoop(
-        env, TickPolicy(), PreDrafting(RecedingHorizon(4)), clock, meaning=MEANING, views=[view]
+    trace: EpisodeTrace = ControlLoop(
+        env, TickPolicy(), PreDrafting(RecedingHorizon(4)), clock, action_spec=SPEC, views=[view]
     ).run(5)
     assert fake.recordings == [("async, fast seed 5.0", False)]
     assert fake.saved == [str(tmp_path / "runs" / "x-seed5-0.rrd")]
     assert [time for name, time in fake.times if name == "tick"] == [float(tick) for tick in range(20)]
-    assert fake.logged["action/1"] == pytest.approx([row.action[1] for row in account.ticks])
+    assert fake.logged["action/1"] == pytest.approx([row.action[1] for row in trace.ticks])
     assert len(fake.logged["loop/queue"]) == len(fake.logged["camera"]) == 20
     assert fake.logged["inference/whole/ms"] == pytest.approx([300.0])
     assert fake.logged["inference/whole/acceptance"] == [0.75] and fake.logged["inference/whole/passes"] == [8.0]
     assert fake.logged["loop/outcome"] == ["failure"]
-    assert len(fake.logged["loop/age_ms"]) == sum(row.age_s is not None for row in account.ticks)
+    assert len(fake.logged["loop/age_ms"]) == sum(row.age_s is not None for row in trace.ticks)
 
 
 def test_a_missing_viewer_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

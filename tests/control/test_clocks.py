@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from control_fakes import MEANING, TickEnv, TickPolicy, meant
+from control_fakes import SPEC, TickEnv, TickPolicy, meant
 
 from specpolicy.control.clocks import RealTimeClock, SimulatedLatencyClock
 from specpolicy.control.executors import Asynchronous, Lockstep, RecedingHorizon
@@ -22,8 +22,10 @@ def delays(latency: Latency, rate_hz: float = 20.0, seed: int = 0, episodes: int
     found = []
     for repeat in range(episodes):
         clock = SimulatedLatencyClock(rate_hz, latency)
-        account = ControlLoop(TickEnv(), TickPolicy(), Asynchronous(4, 4), clock, meaning=MEANING).run(seed, repeat)
-        found += [job.handover - job.tick for job in account.jobs if job.handover is not None]
+        trace = ControlLoop(TickEnv(), TickPolicy(), Asynchronous(4, 4), clock, action_spec=SPEC).run(seed, repeat)
+        found += [
+            inference.handover - inference.tick for inference in trace.inferences if inference.handover is not None
+        ]
     return found
 
 
@@ -105,27 +107,27 @@ def test_deadlines_do_not_drift() -> None:
         TickPolicy(),
         RecedingHorizon(4),
         RealTimeClock(20.0, clock, clock.sleep),
-        meaning=MEANING,
+        action_spec=SPEC,
     )
-    account = loop.run(0)
-    late = [row.sent_s - row.due_s for row in account.ticks]
-    assert account.skipped == 0 and clock.slept == 199
+    trace = loop.run(0)
+    late = [row.sent_s - row.due_s for row in trace.ticks]
+    assert trace.skipped == 0 and clock.slept == 199
     assert late[-1] == pytest.approx(0.0004) and max(late) < 0.0005  # oversleeping does not add up
-    assert account.ticks[-1].due_s == pytest.approx(199 / 20)
+    assert trace.ticks[-1].due_s == pytest.approx(199 / 20)
 
 
 def test_ticks_that_have_gone_by_are_skipped_and_chunks_keep_their_time() -> None:
     clock = FakeTime()
     env = WorkingEnv(clock, pause=0.19)
     policy = TickPolicy()
-    loop = ControlLoop(env, policy, Lockstep(8), RealTimeClock(20.0, clock, clock.sleep), meaning=MEANING)
-    account = loop.run(0)
-    ticks = [row.tick for row in account.ticks]
+    loop = ControlLoop(env, policy, Lockstep(8), RealTimeClock(20.0, clock, clock.sleep), action_spec=SPEC)
+    trace = loop.run(0)
+    ticks = [row.tick for row in trace.ticks]
     # step 5 begins at 0.25 s and takes 0.033 + 0.19 s: the deadlines of ticks 6 to 8 pass, 9 is due at 0.45 s
-    assert ticks[4:8] == [4, 5, 9, 10] and account.skipped == 3
-    assert account.ticks[6].sent_s - account.ticks[6].due_s == pytest.approx(0.023, abs=1e-3)
+    assert ticks[4:8] == [4, 5, 9, 10] and trace.skipped == 3
+    assert trace.ticks[6].sent_s - trace.ticks[6].due_s == pytest.approx(0.023, abs=1e-3)
     assert meant(env.actions)[5].tick == 5
-    assert account.ticks[-1].due_s == pytest.approx(ticks[-1] / 20)
+    assert trace.ticks[-1].due_s == pytest.approx(ticks[-1] / 20)
 
 
 class SlowPolicy(TickPolicy):
@@ -138,22 +140,22 @@ class SlowPolicy(TickPolicy):
 
 def test_in_real_time_the_loop_goes_on_while_the_policy_computes() -> None:
     env = TickEnv(limit=30)
-    account = ControlLoop(env, SlowPolicy(), Asynchronous(6, 6), RealTimeClock(100.0), meaning=MEANING).run(0)
-    jobs = [job for job in account.jobs if job.handover is not None]
+    trace = ControlLoop(env, SlowPolicy(), Asynchronous(6, 6), RealTimeClock(100.0), action_spec=SPEC).run(0)
+    jobs = [inference for inference in trace.inferences if inference.handover is not None]
     assert len(jobs) >= 2
-    for job in jobs:
-        assert job.ended_s is not None and 0.055 < job.ended_s - job.begun_s < 0.5
-        assert job.handover is not None and job.handover - job.tick >= 6
-    assert len(account.ticks) == 30 and account.ticks[1].source == "start"
-    assert {row.computing for row in account.ticks} == {"whole"}
+    for inference in jobs:
+        assert inference.ended_s is not None and 0.055 < inference.ended_s - inference.begun_s < 0.5
+        assert inference.handover is not None and inference.handover - inference.tick >= 6
+    assert len(trace.ticks) == 30 and trace.ticks[1].source == "start"
+    assert {row.computing for row in trace.ticks} == {"whole"}
 
 
 def test_in_real_time_lockstep_stops_the_world() -> None:
-    account = ControlLoop(TickEnv(limit=8), SlowPolicy(), Lockstep(4), RealTimeClock(100.0), meaning=MEANING).run(0)
-    assert 0.055 < account.ticks[0].sent_s < 0.5
-    assert account.ticks[0].age_s == pytest.approx(account.ticks[0].sent_s, abs=1e-3)
-    assert account.ticks[-1].due_s > 0.12 + 7 / 100 - 1e-6
-    assert {row.source for row in account.ticks} == {"planned"}
+    trace = ControlLoop(TickEnv(limit=8), SlowPolicy(), Lockstep(4), RealTimeClock(100.0), action_spec=SPEC).run(0)
+    assert 0.055 < trace.ticks[0].sent_s < 0.5
+    assert trace.ticks[0].age_s == pytest.approx(trace.ticks[0].sent_s, abs=1e-3)
+    assert trace.ticks[-1].due_s > 0.12 + 7 / 100 - 1e-6
+    assert {row.source for row in trace.ticks} == {"planned"}
 
 
 def test_nothing_is_computed_before_the_start() -> None:

@@ -29,7 +29,7 @@ CHECKPOINT = f"checkpoint={ROOT}/checkpoints/pusht"
         (["clock=sundial"], "unknown clock 'sundial'; known: charged, real_time"),
         (["guards=none"], "unknown guards 'none'; known: standard, strict"),
         (["guards.failure=pray"], "possible responses are brake, hold, last_safe, stop"),
-        (["executor=asynchronous", "executor.lead=20"], "expected 0 to play=8"),
+        (["executor=asynchronous", "executor.prefetch_steps=20"], "expected 0 to n_action_steps=8"),
         (["latency=soon"], "latency='soon'; write milliseconds"),
         (["latency=recorded", "recording=nowhere.json"], "there is no latency recording at nowhere.json"),
         (["clock=real_time", "latency=100"], "in real time it is what it is"),
@@ -61,9 +61,9 @@ def test_a_missing_viewer_is_named_before_anything_runs(
 
 def test_every_choice_can_be_made() -> None:
     for name in available("executor"):
-        executor: Executor = instantiate(compose("control", [f"executor={name}", "play=8"]).executor)
-        assert executor.rules.play == 8 and executor.rules.world_waits == (name == "lockstep")
-        assert isinstance(executor, PreDrafting) == (executor.rules.ahead is not None)
+        executor: Executor = instantiate(compose("control", [f"executor={name}", "n_action_steps=8"]).executor)
+        assert executor.config.n_action_steps == 8 and executor.config.world_waits == (name == "lockstep")
+        assert isinstance(executor, PreDrafting) == (executor.config.predraft is not None)
     for name in available("guards"):
         assert isinstance(instantiate(compose("control", [f"guards={name}"]).guards), Guards)
     for name in available("clock"):
@@ -73,9 +73,9 @@ def test_every_choice_can_be_made() -> None:
 @pytest.mark.parametrize("task", available("actions"))
 def test_the_meaning_of_each_tasks_actions_has_their_dimension(task: str) -> None:
     cfg = compose("control", [f"task={task}"])
-    meaning: ActionSpec = instantiate(cfg.actions)
-    assert meaning.dim == cfg.task.action_dim
-    assert meaning.initial_from is None or cfg.task.observations[meaning.initial_from] == len(meaning.kept)
+    spec: ActionSpec = instantiate(cfg.actions)
+    assert spec.dim == cfg.task.action_dim
+    assert spec.initial_from is None or cfg.task.observations[spec.initial_from] == len(spec.absolute_dims)
 
 
 def test_a_task_whose_actions_nobody_describes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,10 +91,10 @@ def test_a_task_whose_actions_nobody_describes(capsys: pytest.CaptureFixture[str
 def test_a_real_policy_in_a_real_loop(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [
-        "control", "task=pusht", CHECKPOINT, "executor=[lockstep,predrafting]", "executor.ahead.ticks=2",
+        "control", "task=pusht", CHECKPOINT, "executor=[lockstep,predrafting]", "executor.predraft.ticks=2",
     ]  # fmt: skip
     assert main(arguments) == EXIT_USER_ERROR  # lockstep has no such setting
-    assert "ahead" in capsys.readouterr().err
+    assert "predraft" in capsys.readouterr().err
     gymnasium.make("specpolicy_envs:specpolicy/PushT-v0").close()
     arguments = [
         "control", "task=pusht", CHECKPOINT, "executor=[receding_horizon,predrafting]", "sampler=[free_block20,ddim2]",

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from control_fakes import GRIP, MEANING, Meant, TickEnv, TickPolicy, meant
+from control_fakes import GRIP, SPEC, Meant, TickEnv, TickPolicy, meant
 
 from specpolicy.control.action_buffer import TemporalEnsemble
 from specpolicy.control.clocks import SimulatedLatencyClock
@@ -37,8 +37,8 @@ def play(
 ) -> tuple[EpisodeTrace, list[Meant], TickPolicy, TickEnv]:
     env, policy = TickEnv(limit), policy or TickPolicy()
     clock = SimulatedLatencyClock(20.0, Constant(latency_s))
-    account = ControlLoop(env, policy, executor, clock, meaning=MEANING).run(seed=0)
-    return account, meant(env.actions), policy, env
+    trace = ControlLoop(env, policy, executor, clock, action_spec=SPEC).run(seed=0)
+    return trace, meant(env.actions), policy, env
 
 
 @pytest.mark.parametrize("executor", [Lockstep(4), Blocking(4), Blocking(4, "rest"), RecedingHorizon(4)])
@@ -50,73 +50,73 @@ def test_without_latency_all_that_wait_for_the_end_of_a_chunk_are_alike(executor
 
 @pytest.mark.parametrize("latency_s", [0.0, 0.05, 0.12, 3.0])
 def test_in_lockstep_the_world_does_not_notice_the_latency(latency_s: float) -> None:
-    account, sent, _, _ = play(Lockstep(4), latency_s)
+    trace, sent, _, _ = play(Lockstep(4), latency_s)
     assert sent == [Meant(4 * (tick // 4), tick) for tick in range(40)]
-    first = [row for row in account.ticks if row.tick % 4 == 0]
+    first = [row for row in trace.ticks if row.tick % 4 == 0]
     assert [row.age_s for row in first] == pytest.approx([latency_s] * 10)
-    assert account.ticks[-1].sent_s == pytest.approx(39 / 20 + 10 * latency_s)
-    assert all(row.sent_s == pytest.approx(row.due_s) for row in account.ticks)
+    assert trace.ticks[-1].sent_s == pytest.approx(39 / 20 + 10 * latency_s)
+    assert all(row.sent_s == pytest.approx(row.due_s) for row in trace.ticks)
 
 
 def test_blocking_holds_and_then_begins_with_the_first_action() -> None:
-    account, sent, policy, env = play(Blocking(4), 0.11, limit=14)  # 0.11 s at 20 Hz: there at the third tick
+    trace, sent, policy, env = play(Blocking(4), 0.11, limit=14)  # 0.11 s at 20 Hz: there at the third tick
     assert policy.ticks_asked() == [0, 7]
     assert [each.tick for each in sent[3:7]] == [0, 1, 2, 3] and sent[7:10] == [HELD] * 3
     assert [each.tick for each in sent[10:]] == [7, 8, 9, 10]
     grip = [float(action[2]) for action in env.actions]
     assert grip == [-1.0] * 3 + [GRIP] * 11  # kept while holding; the initial value before anything was sent
-    assert [row.source for row in account.ticks] == ["start"] * 3 + ["planned"] * 4 + ["pause"] * 3 + ["planned"] * 4
-    assert not account.faults  # it holds by design
+    assert [row.source for row in trace.ticks] == ["start"] * 3 + ["planned"] * 4 + ["pause"] * 3 + ["planned"] * 4
+    assert not trace.faults  # it holds by design
 
 
 def test_receding_horizon_plays_the_rest_and_drops_what_has_passed() -> None:
-    account, sent, policy, _ = play(RecedingHorizon(4), 0.1, limit=20)
+    trace, sent, policy, _ = play(RecedingHorizon(4), 0.1, limit=20)
     assert policy.ticks_asked() == [0, 6, 12, 18]  # 2 ticks of latency and 4 of play each
     assert all(each.tick == tick for tick, each in enumerate(sent) if each != HELD)
     assert [each.observed for each in sent[2:]] == [0] * 6 + [6] * 6 + [12] * 6
-    assert [row.source for row in account.ticks[2:8]] == ["planned"] * 4 + ["rest"] * 2
+    assert [row.source for row in trace.ticks[2:8]] == ["planned"] * 4 + ["rest"] * 2
 
 
 def test_asynchronous_asks_early_enough_to_play_without_a_gap() -> None:
-    account, sent, policy, _ = play(Asynchronous(play=4, lead=2), 0.1, limit=20)
+    trace, sent, policy, _ = play(Asynchronous(4, 2), 0.1, limit=20)
     assert policy.ticks_asked() == [0, 4, 8, 12, 16]
     assert all(each.tick == tick for tick, each in enumerate(sent) if each != HELD)
-    assert [row.source for row in account.ticks] == ["start"] * 2 + ["planned"] * 18
+    assert [row.source for row in trace.ticks] == ["start"] * 2 + ["planned"] * 18
 
 
 def test_asynchronous_without_pause_asks_whenever_the_last_answer_has_come() -> None:
-    _, sent, policy, _ = play(Asynchronous(play=6, lead=6), 0.15, limit=20)
+    _, sent, policy, _ = play(Asynchronous(6, 6), 0.15, limit=20)
     assert policy.ticks_asked() == list(range(0, 20, 3))
     assert all(each.tick == tick for tick, each in enumerate(sent) if each != HELD)
-    assert play(Asynchronous(play=6, lead=6), 0.0, limit=9)[2].ticks_asked() == list(range(9))
+    assert play(Asynchronous(6, 6), 0.0, limit=9)[2].ticks_asked() == list(range(9))
 
 
 def test_a_chunk_that_comes_when_all_of_it_has_passed_is_worth_nothing() -> None:
-    account, sent, policy, _ = play(Asynchronous(play=8, lead=4), 0.6, policy=TickPolicy(length=12))  # 12 ticks
+    trace, sent, policy, _ = play(Asynchronous(8, 4), 0.6, policy=TickPolicy(length=12))  # 12 ticks
     assert sent == [HELD] * 40
     assert policy.ticks_asked() == [0, 12, 24, 36]
-    assert account.faults["stale"] == 3
-    account, sent, _, _ = play(Asynchronous(play=8, lead=4), 0.6, policy=TickPolicy(length=13))
+    assert trace.faults["stale"] == 3
+    trace, sent, _, _ = play(Asynchronous(8, 4), 0.6, policy=TickPolicy(length=13))
     assert [tick for tick, each in enumerate(sent) if each != HELD] == [12, 24, 36]  # one action of each
-    assert account.faults["missed"] > 0
+    assert trace.faults["missed"] > 0
 
 
 @pytest.mark.parametrize("executor", [RecedingHorizon(4), Asynchronous(6, 2), Blocking(4), Lockstep(4)])
 def test_a_pre_draft_is_made_while_the_chunk_plays_and_finished_with_the_observation(executor: Executor) -> None:
-    account, _, policy, _ = play(PreDrafting(executor, PredraftConfig(2)), 0.1)
-    kinds = [job.kind for job in account.jobs]
+    trace, _, policy, _ = play(PreDrafting(executor, PredraftConfig(2)), 0.1)
+    kinds = [inference.kind for inference in trace.inferences]
     assert kinds[0] is InferenceKind.WHOLE and kinds[1::2] == [InferenceKind.DRAFT] * len(kinds[1::2])
     assert kinds[2::2] == [InferenceKind.FINISH] * len(kinds[2::2]) and len(kinds) > 5
-    for draft, finish in zip(account.jobs[1::2], account.jobs[2::2], strict=False):
+    for draft, finish in zip(trace.inferences[1::2], trace.inferences[2::2], strict=False):
         assert draft.ended_s is not None and draft.ended_s <= finish.begun_s + 1e-9
         assert finish.tick - draft.tick == 2  # two ticks of latency: the draft is there just in time
         assert finish.ended_s == pytest.approx(finish.begun_s + 0.1 * 2 / 8)  # its share of the passes
-    assert len(policy.asked) == len(account.jobs)
+    assert len(policy.asked) == len(trace.inferences)
 
 
 def test_a_draft_that_is_late_does_not_choose_its_observation() -> None:
-    account, sent, policy, _ = play(PreDrafting(RecedingHorizon(6), PredraftConfig(1)), 0.2, limit=30)
-    whole, draft, finish = account.jobs[:3]
+    trace, sent, policy, _ = play(PreDrafting(RecedingHorizon(6), PredraftConfig(1)), 0.2, limit=30)
+    whole, draft, finish = trace.inferences[:3]
     assert (whole.handover, draft.tick) == (4, 9)  # due at tick 10, and four ticks of latency
     assert finish.tick == 10 and finish.observed_s == pytest.approx(10 / 20)
     assert finish.begun_s == pytest.approx(13 / 20) and policy.ticks_asked(InferenceKind.FINISH)[0] == 10
@@ -125,9 +125,9 @@ def test_a_draft_that_is_late_does_not_choose_its_observation() -> None:
 
 @pytest.mark.parametrize(("latency_s", "ahead"), [(0.0, 1), (0.05, 1), (0.1, 2), (0.17, 4)])
 def test_a_draft_is_begun_as_late_as_it_may_be(latency_s: float, ahead: int) -> None:
-    account, _, _, _ = play(PreDrafting(RecedingHorizon(6)), latency_s)
-    drafts = [job for job in account.jobs if job.kind is InferenceKind.DRAFT]
-    finishes = [job for job in account.jobs if job.kind is InferenceKind.FINISH]
+    trace, _, _, _ = play(PreDrafting(RecedingHorizon(6)), latency_s)
+    drafts = [inference for inference in trace.inferences if inference.kind is InferenceKind.DRAFT]
+    finishes = [inference for inference in trace.inferences if inference.kind is InferenceKind.FINISH]
     assert len(finishes) > 3
     assert [finish.tick - draft.tick for draft, finish in zip(drafts, finishes, strict=False)] == [ahead] * len(
         finishes
@@ -151,20 +151,20 @@ def test_a_failed_draft_costs_nothing_but_the_draft() -> None:
         return InferenceResult(error="boom") if number == 1 else answer
 
     policy = TickPolicy(spoil=spoil)  # type: ignore[arg-type]
-    account, sent, _, _ = play(PreDrafting(RecedingHorizon(4), PredraftConfig(2)), 0.0, policy=policy)
-    assert [job.kind for job in account.jobs[:4]] == [
+    trace, sent, _, _ = play(PreDrafting(RecedingHorizon(4), PredraftConfig(2)), 0.0, policy=policy)
+    assert [inference.kind for inference in trace.inferences[:4]] == [
         InferenceKind.WHOLE,
         InferenceKind.DRAFT,
         InferenceKind.WHOLE,
         InferenceKind.DRAFT,
     ]
-    assert account.faults == {"failure": 1} and account.jobs[1].error == "boom"
+    assert trace.faults == {"failure": 1} and trace.inferences[1].error == "boom"
     assert all(each.tick == tick for tick, each in enumerate(sent))
 
 
 def test_temporal_ensembling_weighs_the_oldest_chunk_most() -> None:
     decay = 0.5
-    _, _, _, env = play(Asynchronous(play=1, lead=1, blend=TemporalEnsemble(decay)), 0.0, limit=20)
+    _, _, _, env = play(Asynchronous(1, 1, aggregate=TemporalEnsemble(decay)), 0.0, limit=20)
     for tick, action in enumerate(env.actions):
         observed = np.arange(max(tick - 11, 0), tick + 1)  # of chunks of 12 actions that still cover this tick
         weights = np.exp(-decay * np.arange(len(observed)))
@@ -181,18 +181,18 @@ def test_ensembling_composes_with_the_executors_that_align_in_time() -> None:
         _, _, _, env = play(executor, 0.05, limit=12)
         assert 1 < env.actions[-1][0] < 11 and env.actions[-1][1] == pytest.approx(12)
     with pytest.raises(ValueError, match="begin on arrival cannot be blended"):
-        play(Blocking(2, "hold", TemporalEnsemble()))
+        Blocking(2, "hold", TemporalEnsemble())
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda: ExecutorConfig(0), "at least 1 action"),
-        (lambda: ExecutorConfig(4, lead=5), "expected 0 to play=4"),
+        (lambda: ExecutorConfig(4, prefetch_steps=5), "expected 0 to n_action_steps=4"),
         (lambda: PredraftConfig(0), "at least 1"),
         (lambda: TemporalEnsemble(-1.0), "must not be negative"),
         (lambda: LinearObservation(2.0), "damping=2.0"),
-        (lambda: Blocking(4, "sleep"), "knows 'hold' and 'rest'"),  # type: ignore[arg-type]
+        (lambda: Blocking(4, "sleep"), "has 'hold' and 'rest'"),  # type: ignore[arg-type]
         (lambda: play(PreDrafting(), policy=TickPolicy(predrafts=False)), "has no predraft"),
     ],
 )
@@ -210,7 +210,7 @@ def test_control_stands_on_its_own() -> None:
 
 
 def test_the_world_waits_in_lockstep_only() -> None:
-    named = {type(each).__name__: each.rules for each in (Lockstep(), Blocking(), RecedingHorizon(), Asynchronous())}
-    assert [name for name, rules in named.items() if rules.world_waits] == ["Lockstep"]
-    assert named["Blocking"].meanwhile is IdleBehavior.HOLD and not named["Blocking"].aligned
-    assert math.isclose(sum(rules.lead for rules in named.values()), 4)
+    named = {type(each).__name__: each.config for each in (Lockstep(), Blocking(), RecedingHorizon(), Asynchronous())}
+    assert [name for name, config in named.items() if config.world_waits] == ["Lockstep"]
+    assert named["Blocking"].idle is IdleBehavior.HOLD and not named["Blocking"].aligned
+    assert math.isclose(sum(config.prefetch_steps for config in named.values()), 4)

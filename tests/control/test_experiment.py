@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from control_fakes import MEANING, FakeDiffusion, FakeSampler, FewSteps, TickEnv
+from control_fakes import SPEC, FakeDiffusion, FakeSampler, FewSteps, TickEnv
 
-from specpolicy.control.clocks import RealTimeClock
+from specpolicy.control.clocks import RealTimeClock, SimulatedLatencyClock
 from specpolicy.control.controller import ControllerConfig, InjectedLatency, LatencyError, grid, parse_latency
 from specpolicy.control.executors import Asynchronous, Blocking, Executor, Lockstep, PreDrafting
+from specpolicy.control.inference import InferenceResult
 from specpolicy.control.latency import Constant, Empirical, LogNormal, Measured
 from specpolicy.control.safety import Guards
 from specpolicy.control.trace import read_trace
@@ -23,14 +24,12 @@ from specpolicy.evaluation.comparison import PolicyAndSamplers
 from specpolicy.evaluation.control.experiment import ControlExperiment, run_control
 from specpolicy.evaluation.latency import CallLog, LatencyRun
 from specpolicy.evaluation.results import ConfigurationMismatch, read_results
-from specpolicy.rollout.control_runner import Assignment, run_control_batched, run_control_episode
-from specpolicy.rollout.control_workers import LocalControlWorker, ResetRequest, WorkerConfig, make_control_workers
-from specpolicy.rollout.env_worker import MakeEnv
-from specpolicy.rollout.runner import EvaluationAborted
-from specpolicy.rollout.workers import WorkerError
+from specpolicy.rollout.env_worker import EnvPool, EpisodeCrash, MakeEnv, ResetRequest, WorkerConfig
+from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, EpisodeSpec
+from specpolicy.rollout.runner import EvaluationAborted, run_episodes, run_episodes_singly
 
 MAKE_ENV = MakeEnv("Tick-v0", {"disable_env_checker": True, "limit": 20, "succeed_at": 18}, imports=("control_fakes",))
-STAGE = WorkerConfig(MAKE_ENV, MEANING, Guards(), 20.0, 2)
+CONFIG = WorkerConfig(MAKE_ENV, 2, SPEC, Guards())
 SAMPLERS: Mapping[str, Any] = {"exact": FakeSampler(), "few": FewSteps()}
 
 
@@ -53,56 +52,50 @@ def experiment(tmp_path: Path, **more: Any) -> ControlExperiment:
     checkpoint.touch()
     values: dict[str, Any] = {"cells": cells(), "seeds": range(3), "num_envs": 1, "timeline": False} | more
     return ControlExperiment(
-        task="tick", meaning=MEANING, checkpoint=str(checkpoint),
+        task="tick", action_spec=SPEC, checkpoint=str(checkpoint),
         **{"contestants": FakeContestants(), "make_env": MAKE_ENV, **values},
     )  # fmt: skip
 
 
-def assignments(*executors: Executor, latency_s: float = 0.1, seeds: int = 3) -> list[Assignment]:
-    charge = InjectedLatency("x", Constant(latency_s))
+def specs(*executors: Executor, latency_s: float = 0.1, seeds: int = 3) -> list[EpisodeSpec]:
     return [
-        Assignment(ControllerConfig(str(number), executor, "exact", charge), seed, 0)
+        EpisodeSpec(EpisodeKey(str(number), seed, 0), "exact", executor, Constant(latency_s))
         for seed in range(seeds)
         for number, executor in enumerate(executors)
     ]
 
 
-def test_episodes_that_share_passes_are_those_of_episodes_alone() -> None:
-    wanted = assignments(Lockstep(4), Blocking(4), Asynchronous(4, 4), PreDrafting(), latency_s=0.12)
-    policy = FakeDiffusion()
-    together = {
-        (each.assignment.cell.name, each.assignment.seed): each.account
-        for each in run_control_batched(policy, SAMPLERS, [LocalControlWorker(STAGE) for _ in range(5)], wanted)
-    }
-    assert max(policy.batches) >= 4 and len(together) == 12
-    from specpolicy.control.clocks import SimulatedLatencyClock
+def play(policy: FakeDiffusion, wanted: list[EpisodeSpec], num_envs: int, config: WorkerConfig) -> list[EpisodeResult]:
+    with EnvPool(config, num_envs, in_process=True) as pool:
+        return list(run_episodes(policy, SAMPLERS, pool, wanted, task="tick"))
 
-    for each in run_control_episode(FakeDiffusion(), SAMPLERS, STAGE, SimulatedLatencyClock, wanted):
-        account = together[each.assignment.cell.name, each.assignment.seed]
-        assert account is not None and each.account is not None
-        assert [row.action for row in account.ticks] == [row.action for row in each.account.ticks]
-        assert account.ticks == each.account.ticks and account.jobs == each.account.jobs
-    grips = {tuple(row.action[2] for row in account.ticks) for account in together.values() if account}
+
+def test_episodes_that_share_batches_are_those_of_episodes_alone() -> None:
+    wanted = specs(Lockstep(4), Blocking(4), Asynchronous(4, 4), PreDrafting(), latency_s=0.12)
+    policy = FakeDiffusion()
+    together = {each.key: each for each in play(policy, wanted, 5, CONFIG)}
+    assert max(policy.batches) >= 4 and len(together) == 12
+    alone = run_episodes_singly(FakeDiffusion(), SAMPLERS, CONFIG, wanted, SimulatedLatencyClock, task="tick")
+    for each in alone:
+        trace, other = together[each.key].trace, each.trace
+        assert trace is not None and other is not None
+        assert trace.ticks == other.ticks and trace.inferences == other.inferences
+        assert together[each.key].passes == each.passes and together[each.key].evaluations == each.evaluations
+    grips = {tuple(row.action[2] for row in each.trace.ticks) for each in together.values() if each.trace}
     assert len(grips) == 12  # each seed has noise of its own, and executors use it differently
 
 
 def test_in_processes_of_their_own() -> None:
-    wanted = assignments(Lockstep(4), seeds=3)
-    seats = make_control_workers(STAGE, 2)
-    try:
-        outcomes = list(run_control_batched(FakeDiffusion(), SAMPLERS, seats, wanted))
-        assert {each.assignment.seed for each in outcomes} == {0, 1, 2}
-        assert all(each.account is not None and each.account.success for each in outcomes), outcomes
-        seats[0].send(ResetRequest(Lockstep(4), Measured(), 0, 0))
-        seats[0].receive()
-        from specpolicy.control.inference import InferenceResult
-
-        seats[0].send(InferenceResult(np.ones((5, 3))))
-        crash = seats[0].receive()
-        assert isinstance(crash, WorkerError) and "num_envs=1" in crash.error
-    finally:
-        for seat in seats:
-            seat.close()
+    with EnvPool(CONFIG, 2) as pool:
+        results = list(run_episodes(FakeDiffusion(), SAMPLERS, pool, specs(Lockstep(4)), task="tick"))
+        assert {each.seed for each in results} == {0, 1, 2}
+        assert all(each.success for each in results), results
+        worker = pool.workers[0]
+        worker.send(ResetRequest(Lockstep(4), Measured(), 0, 0))
+        worker.receive()
+        worker.send(InferenceResult(np.ones((5, 3))))
+        crash = worker.receive()
+        assert isinstance(crash, EpisodeCrash) and "num_envs=1" in crash.error
 
 
 def test_an_experiment_ends_in_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,16 +187,13 @@ class MakeFragile(MakeEnv):
         return Fragile(limit=20, succeed_at=18)
 
 
-@pytest.mark.parametrize("seats", [1, 3])
-def test_a_crash_costs_one_episode(seats: int) -> None:
-    stage = replace(STAGE, make_env=MakeFragile("x"))
-    wanted = assignments(Lockstep(4), seeds=7)
-    outcomes = list(
-        run_control_batched(FakeDiffusion(), SAMPLERS, [LocalControlWorker(stage) for _ in range(seats)], wanted)
-    )
-    errors = {each.assignment.seed: each.error for each in outcomes if each.error is not None}
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_crash_costs_one_episode(num_envs: int) -> None:
+    config = replace(CONFIG, make_env=MakeFragile("x"))
+    results = play(FakeDiffusion(), specs(Lockstep(4), seeds=7), num_envs, config)
+    errors = {each.seed: each.error for each in results if each.error is not None}
     assert sorted(errors) == [1, 5] and "simulated failure of the environment" in errors[1]
-    assert len(outcomes) == 7 and all(each.account is not None for each in outcomes if each.error is None)
+    assert len(results) == 7 and all(each.trace is not None for each in results if each.error is None)
 
 
 def test_crashes_are_failures_and_only_crashes_are_the_end(tmp_path: Path) -> None:
@@ -218,8 +208,8 @@ def test_crashes_are_failures_and_only_crashes_are_the_end(tmp_path: Path) -> No
 
 def test_a_sampler_that_cannot_pre_draft_is_refused_before_anything_runs(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="'ahead' pre-drafts, and 'few' cannot"):
-        run_control(experiment(tmp_path, cells=cells(ahead=PreDrafting())), out)
+    with pytest.raises(ValueError, match="'predraft' pre-drafts, and 'few' cannot"):
+        run_control(experiment(tmp_path, cells=cells(predraft=PreDrafting())), out)
     assert not out.exists()
 
 
@@ -232,8 +222,8 @@ def test_in_real_time_episodes_run_one_by_one(tmp_path: Path) -> None:
     assert row.loop is not None and row.loop.metrics.inference_ms is not None
     assert 0 < row.loop.metrics.inference_ms.p50 < 500
     assert row.loop.latency_ms == row.loop.metrics.inference_ms.p50
-    account = read_trace(tmp_path / "out" / "ticks" / "async-exact-real-time" / "0-0.parquet")
-    assert len(account.ticks) == 18
+    trace = read_trace(tmp_path / "out" / "ticks" / "async-exact-real-time" / "0-0.parquet")
+    assert len(trace.ticks) == 18
 
 
 def test_the_world_that_waits_is_run_at_one_latency_only() -> None:
@@ -284,7 +274,7 @@ def test_a_missing_recording_says_how_to_make_one() -> None:
         parse_latency("recorded", "asd", "nowhere.json")
 
 
-def test_a_seat_starts_afresh_after_a_failure() -> None:
-    seat = LocalControlWorker(replace(STAGE, make_env=MakeFragile("x")))
-    sent: Iterator[Any] = run_control_batched(FakeDiffusion(), SAMPLERS, [seat], assignments(Lockstep(4), seeds=3))
-    assert [outcome.error is None for outcome in sent] == [True, False, True]
+def test_a_worker_starts_afresh_after_a_failure() -> None:
+    config = replace(CONFIG, make_env=MakeFragile("x"))
+    results = play(FakeDiffusion(), specs(Lockstep(4), seeds=3), 1, config)
+    assert [each.error is None for each in results] == [True, False, True]

@@ -108,12 +108,18 @@ class FakeChunk:
     actions: NDArray[np.float32]
     result: FakeResult
 
+    @property
+    def prediction(self) -> NDArray[np.float32]:
+        """The actions after those for the steps before the present one."""
+        return np.concatenate([np.zeros_like(self.actions[:, :1]), self.actions], axis=1)
+
 
 @dataclass(frozen=True)
 class FakeConfig:
     """Horizons."""
 
     n_obs_steps: int = 2
+    n_action_steps: int = 4
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,7 +135,6 @@ class FakePolicy:
     config: FakeConfig = field(default_factory=FakeConfig)
     poison: int | None = None
     nan: int | None = None
-    executed: int = 4
     batches: list[dict[str, NDArray[Any]]] = field(default_factory=list)
 
     def predict_action(
@@ -142,7 +147,7 @@ class FakePolicy:
         self.batches.append(dict(observation))
         batch = len(generator)
         assert all(part.shape == (batch, self.config.n_obs_steps, 2) for part in observation.values())
-        noise = np.stack([torch.randn(self.executed, 2, generator=each).numpy() for each in generator])
+        noise = np.stack([torch.randn(self.config.n_action_steps, 2, generator=each).numpy() for each in generator])
         towards = observation["goal"][:, -1] - observation["position"][:, -1]
         actions = (towards[:, None] + sampler.noise * noise).astype(np.float32)
         seeds = [each.initial_seed() for each in generator]

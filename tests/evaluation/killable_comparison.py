@@ -7,10 +7,10 @@ from pathlib import Path
 
 from evaluation_fakes import reach
 
-from specpolicy.evaluation.compare import run_episodes
+from specpolicy.evaluation.compare import run_missing
 from specpolicy.evaluation.launchers.ray import RayLauncher
 
 if __name__ == "__main__":
     address, folder = sys.argv[1], Path(sys.argv[2])
     slow = reach(folder / "weights", env={"step_s": 0.03})
-    run_episodes({"reach": slow}, {"reach": folder / "out"}, RayLauncher(address, cpus_per_worker=2))
+    run_missing({"reach": slow}, {"reach": folder / "out"}, RayLauncher(address, cpus_per_worker=2))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from evaluation_fakes import FakeChunk, FakeContestants, FakePolicy, outcomes, reach
+from evaluation_fakes import FakeChunk, FakeConfig, FakeContestants, FakePolicy, outcomes, reach
 
 from specpolicy.evaluation.compare import (
     ResultsOfOneTask,
@@ -15,7 +15,7 @@ from specpolicy.evaluation.compare import (
     compare,
     compare_tasks,
     require_unseen,
-    run_episodes,
+    run_missing,
 )
 from specpolicy.evaluation.results import ConfigurationMismatch, CorruptShardWarning, read_results, shard_paths
 from specpolicy.policies.checkpoint import CheckpointError, write_seen_seeds
@@ -55,9 +55,9 @@ def test_a_busy_machine_is_pointed_out(
 ) -> None:
     monkeypatch.setattr("specpolicy.evaluation.launchers.local.machine", busy)
     comparison = reach(tmp_path / "weights")
-    run_episodes({"reach": replace(comparison, threads=1)}, {"reach": tmp_path / "one"})
+    run_missing({"reach": replace(comparison, threads=1)}, {"reach": tmp_path / "one"})
     assert "busy" not in caplog.text
-    run_episodes({"reach": comparison}, {"reach": tmp_path / "all"})
+    run_missing({"reach": comparison}, {"reach": tmp_path / "all"})
     assert "this machine is busy (load 7.5 on 8 cores), torch's 8 threads" in caplog.text
 
 
@@ -72,7 +72,9 @@ def only(name: str) -> FakeContestants:
 @pytest.mark.usefixtures("no_plot")
 def test_several_tasks_each_in_its_folder_and_a_table_over_all(tmp_path: Path) -> None:
     near = reach(tmp_path / "weights")
-    far = reach(tmp_path / "weights", task="far", contestants=FakeContestants(FakePolicy(executed=2)))
+    far = reach(
+        tmp_path / "weights", task="far", contestants=FakeContestants(FakePolicy(config=FakeConfig(n_action_steps=2)))
+    )
     rows = compare_tasks({"reach": near, "far": far}, tmp_path / "out")
     assert [row.sampler for row in rows] == ["ddpm", "free"]
     tables = {task: json.loads((tmp_path / "out" / task / "table.json").read_text()) for task in ("reach", "far")}
@@ -88,7 +90,7 @@ def test_several_tasks_each_in_its_folder_and_a_table_over_all(tmp_path: Path) -
 
 def test_nothing_runs_before_every_task_can(tmp_path: Path) -> None:
     fine, other = reach(tmp_path / "weights"), reach(tmp_path / "weights", task="other")
-    run_episodes({"other": other}, {"other": tmp_path / "out" / "other"})
+    run_missing({"other": other}, {"other": tmp_path / "out" / "other"})
     changed = replace(other, make_env=replace(other.make_env, kwargs={**other.make_env.kwargs, "step_s": 0.001}))
     before = sorted((tmp_path / "out" / "other").iterdir())
     with pytest.raises(ConfigurationMismatch, match=r"other holds results of another.*\n.*step_s: \(absent\) there"):
@@ -99,7 +101,7 @@ def test_nothing_runs_before_every_task_can(tmp_path: Path) -> None:
 
 def test_a_folder_of_one_task_is_no_place_for_several(tmp_path: Path) -> None:
     comparison = reach(tmp_path / "weights")
-    run_episodes({"reach": comparison}, {"reach": tmp_path / "out"})
+    run_missing({"reach": comparison}, {"reach": tmp_path / "out"})
     before = sorted((tmp_path / "out").iterdir())
     with pytest.raises(ResultsOfOneTask, match="choose a folder above it"):
         compare_tasks({"reach": comparison}, tmp_path / "out")
@@ -123,9 +125,9 @@ def test_crashes_end_a_run_that_cannot_work_and_can_be_retried(tmp_path: Path) -
     comparison = reach(tmp_path / "weights", seeds=range(9), crash_limit=3)
     broken = replace(comparison, contestants=FakeContestants(FailingPolicy()))
     with pytest.raises(EvaluationAborted, match="3 episodes crashed in a row"):
-        run_episodes({"reach": broken}, {"reach": tmp_path / "out"})
+        run_missing({"reach": broken}, {"reach": tmp_path / "out"})
     assert len(read_results(tmp_path / "out")[0]) == 3
-    run_episodes({"reach": replace(comparison, retry_crashed=True)}, {"reach": tmp_path / "out"})
+    run_missing({"reach": replace(comparison, retry_crashed=True)}, {"reach": tmp_path / "out"})
     records, _ = read_results(tmp_path / "out")
     assert len(records) == 27 and not any(record.crashed for record in records)
 

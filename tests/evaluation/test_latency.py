@@ -13,10 +13,11 @@ import pytest
 import torch
 from evaluation_fakes import FakePolicy, FakeSampler, ReachEnv
 
+from specpolicy.control.executors import Lockstep
 from specpolicy.evaluation.latency import LatencyRun, measure_latency
-from specpolicy.rollout.env_worker import EnvPool
-from specpolicy.rollout.episodes import episode_keys
-from specpolicy.rollout.runner import ObservationRecorder, rollout
+from specpolicy.rollout.env_worker import EnvPool, WorkerConfig
+from specpolicy.rollout.episodes import EpisodeSpec, episode_keys
+from specpolicy.rollout.runner import ObservationRecorder, run_episodes
 
 OBSERVATIONS = [{"position": np.full((1, 2, 2), float(i)), "goal": np.zeros((1, 2, 2))} for i in range(3)]
 
@@ -110,8 +111,9 @@ def test_bad_input_is_refused(samplers: Any, observations: Any, calls: int, mess
 
 def test_a_tap_collects_single_observations_of_real_episodes() -> None:
     tap = ObservationRecorder(FakePolicy(), limit=7)
-    with EnvPool(ReachEnv, 2, num_envs=3, in_process=True) as pool:
-        records = list(rollout(tap, FakeSampler(), pool, episode_keys("fake", range(4)), task="reach"))
+    specs = [EpisodeSpec(key, "fake", Lockstep(4)) for key in episode_keys("fake", range(4))]
+    with EnvPool(WorkerConfig(ReachEnv, 2), num_envs=3, in_process=True) as pool:
+        records = list(run_episodes(tap, {"fake": FakeSampler()}, pool, specs, task="reach"))
     assert len(records) == 4
     shapes = defaultdict(set)
     for observation in tap.observations:

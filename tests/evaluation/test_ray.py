@@ -17,7 +17,7 @@ import evaluation_fakes
 import pytest
 from evaluation_fakes import FakeContestants, HomeOnly, LethalPolicy, outcomes, reach
 
-from specpolicy.evaluation.compare import run_episodes
+from specpolicy.evaluation.compare import run_missing
 from specpolicy.evaluation.comparison import CheckpointLoader
 from specpolicy.evaluation.launchers.local import LauncherError
 from specpolicy.evaluation.launchers.ray import RayLauncher
@@ -52,7 +52,7 @@ ONE_UNIT = {"repeats": {"ddpm": 1}, "block_size": 6}
 
 
 def run(folder: Path, launcher: RayLauncher | None = None, **changes: Any) -> Any:
-    run_episodes({"reach": reach(folder.parent / "weights", **changes)}, {"reach": folder}, launcher)
+    run_missing({"reach": reach(folder.parent / "weights", **changes)}, {"reach": folder}, launcher)
     return outcomes(read_results(folder)[0])
 
 

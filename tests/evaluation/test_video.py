@@ -24,7 +24,6 @@ from specpolicy.evaluation.video import (
     video_frames,
     write_clip,
 )
-from specpolicy.rollout.env_worker import EpisodePlayer
 
 
 def shade(value: int) -> Any:
@@ -89,14 +88,14 @@ def test_panels_show_image_state_and_strip() -> None:
 
 def test_an_episode_is_filmed_with_the_pauses_asked_for() -> None:
     def take(**more: Any) -> EpisodeRecording:
-        player = EpisodePlayer(partial(ReachEnv, render_mode="rgb_array"), 2, capture=True)
-        return film_take(FakePolicy(), FakeSampler(passes=25), player, "free", seed=3, **more)
+        env = ReachEnv(render_mode="rgb_array")
+        return film_take(FakePolicy(), FakeSampler(passes=25), env, "free", seed=3, **more)
 
     fixed = take(pause=0.5)
     assert {beat.pause_s for beat in fixed.beats} == {0.5}
     assert fixed.success
     assert fixed.caption == "seed 3 · 25.0 passes, 500 ms a chunk"
-    by_passes = take(pause=lambda account: 0.01 * float(account.passes[0]))
+    by_passes = take(pause=lambda inference: 0.01 * inference.passes)
     assert {beat.pause_s for beat in by_passes.beats} == {0.25}
     measured = take()
     assert all(0 < beat.pause_s < 1 for beat in measured.beats)
@@ -116,8 +115,7 @@ def test_a_clip_plays_as_long_as_the_slowest(tmp_path: Path) -> None:
     assert meta["fps"] == 20
     assert meta["codec"] == "h264"
     assert meta["size"][0] > 640
-    player = EpisodePlayer(make_env, 2, capture=True)
-    slow = film_take(FakePolicy(), samplers["ddpm"], player, "ddpm", seed=3, pause=0.6)
+    slow = film_take(FakePolicy(), samplers["ddpm"], make_env(), "ddpm", seed=3, pause=0.6)
     assert count == pytest.approx(20 * (duration_s(slow, 20) + 1.5), abs=2)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,9 @@ from specpolicy.evaluation.results import ResultStore, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize_controllers
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
 from specpolicy.policies.checkpoint import checkpoint_digest
-from specpolicy.rollout.control_runner import (
-    Assignment,
-    MakeClock,
-    MakeViews,
-    Outcome,
-    run_control_batched,
-    run_control_episode,
-)
-from specpolicy.rollout.control_workers import WorkerConfig, make_control_workers
-from specpolicy.rollout.env_worker import MakeEnv
-from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, episode_keys, plan_units
-from specpolicy.rollout.runner import EvaluationAborted
+from specpolicy.rollout.env_worker import EnvPool, MakeEnv, WorkerConfig
+from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, EpisodeSpec, episode_keys, plan_units
+from specpolicy.rollout.runner import MakeClock, MakeViews, run_episodes, run_episodes_singly
 from specpolicy.utils.progress import Bar, progress_bar
 
 _log = logging.getLogger(__name__)
@@ -93,11 +84,11 @@ def _draw_timelines(cells: Sequence[ControllerConfig], paths: dict[str, list[Pat
         if target.exists() or not paths[cell.name]:
             continue
         try:
-            account = read_trace(paths[cell.name][0])
+            trace = read_trace(paths[cell.name][0])
         except TraceError as error:
             _log.warning("no timeline: %s", error)
             continue
-        draw_timeline(account, target, f"{cell.name}, seed {account.seed}")
+        draw_timeline(trace, target, f"{cell.name}, seed {trace.seed}")
 
 
 @dataclass(frozen=True)
@@ -110,7 +101,7 @@ class ControlExperiment:
         make_env: makes an environment.
         cells: the controllers.
         seeds: of the initial states. repeats: episodes for each of them.
-        meaning: of the task's actions.
+        action_spec: of the task's actions.
         checkpoint: where the policy came from, for the record. recipes: of the samplers, likewise.
         rate_hz: ticks a second.
         guards: see :class:`Guards`.
@@ -130,7 +121,7 @@ class ControlExperiment:
     make_env: MakeEnv
     cells: Sequence[ControllerConfig]
     seeds: Sequence[int]
-    meaning: ActionSpec
+    action_spec: ActionSpec
     checkpoint: str
     recipes: Mapping[str, Any] = field(default_factory=dict)
     repeats: int = 1
@@ -177,17 +168,21 @@ def run_control(experiment: ControlExperiment, out: Path) -> list[SummaryRow]:
             done = store.done(not experiment.retry_crashed)
             repeats = dict.fromkeys(cells, experiment.repeats)
             units = plan_units(experiment.task, repeats, experiment.seeds, done, experiment.block_size)
-            assignments = [Assignment(cells[key.sampler], key.seed, key.repeat) for unit in units for key in unit.keys]
+            specs = [_spec(cells[key.sampler], key) for unit in units for key in unit.keys]
             wanted = {key for name in cells for key in episode_keys(name, experiment.seeds, experiment.repeats)}
             with _progress(experiment, len(wanted), len(wanted & done)) as bar:
-                for outcome in _guarded(_play(experiment, contestants, assignments), experiment.crash_limit):
-                    _save(outcome, experiment.task, store, out)
+                for result in _play(experiment, contestants, specs):
+                    _save(result, cells[result.sampler], store, out)
                     if bar is not None:
-                        bar.describe(f"{outcome.assignment.cell.name}, seed {outcome.assignment.seed}")
+                        bar.describe(f"{result.sampler}, seed {result.seed}")
                         bar.advance()
     finally:
         torch.set_num_threads(threads)
     return conclude(experiment.task, experiment.cells, contestants, wanted, out, experiment.timeline)
+
+
+def _spec(cell: ControllerConfig, key: EpisodeKey) -> EpisodeSpec:
+    return EpisodeSpec(key, cell.sampler, cell.executor, cell.charge.latency)
 
 
 def _progress(experiment: ControlExperiment, total: int, done: int) -> AbstractContextManager[Bar | None]:
@@ -196,19 +191,19 @@ def _progress(experiment: ControlExperiment, total: int, done: int) -> AbstractC
 
 
 def _check(experiment: ControlExperiment, contestants: PolicyAndSamplers) -> None:
-    cells, meaning = experiment.cells, experiment.meaning
-    dim = getattr(contestants.policy.config, "action_dim", meaning.dim)
-    if dim != meaning.dim:
+    cells, spec = experiment.cells, experiment.action_spec
+    dim = getattr(contestants.policy.config, "action_dim", spec.dim)
+    if dim != spec.dim:
         raise ValueError(
-            f"the policy's actions have {dim} entries, their description (zeroed={list(meaning.zeroed)}, "
-            f"kept={list(meaning.kept)}) has {meaning.dim}: take the one of the policy's own task"
+            f"the policy's actions have {dim} entries, their description (delta_dims={list(spec.delta_dims)}, "
+            f"absolute_dims={list(spec.absolute_dims)}) has {spec.dim}: take the one of the policy's own task"
         )
     names = [cell.name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"there are two cells of the name {twice[0]!r}; give every executor, sampler and latency once")
     for cell in cells:
-        if cell.executor.rules.ahead is not None and not can_predraft(
+        if cell.executor.config.predraft is not None and not can_predraft(
             contestants.policy, contestants.samplers[cell.sampler]
         ):
             raise ValueError(
@@ -233,7 +228,10 @@ def _store(experiment: ControlExperiment, contestants: PolicyAndSamplers, out: P
             "max_ticks": experiment.max_ticks,
             "clock": "charged" if experiment.make_clock is None else "real time",
             "guards": guards,
-            "actions": {"zeroed": list(experiment.meaning.zeroed), "kept": list(experiment.meaning.kept)},
+            "actions": {
+                "delta_dims": list(experiment.action_spec.delta_dims),
+                "absolute_dims": list(experiment.action_spec.absolute_dims),
+            },
         },
         samplers={
             cell.name: cell.recipe(bool(samplers[cell.sampler].exact), experiment.recipes.get(cell.sampler))
@@ -248,55 +246,45 @@ def _store(experiment: ControlExperiment, contestants: PolicyAndSamplers, out: P
 
 
 def _play(
-    experiment: ControlExperiment, contestants: PolicyAndSamplers, assignments: Sequence[Assignment]
-) -> Iterator[Outcome]:
-    policy: Any = contestants.policy
-    horizon = policy.config.n_obs_steps
-    stage = WorkerConfig(
-        experiment.make_env, experiment.meaning, experiment.guards, experiment.rate_hz, horizon, experiment.max_ticks
+    experiment: ControlExperiment, contestants: PolicyAndSamplers, specs: Sequence[EpisodeSpec]
+) -> Iterator[EpisodeResult]:
+    policy, samplers = contestants
+    config = WorkerConfig(
+        experiment.make_env,
+        policy.config.n_obs_steps,
+        experiment.action_spec,
+        experiment.guards,
+        experiment.rate_hz,
+        experiment.max_ticks,
     )
     if experiment.alone:
         make_clock = experiment.make_clock or SimulatedLatencyClock
-        views = experiment.make_views or (lambda cell: ())
-        yield from run_control_episode(policy, contestants.samplers, stage, make_clock, assignments, views)
-        return
-    seats = make_control_workers(stage, min(experiment.num_envs, max(len(assignments), 1)))
-    try:
-        yield from run_control_batched(policy, contestants.samplers, seats, assignments)
-    finally:
-        for seat in seats:
-            seat.close()
-
-
-def _guarded(outcomes: Iterable[Outcome], limit: int | None) -> Iterator[Outcome]:
-    """Hands on outcomes, and stops when nothing but crashes comes."""
-    in_a_row = 0
-    for outcome in outcomes:
-        yield outcome
-        in_a_row = in_a_row + 1 if outcome.error is not None else 0
-        if limit is not None and in_a_row >= limit:
-            raise EvaluationAborted(
-                f"{in_a_row} episodes crashed in a row, the last one ({outcome.assignment.cell.name}, seed "
-                f"{outcome.assignment.seed}) with: {outcome.error}. Mend the cause, then run them again with "
-                "retry_crashed=true."
-            )
-
-
-def _save(outcome: Outcome, task: str, store: ResultStore, out: Path) -> None:
-    """The ticks first: an episode that counts as finished has them."""
-    cell, seed, repeat = outcome.assignment.cell, outcome.assignment.seed, outcome.assignment.repeat
-    record = EpisodeResult(task, cell.name, seed, repeat, False, 0, 0.0, (), 0, outcome.duration_s, outcome.error)
-    account = outcome.account
-    if account is not None:
-        labels = {"executor": cell.executor_name, "sampler": cell.sampler, "charged": cell.charge.label}
-        write_trace(account, ticks_path(out, cell, seed, repeat), labels)
-        played = [job for job in account.jobs if job.handover is not None]
-        record = replace(
-            record,
-            success=account.success,
-            steps=len(account.ticks),
-            return_=account.return_,
-            passes=tuple(job.passes for job in played if job.passes is not None),
-            evaluations=sum(job.evaluations or 0 for job in account.jobs),
+        yield from run_episodes_singly(
+            policy,
+            samplers,
+            config,
+            specs,
+            make_clock,
+            task=experiment.task,
+            crash_limit=experiment.crash_limit,
+            make_views=experiment.make_views,
         )
-    store.append(record)
+        return
+    with EnvPool(config, min(experiment.num_envs, max(len(specs), 1))) as pool:
+        yield from run_episodes(policy, samplers, pool, specs, task=experiment.task, crash_limit=experiment.crash_limit)
+
+
+def _save(result: EpisodeResult, cell: ControllerConfig, store: ResultStore, out: Path) -> None:
+    """The ticks first: an episode that counts as finished has them."""
+    if result.trace is not None:
+        labels = {"executor": cell.executor_name, "sampler": cell.sampler, "charged": cell.charge.label}
+        write_trace(result.trace, ticks_path(out, cell, result.seed, result.repeat), labels)
+        if result.trace.stopped is not None:
+            _log.warning(
+                "%s, seed %d: a guard stopped the episode: %s%s",
+                cell.name,
+                result.seed,
+                result.trace.stopped,
+                "" if result.trace.reason is None else f" ({result.trace.reason})",
+            )
+    store.append(result)

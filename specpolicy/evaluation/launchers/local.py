@@ -46,8 +46,8 @@ class LocalLauncher:
         if any(comparison.threads is None for comparison in comparisons.values()):
             _mind_the_load()
         for task, of_task in groupby(units, key=lambda unit: unit.task):
-            with comparisons[task].open() as workplace:
-                yield from workplace.run(of_task)
+            with comparisons[task].open() as runner:
+                yield from runner.run(of_task)
 
 
 def _mind_the_load() -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from specpolicy.evaluation.comparison import Comparison, Workplace
+from specpolicy.evaluation.comparison import Comparison, TaskRunner
 from specpolicy.evaluation.launchers.local import LauncherError
 from specpolicy.rollout.episodes import Batch, Unit
 from specpolicy.rollout.runner import EvaluationAborted
@@ -145,20 +145,20 @@ class _Worker:
     def __init__(self, comparisons: Mapping[str, Comparison]) -> None:
         self._comparisons = comparisons
         self._task: str | None = None
-        self._workplace: Workplace | None = None
+        self._runner: TaskRunner | None = None
 
     def ready(self) -> None:
         """Answers once the worker has started."""
 
     def run(self, unit: Unit) -> _Done:
-        if self._workplace is None or self._task != unit.task:
-            if self._workplace is not None:
-                self._workplace.close()
-            self._task, self._workplace = unit.task, self._comparisons[unit.task].open()
+        if self._runner is None or self._task != unit.task:
+            if self._runner is not None:
+                self._runner.close()
+            self._task, self._runner = unit.task, self._comparisons[unit.task].open()
         batches: list[Batch] = []
         aborted = None
         try:
-            batches.extend(self._workplace.run([unit]))
+            batches.extend(self._runner.run([unit]))
         except EvaluationAborted as error:
             aborted = str(error)
         observations = batches[-1].observations if batches else ()
