@@ -180,7 +180,7 @@ def test_ensembling_composes_with_the_executors_that_align_in_time() -> None:
     ):
         _, _, _, env = play(executor, 0.05, limit=12)
         assert 1 < env.actions[-1][0] < 11 and env.actions[-1][1] == pytest.approx(12)
-    with pytest.raises(ValueError, match="begin on arrival cannot be blended"):
+    with pytest.raises(ValueError, match="begin on arrival cannot be aggregated"):
         Blocking(2, "hold", TemporalEnsemble())
 
 
