@@ -161,6 +161,4 @@ def _collect(
                 bar.describe(f"{batch.task} {result.sampler} {successes[which]}/{ended[which]}")
                 bar.advance()
                 if ended[which] == awaited[which]:
-                    _log.info(
-                        "%s, %s: %d of %d episodes of this run succeeded", *which, successes[which], ended[which]
-                    )
+                    _log.info("%s, %s: %d of %d episodes of this run succeeded", *which, successes[which], ended[which])
