@@ -11,7 +11,7 @@ import time
 import torch
 from diffusers import DDPMPipeline
 
-from specpolicy.interop.diffusers.accelerate import accelerate
+from specpolicy import accelerate
 
 STEPS = 100
 

@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from specpolicy.interop.in_place import accelerate as accelerate
+    from specpolicy.interop.loading import load_policy as load_policy
     from specpolicy.policies.checkpoint import CheckpointError as CheckpointError
-    from specpolicy.policies.checkpoint import load_policy as load_policy
     from specpolicy.policies.config import PolicyConfig as PolicyConfig
     from specpolicy.policies.diffusion_policy import ActionChunk as ActionChunk
     from specpolicy.policies.diffusion_policy import DiffusionPolicy as DiffusionPolicy
@@ -71,7 +72,8 @@ _PUBLIC = {
     "ZeroGuess": "specpolicy.speculative.initial_guess",
     "asd": "specpolicy.speculative.sampler",
     "compile_sampler": "specpolicy.speculative.compiled.sampler",
-    "load_policy": "specpolicy.policies.checkpoint",
+    "accelerate": "specpolicy.interop.in_place",
+    "load_policy": "specpolicy.interop.loading",
 }
 """Each public name with the module that defines it."""
 

@@ -128,16 +128,20 @@ def calibrated(
     )
 
 
-def default(policy: DiffusionPolicy, num_inference_steps: int = 100, window: int | None = None) -> SpeculativeSampler:
+def default(
+    policy: DiffusionPolicy, num_inference_steps: int | None = None, window: int | None = None
+) -> SpeculativeSampler:
     """What this library takes if nothing is asked for: recycled drafts, with what a calibration knows if there is one.
 
     Args:
-        policy: with or without a checkpoint. num_inference_steps: K.
+        policy: with or without a checkpoint.
+        num_inference_steps: K; None for as many as the policy is played with.
         window: steps to draft a round; None for 24, and on CUDA, where rows cost little, for the whole chain.
 
     Raises:
         CalibrationError: the checkpoint's calibration is damaged or of other weights.
     """
+    num_inference_steps = num_inference_steps or policy.num_inference_steps
     window = window or (num_inference_steps if policy.device.type == "cuda" else 24)
     verifier = ReflectionVerifier()
     if policy.folder is not None and calibration_path(policy.folder, num_inference_steps).is_file():
@@ -193,7 +197,7 @@ def _with_window(policy: Trained, make: Callable[..., SpeculativeSampler], windo
 
 
 def _scheduler(policy: Trained) -> DDPMScheduler:
-    return policy.scheduler if isinstance(policy, DiffusionPolicy) else policy
+    return policy.training_scheduler if isinstance(policy, DiffusionPolicy) else policy
 
 
 def _loaded(policy: Trained) -> tuple[Path, torch.device]:
@@ -201,6 +205,6 @@ def _loaded(policy: Trained) -> tuple[Path, torch.device]:
     if not isinstance(policy, DiffusionPolicy) or policy.folder is None:
         raise ValueError(
             "this sampler reads what was found out about a checkpoint: make it for a policy that was loaded from one "
-            "(DiffusionPolicy.load), not for a scheduler or a policy made in memory"
+            "(specpolicy.load_policy), not for a scheduler or a policy made in memory"
         )
     return policy.folder, policy.device

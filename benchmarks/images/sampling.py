@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.images.pixels import PixelDiTPipeline
 from specpolicy.approximate.specdiff.sampler import CachedSampler, Caching, CachingAccount
-from specpolicy.interop.diffusers.accelerate import Acceleration, accelerate
+from specpolicy.interop.diffusers.accelerate import Acceleration, accelerate_pipeline
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler, SpeculativeSampler
 from specpolicy.utils.files import atomic_path
@@ -91,7 +91,7 @@ def contestant(pipeline: Any, make: MakeSampler) -> Iterator[tuple[int, bool, Se
     pipeline.scheduler = inner.scheduler if few else scheduler
     try:
         if isinstance(sampler, SpeculativeSampler):
-            with accelerate(pipeline, sampler.drafter, sampler.verifier, sampler.window) as fast:
+            with accelerate_pipeline(pipeline, sampler.drafter, sampler.verifier, sampler.window) as fast:
                 yield steps, sampler.exact, fast
         elif isinstance(sampler, CachedSampler):
             with Caching(pipeline, sampler.settings) as caching:

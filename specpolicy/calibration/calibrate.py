@@ -263,13 +263,13 @@ def calibrate(
     identity: dict[str, Any] = {"checkpoint": checkpoint_digest(policy.folder)}
     record = partial(record_chains, policy, histories=histories, chains=chains, seed=seed)
     if not analytic:
-        process = ReverseProcess.from_scheduler(policy.scheduler, num_inference_steps)
+        process = ReverseProcess.from_scheduler(policy.training_scheduler, num_inference_steps)
     else:
         if not x0_variance_path(policy.folder).is_file():
-            full = ReverseProcess.from_scheduler(policy.scheduler, policy.scheduler.config.num_train_timesteps)
+            full = ReverseProcess.from_scheduler(policy.training_scheduler, policy.num_train_timesteps)
             longest = record(process=full, folder=folder / "full", identity=identity)
             save_x0_variance(measure_x0_variance(full, longest, about), policy.folder)
-        process = load_x0_variance(policy.folder).chain(policy.scheduler, num_inference_steps)
+        process = load_x0_variance(policy.folder).chain(policy.training_scheduler, num_inference_steps)
         identity |= {"timesteps": process.timesteps.tolist(), "sigma": process.sigma.tolist()}
     recorded = record(process=process, folder=folder, identity=identity)
     calibration = fit_calibration(process, recorded, about, most_centres)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.policies.checkpoint import checkpoint_digest, companion
 from specpolicy.speculative.drafters.linear import X0Jacobian
 from specpolicy.speculative.initial_guess import KernelGuess, LinearGuess, X0Guess, ZeroGuess
 from specpolicy.utils.files import atomic_path
@@ -42,7 +42,7 @@ _HEADER = "calibration"
 
 def calibration_path(checkpoint: str | Path, num_inference_steps: int, analytic: bool = False) -> Path:
     """Where the calibration of a checkpoint for chains of so many steps lies, with analytic noise or without."""
-    return Path(checkpoint) / f"calibration-{num_inference_steps}{'-analytic' if analytic else ''}.safetensors"
+    return companion(checkpoint) / f"calibration-{num_inference_steps}{'-analytic' if analytic else ''}.safetensors"
 
 
 def save_calibration(calibration: Calibration, checkpoint: str | Path, analytic: bool = False) -> Path:
@@ -63,6 +63,7 @@ def save_calibration(calibration: Calibration, checkpoint: str | Path, analytic:
     about = {**calibration.about, "format": FORMAT, "checkpoint": checkpoint_digest(checkpoint)}
     path = calibration_path(checkpoint, jacobian.num_steps, analytic)
     content = save({name: part.contiguous() for name, part in tensors.items()}, {_HEADER: json.dumps(about)})
+    path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     return path

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specpolicy.calibration.fit import RecordedChains
 from specpolicy.calibration.store import CalibrationError
-from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.policies.checkpoint import checkpoint_digest, companion
 from specpolicy.speculative.process import ReverseProcess, dense_timesteps
 from specpolicy.utils.files import atomic_path
 
@@ -69,7 +69,7 @@ def measure_x0_variance(process: ReverseProcess, chains: RecordedChains, about: 
 
 def x0_variance_path(checkpoint: str | Path) -> Path:
     """Where the x0_variance of a checkpoint lies."""
-    return Path(checkpoint) / "x0_variance.json"
+    return companion(checkpoint) / "x0_variance.json"
 
 
 def save_x0_variance(x0_variance: X0Variance, checkpoint: str | Path) -> Path:
@@ -81,6 +81,7 @@ def save_x0_variance(x0_variance: X0Variance, checkpoint: str | Path) -> Path:
         "about": x0_variance.about,
     }
     path = x0_variance_path(checkpoint)
+    path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path

@@ -14,7 +14,7 @@ def calibrate(overrides: Sequence[str]) -> None:
     import torch
 
     from specpolicy.calibration.calibrate import calibrate
-    from specpolicy.policies.checkpoint import load_policy
+    from specpolicy.interop.loading import load_policy
     from specpolicy.utils.machine import git_revision, machine, package_versions
 
     cfg = compose("calibrate", overrides)

@@ -26,7 +26,7 @@ def certify(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from specpolicy.evaluation.certificate import CertificateFailed, certify
-    from specpolicy.policies.checkpoint import load_policy
+    from specpolicy.interop.loading import load_policy
     from specpolicy.utils.machine import git_revision, machine, package_versions
 
     paths = [each for each in arguments if "=" not in each or Path(each).exists()]

@@ -78,13 +78,13 @@ def control(overrides: Sequence[str]) -> None:
 
 def _composed(overrides: Sequence[str], sampler: str, executor: str) -> DictConfig:
     """One choice of each; what an executor plays is the policy's to say, unless somebody does."""
-    from specpolicy.policies.checkpoint import read_config
+    from specpolicy.interop.loading import read_policy_config
 
     chosen = [*overrides, f"sampler={sampler}", f"executor={executor}"]
     cfg = compose("control", chosen)
     if cfg.n_action_steps is not None:
         return cfg
-    return compose("control", [*chosen, f"n_action_steps={read_config(Path(cfg.checkpoint)).n_action_steps}"])
+    return compose("control", [*chosen, f"n_action_steps={read_policy_config(Path(cfg.checkpoint)).n_action_steps}"])
 
 
 def _cells(

@@ -40,7 +40,7 @@ def serve(overrides: Sequence[str]) -> None:
     import torch
 
     from specpolicy import samplers
-    from specpolicy.policies.checkpoint import load_policy
+    from specpolicy.interop.loading import load_policy
     from specpolicy.serving.batching import BatchedPolicy
     from specpolicy.serving.server import PolicyServer, run_until_stopped
     from specpolicy.speculative.compiled.backends import batch_buckets

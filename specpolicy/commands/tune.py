@@ -22,7 +22,7 @@ def tune(overrides: Sequence[str]) -> None:
 
     from specpolicy.evaluation.latency import measure_latency
     from specpolicy.evaluation.statistics import ratio_of_medians
-    from specpolicy.policies.checkpoint import load_policy
+    from specpolicy.interop.loading import load_policy
     from specpolicy.tuning.store import sampler_key, save_windows
     from specpolicy.tuning.tune import tune_windows
     from specpolicy.utils.machine import git_revision, machine, package_versions

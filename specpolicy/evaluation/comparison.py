@@ -19,7 +19,8 @@ from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import read_observations, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
-from specpolicy.policies.checkpoint import CheckpointError, checkpoint_digest, load_policy
+from specpolicy.interop.loading import load_policy
+from specpolicy.policies.checkpoint import CheckpointError, checkpoint_digest
 from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler
 from specpolicy.rollout.env_worker import EnvPool, MakeEnv, WorkerConfig
 from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeResult, EpisodeSpec, Unit, episode_keys

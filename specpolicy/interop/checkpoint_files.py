@@ -112,10 +112,10 @@ def refuse(file: Path, message: str, cause: BaseException | None = None) -> NoRe
         message: what was wrong, what was expected, and what to do.
         cause: the error that showed it; its first line is no part of the message unless ``message`` says so.
     """
-    raise CheckpointError(one_line(f"{file}: {message}")) from cause
+    raise CheckpointError(shortened(f"{file}: {message}")) from cause
 
 
-def one_line(text: str, longest: int = 500) -> str:
+def shortened(text: str, longest: int = 500) -> str:
     """Join the lines of a text and cut it to ``longest`` characters."""
     joined = " ".join(text.split())
     return joined if len(joined) <= longest else joined[: longest - 1] + "…"
@@ -180,7 +180,7 @@ def read_torch_archive(path: Path) -> Any:
     except Exception as error:  # whatever a malformed pickle or tensor leads to
         # torch advises to read the file without protection; only its reason is passed on
         reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-        reason = one_line(reason.partition("Please file an issue")[0].partition("Check the documentation")[0], 200)
+        reason = shortened(reason.partition("Please file an issue")[0].partition("Check the documentation")[0], 200)
         refuse(path, f"cannot be unpickled safely ({reason}); copy or save it again", error)
 
 
@@ -321,7 +321,7 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def listed(names: Iterable[Any], most: int = 4) -> str:
+def comma_list(names: Iterable[Any], most: int = 4) -> str:
     """Join names for a message, cut after ``most``."""
     shown = [str(name) for name in names]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")

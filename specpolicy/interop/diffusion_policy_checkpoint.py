@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specpolicy.interop.checkpoint_files import finite, listed, plain_values, refuse, tensors_of, without_prefix
+from specpolicy.interop.checkpoint_files import comma_list, finite, plain_values, refuse, tensors_of, without_prefix
 from specpolicy.interop.fields import Fields
 from specpolicy.interop.foreign import (
     AffinePart,
-    Camera,
     Findings,
+    ForeignCamera,
     ForeignPolicy,
     assemble,
     describe_steps,
-    read_scheduler,
+    read_scheduler_config,
 )
 from specpolicy.interop.image_encoders import (
     IMAGENET_DEVIATION,
@@ -99,7 +99,7 @@ def _weights(path: Path, cfg: Fields, states: Any, findings: Findings) -> dict[s
     name = "ema_model" if averaged else "model"
     if not states.has(name):
         refuse(path, f"state_dicts.{name} is missing although cfg.training.use_ema is {str(averaged).lower()}; there "
-                     f"are {listed(states.values)}")  # fmt: skip
+                     f"are {comma_list(states.values)}")  # fmt: skip
     findings.found["weights"] = f"state_dicts.{name}" + (", the moving average" if averaged else "")
     state = tensors_of(path, states.raw(name), f"state_dicts.{name}")
     kept = {k: v for k, v in state.items() if not k.endswith("_dummy_variable") and ".input_stats." not in k}
@@ -132,7 +132,7 @@ def _steps(policy: Fields, cfg: Fields) -> tuple[int, int, int]:
 
 
 def _played(policy: Fields, findings: Findings) -> tuple[dict[str, Any], int]:
-    scheduler, train_steps = read_scheduler(policy.part("noise_scheduler"), findings, old=True)
+    scheduler, train_steps = read_scheduler_config(policy.part("noise_scheduler"), findings, old=True)
     steps = policy.integer("num_inference_steps", train_steps, most=train_steps)
     describe_steps(findings, scheduler, train_steps, steps, old=True)
     return scheduler, steps
@@ -163,13 +163,12 @@ def _slice(findings: Findings, policy: Fields, horizon: int, n_action_steps: int
             f"n_action_steps is {n_action_steps}, of which the chunk holds {horizon - first}: so many are executed"
         )
         n_action_steps = horizon - first
-    findings.found["chunk"] = f"{horizon} actions predicted, {n_action_steps} executed from step {first}"
     return horizon, n_action_steps, first
 
 
 def _vector_parts(
     path: Path, cfg: Fields, state: Mapping[str, Tensor], dim: int, findings: Findings
-) -> dict[str, AffinePart | Camera]:
+) -> dict[str, AffinePart | ForeignCamera]:
     """The one observation of policies on vectors, joined by the dataset's class."""
     names = cfg.part("task").raw("obs_keys") or cfg.part("task").part("dataset").raw("obs_keys")
     joined = f", joined from {', '.join(map(str, names))}" if isinstance(names, list) and names else ""
@@ -277,7 +276,8 @@ class _ImagePolicy:
             refuse(self.path, "cfg.policy.obs_as_global_cond is false: inpainted image features are not supported")
         parts = self._parts()
         self.findings.found["observations"] = ", ".join(
-            f"{key} ({'camera' if isinstance(part, Camera) else len(part.center)})" for key, part in parts.items()
+            f"{key} ({'camera' if isinstance(part, ForeignCamera) else len(part.center)})"
+            for key, part in parts.items()
         )
         scheduler, steps = _played(self.policy, self.findings)
         return assemble(
@@ -295,7 +295,7 @@ class _ImagePolicy:
             num_inference_steps=steps,
         )
 
-    def _parts(self) -> dict[str, AffinePart | Camera]:
+    def _parts(self) -> dict[str, AffinePart | ForeignCamera]:
         source = self.policy if self.policy.has("shape_meta") else self.cfg
         obs = source.part("shape_meta").part("obs")
         kinds = {key: obs.part(key).text("type", "low_dim", ("rgb", "low_dim")) for key in obs.values}
@@ -303,7 +303,7 @@ class _ImagePolicy:
         order = list(kinds)
         if not self.hybrid:
             order = sorted(k for k in kinds if kinds[k] == "rgb") + sorted(k for k in kinds if kinds[k] == "low_dim")
-        parts: dict[str, AffinePart | Camera] = {}
+        parts: dict[str, AffinePart | ForeignCamera] = {}
         for key in order:
             if kinds[key] == "low_dim":
                 if len(shapes[key]) != 1:
@@ -324,7 +324,7 @@ class _ImagePolicy:
             parts[key] = camera
         return parts
 
-    def _hybrid(self, key: str, shape: tuple[int, ...]) -> Camera:
+    def _hybrid(self, key: str, shape: tuple[int, ...]) -> ForeignCamera:
         encoder: dict[str, Any] = {"core_class": "VisualCore"}
         crop = self.policy.raw("crop_shape", (76, 76))  # the class's default
         if "crop_shape" not in self.policy.values:
@@ -354,7 +354,7 @@ class _ImagePolicy:
             crop_rounding="nearest",
         )
 
-    def _plain(self, key: str, shape: tuple[int, ...]) -> Camera:
+    def _plain(self, key: str, shape: tuple[int, ...]) -> ForeignCamera:
         encoder = self.policy.part("obs_encoder")
         target = encoder.text("_target_").rpartition(".")[2]
         if target != "MultiImageObsEncoder":

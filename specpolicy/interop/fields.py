@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specpolicy.interop.checkpoint_files import listed, refuse
+from specpolicy.interop.checkpoint_files import comma_list, refuse
 
 _ABSENT: Any = object()
 _REFERENCE = re.compile(r"\$\{([A-Za-z0-9_.]+)\}")
@@ -109,10 +109,8 @@ class Fields:
         if value is not None:
             return value
         if default is _ABSENT:
-            refuse(
-                self.file,
-                f"{self.name(key)} is missing; expected {expected} (there: {listed(sorted(map(str, self.values)))})",
-            )
+            there = comma_list(sorted(map(str, self.values)))
+            refuse(self.file, f"{self.name(key)} is missing; expected {expected} (there: {there})")
         return default
 
     def _look_up(self, key: str) -> Any:

@@ -92,13 +92,13 @@ class AffinePart:
         return AffinePart(*parts)
 
 
-def joined(parts: Sequence[AffinePart]) -> dict[str, Tensor]:
+def join_parts(parts: Sequence[AffinePart]) -> dict[str, Tensor]:
     """Join parts into the buffers of an :class:`~specpolicy.policies.normalizer.AffineNormalizer`."""
     return {name: torch.cat([getattr(part, name) for part in parts]) for name in ("center", "width", "base")}
 
 
 @dataclass(frozen=True)
-class Camera:
+class ForeignCamera:
     """How the images of one camera are read and encoded.
 
     Attributes:
@@ -132,7 +132,7 @@ def assemble(
     network: NetworkWeights,
     *,
     task: str,
-    parts: Mapping[str, AffinePart | Camera],
+    parts: Mapping[str, AffinePart | ForeignCamera],
     action: AffinePart,
     n_obs_steps: int,
     horizon: int,
@@ -163,7 +163,7 @@ def assemble(
         CheckpointError: condition, trajectory or slice do not fit the network.
     """
     action_dim = len(action.center)
-    observations = {key: p.features if isinstance(p, Camera) else len(p.center) for key, p in parts.items()}
+    observations = {key: p.features if isinstance(p, ForeignCamera) else len(p.center) for key, p in parts.items()}
     step = sum(observations.values())
     width, seen = (action_dim + step, 0) if inpainting else (action_dim, n_obs_steps * step)
     if network.action_dim != width:
@@ -175,10 +175,13 @@ def assemble(
     if first_action + n_action_steps > horizon:
         refuse(file, f"n_action_steps={n_action_steps} from step {first_action} on do not fit into a horizon of "
                      f"{horizon}")  # fmt: skip
-    cameras = {key: part for key, part in parts.items() if isinstance(part, Camera)}
+    cameras = {key: part for key, part in parts.items() if isinstance(part, ForeignCamera)}
     weights = {f"network.{name}": tensor for name, tensor in network.weights.items()}
-    vectors = [AffinePart.identity(p.features) if isinstance(p, Camera) else p for p in parts.values()]
-    for name, normalizer in (("observation_normalizer", joined(vectors)), ("action_normalizer", joined([action]))):
+    vectors = [AffinePart.identity(p.features) if isinstance(p, ForeignCamera) else p for p in parts.values()]
+    for name, normalizer in (
+        ("observation_normalizer", join_parts(vectors)),
+        ("action_normalizer", join_parts([action])),
+    ):
         weights |= {f"{name}.{buffer}": tensor for buffer, tensor in normalizer.items()}
     for number, camera in enumerate(cameras.values()):
         weights |= {f"encoders.{number}.{name}": tensor for name, tensor in camera.weights.items()}
@@ -206,7 +209,7 @@ def assemble(
     return ForeignPolicy(config, weights)
 
 
-def read_scheduler(
+def read_scheduler_config(
     fields: Fields, findings: Findings, kind: str | None = None, old: bool = False
 ) -> tuple[dict[str, Any], int]:
     """Read the configuration of a DDPM or DDIM scheduler.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specpolicy.interop.checkpoint_files import listed, refuse
+from specpolicy.interop.checkpoint_files import comma_list, refuse
 from specpolicy.interop.fields import Fields
-from specpolicy.interop.foreign import Camera
+from specpolicy.interop.foreign import ForeignCamera
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_DEVIATION = torch.tensor([0.229, 0.224, 0.225])
@@ -33,7 +33,7 @@ def read_visual_core(
     layout: str = "HWC",
     crop_rounding: str = "down",
     crops_at_random: bool = False,
-) -> Camera:
+) -> ForeignCamera:
     """Map robomimic's ``VisualCore``: crop, backbone, spatial softmax, linear layer, ReLU.
 
     Args:
@@ -80,7 +80,7 @@ def read_visual_core(
         config["crop_rounding"] = crop_rounding
     elif randomizer is not None:
         encoder.wrong("obs_randomizer_class", "CropRandomizer or null")
-    return Camera(config, checked_encoder(path, key, config, weights), config["features"])
+    return ForeignCamera(config, checked_encoder(path, key, config, weights), config["features"])
 
 
 def _check_twins(path: Path, key: str, state: Mapping[str, Tensor], inner: Mapping[str, Tensor]) -> None:
@@ -92,7 +92,7 @@ def _check_twins(path: Path, key: str, state: Mapping[str, Tensor], inner: Mappi
 
 def read_lerobot_encoder(
     path: Path, key: str, state: Mapping[str, Tensor], config: dict[str, Any], backbone: str
-) -> Camera:
+) -> ForeignCamera:
     """Map LeRobot's ``DiffusionRgbEncoder``: resize, crop, ResNet, spatial softmax, linear layer, ReLU.
 
     Args:
@@ -108,12 +108,12 @@ def read_lerobot_encoder(
         refuse(path, f"the encoder of {key!r} lacks out.weight; the weights are incomplete")
     config = {**config, "backbone": backbone, **_norm(weights), **_keypoints(weights)}
     config["features"] = len(weights["head.0.weight"])
-    return Camera(config, checked_encoder(path, key, config, weights), config["features"])
+    return ForeignCamera(config, checked_encoder(path, key, config, weights), config["features"])
 
 
 def read_torchvision_encoder(
     path: Path, key: str, state: Mapping[str, Tensor], config: dict[str, Any], backbone: str
-) -> Camera:
+) -> ForeignCamera:
     """Map a plain ResNet with average pooling, as diffusion_policy's ``MultiImageObsEncoder`` has one.
 
     Args:
@@ -124,7 +124,7 @@ def read_torchvision_encoder(
     """
     weights = {f"backbone.{name}": tensor for name, tensor in state.items() if not name.startswith("fc.")}
     config = {**config, "backbone": backbone, **_norm(weights), "pool": "average", "features": None}
-    return Camera(config, checked_encoder(path, key, config, weights), RESNET_FEATURES[backbone])
+    return ForeignCamera(config, checked_encoder(path, key, config, weights), RESNET_FEATURES[backbone])
 
 
 def _backbone(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -181,7 +181,7 @@ def checked_encoder(path: Path, key: str, config: Mapping[str, Any], weights: di
     for name in sorted(set(expected) ^ set(weights)):
         problem = "is missing" if name in expected else "is none of its weights"
         refuse(path, f"encoder of {key!r} ({config['backbone']}, {config['norm']} norm): {name} {problem}; there are "
-                     f"{len(weights)}, {listed(sorted(weights), 2)}")  # fmt: skip
+                     f"{len(weights)}, {comma_list(sorted(weights), 2)}")  # fmt: skip
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             refuse(path, f"encoder of {key!r}: {name} has shape {tuple(tensor.shape)}; expected "

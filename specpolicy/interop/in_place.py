@@ -191,6 +191,29 @@ def accelerate_policy(policy: Any, sampler: Any = "auto", *, chain: str | None =
     return PolicyAcceleration(policy, adapter, made, exact, steps if chain is None else process.num_steps, notes)
 
 
+def accelerate(thing: Any, sampler: Any = "auto", **options: Any) -> Any:
+    """Let a live policy of another package, or a diffusers pipeline, sample speculatively, in place.
+
+    Args:
+        thing: see :func:`accelerate_policy` and :func:`~specpolicy.interop.diffusers.accelerate_pipeline`.
+        sampler: as for a policy; a pipeline takes ``drafter``, ``verifier`` and ``window`` instead.
+        **options: ``chain`` for a policy; the further arguments for a pipeline.
+
+    Returns:
+        A context manager with ``restore()`` and an ``account`` of evaluations and acceptance.
+
+    Raises:
+        UnsupportedPolicy, UnsupportedPipeline: it cannot be accelerated; the message says why and what can be done.
+    """
+    if "DiffusionPipeline" not in _names(thing):
+        return accelerate_policy(thing, sampler, **options)
+    from specpolicy.interop.diffusers.accelerate import accelerate_pipeline
+
+    if sampler != "auto":
+        raise UnsupportedPolicy("a pipeline makes its sampler itself: give drafter, verifier and window in its place")
+    return accelerate_pipeline(thing, **options)
+
+
 def is_policy(thing: Any) -> bool:
     """Tell whether an object looks like one that :func:`accelerate_policy` takes."""
     return any(recognize(thing) is not None for recognize in _RECOGNIZERS)
@@ -309,8 +332,8 @@ def _robomimic(policy: Any) -> _Adapter | None:
 
             noise = _noise(batch, (horizon.prediction_horizon, algorithm.ac_dim), None, features)
             chunk = sample(denoise, noise, features.reshape(batch, -1), None)
-            start = horizon.n_obs_steps - 1
-            return chunk[:, start : start + horizon.horizon]
+            start = horizon.observation_horizon - 1
+            return chunk[:, start : start + horizon.action_horizon]
 
         return _get_action_trajectory
 

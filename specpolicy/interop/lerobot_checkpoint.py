@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from specpolicy.interop.checkpoint_files import (
+    comma_list,
     file_within,
     finite,
-    listed,
     read_json,
     read_safetensors,
     refuse,
@@ -34,12 +34,12 @@ from specpolicy.interop.checkpoint_files import (
 from specpolicy.interop.fields import Fields
 from specpolicy.interop.foreign import (
     AffinePart,
-    Camera,
     Findings,
+    ForeignCamera,
     ForeignPolicy,
     assemble,
     describe_steps,
-    read_scheduler,
+    read_scheduler_config,
 )
 from specpolicy.interop.image_encoders import RESNET_FEATURES, read_lerobot_encoder
 from specpolicy.interop.network_weights import read_unet
@@ -107,12 +107,8 @@ def read_lerobot(folder: Path) -> ForeignPolicy:
     scheduler, steps = _scheduler(config, findings)
     rest = [k for k in weights if not k.startswith(("diffusion.unet.", "diffusion.rgb_encoder."))]
     if rest:
-        refuse(folder / WEIGHTS, f"weights {listed(rest)}, which LeRobot's diffusion policy does not have")
+        refuse(folder / WEIGHTS, f"weights {comma_list(rest)}, which LeRobot's diffusion policy does not have")
     findings.found["weights"] = f"{WEIGHTS} (LeRobot keeps no moving average)"
-    findings.found["chunk"] = (
-        f"{n_obs_steps} observation steps, {horizon} actions predicted, {n_action_steps} executed from step "
-        f"{n_obs_steps - 1}"
-    )
     return assemble(
         folder,
         findings,
@@ -283,7 +279,7 @@ def _from_processors(
         if ours in names:
             names[ours] = theirs
     if len(set(names.values())) < len(names):
-        refuse(folder / PREPROCESSOR, f"rename_map gives one name to several of {listed(names)}")
+        refuse(folder / PREPROCESSOR, f"rename_map gives one name to several of {comma_list(names)}")
     if renames:
         findings.found["renamed"] = ", ".join(f"{theirs} is {ours}" for theirs, ours in renames.items())
 
@@ -346,15 +342,15 @@ def _parts(
     normalize: Normalization,
     weights: Mapping[str, Tensor],
     findings: Findings,
-) -> dict[str, AffinePart | Camera]:
+) -> dict[str, AffinePart | ForeignCamera]:
     """State, then cameras in the order of the configuration, then the environment's state."""
     if STATE not in inputs:
-        refuse(config.file, f"there is no {STATE} among the inputs {listed(inputs)}, which LeRobot's network needs")
+        refuse(config.file, f"there is no {STATE} among the inputs {comma_list(inputs)}, which LeRobot's network needs")
     cameras = [key for key, feature in inputs.items() if feature.kind == "VISUAL"]
     vectors = [key for key in (STATE, ENVIRONMENT) if key in inputs]
     unused = [key for key in inputs if key not in cameras and key not in vectors]
     if unused:
-        findings.assumed.append(f"{listed(unused)}: inputs that LeRobot's network does not use")
+        findings.assumed.append(f"{comma_list(unused)}: inputs that LeRobot's network does not use")
     parts: dict[str, AffinePart] = {}
     for key in vectors:
         shape = inputs[key].shape
@@ -362,11 +358,11 @@ def _parts(
             refuse(config.file, f"{key} has shape {list(shape)}; expected a vector")
         parts[names[key]] = normalize(key, shape[0])
     encoders = _encoders(folder, config, inputs, cameras, normalize, weights)
-    ordered: dict[str, AffinePart | Camera] = {names[STATE]: parts[names[STATE]]}
+    ordered: dict[str, AffinePart | ForeignCamera] = {names[STATE]: parts[names[STATE]]}
     ordered |= {names[key]: encoders[key] for key in cameras}
     ordered |= {names[key]: parts[names[key]] for key in vectors[1:]}
     findings.found["observations"] = ", ".join(
-        f"{key} ({'camera' if isinstance(part, Camera) else len(part.center)})" for key, part in ordered.items()
+        f"{key} ({'camera' if isinstance(part, ForeignCamera) else len(part.center)})" for key, part in ordered.items()
     )
     return ordered
 
@@ -378,7 +374,7 @@ def _encoders(
     cameras: list[str],
     normalize: Normalization,
     weights: Mapping[str, Tensor],
-) -> dict[str, Camera]:
+) -> dict[str, ForeignCamera]:
     if not cameras:
         return {}
     separate = config.flag("use_separate_rgb_encoder_per_camera", False)
@@ -386,7 +382,7 @@ def _encoders(
     state = without_prefix(weights, "diffusion.rgb_encoder.")
     crop = [84, 84] if "crop_shape" not in config.values else config.raw("crop_shape")
     resize = config.integers("resize_shape", length=2) if config.has("resize_shape") else None
-    found: dict[str, Camera] = {}
+    found: dict[str, ForeignCamera] = {}
     for number, key in enumerate(cameras):
         shape = inputs[key].shape
         if len(shape) != 3:
@@ -411,7 +407,7 @@ def _scheduler(config: Fields, findings: Findings) -> tuple[dict[str, Any], int]
     kind = config.text("noise_scheduler_type", "DDPM", ("DDPM", "DDIM"))
     values = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 100, **config.values}
     values = {k: v for k, v in values.items() if k not in ("variance_type", "steps_offset", "set_alpha_to_one")}
-    scheduler, train_steps = read_scheduler(Fields(config.file, values), findings, kind)
+    scheduler, train_steps = read_scheduler_config(Fields(config.file, values), findings, kind)
     steps = config.integer("num_inference_steps", train_steps, most=train_steps)
     describe_steps(findings, scheduler, train_steps, steps, old=False)
     return scheduler, steps

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specpolicy.interop.checkpoint_files import listed, refuse
+from specpolicy.interop.checkpoint_files import comma_list, refuse
 
 HEAD_GROUPS = 8
 """Groups of the last group norm in all three packages, whatever their ``n_groups`` says."""
@@ -69,7 +69,7 @@ class _Taken:
     def finish(self) -> None:
         """Refuse what nobody asked for."""
         if self.rest:
-            names = listed(self.name(key) for key in self.rest)
+            names = comma_list(self.name(key) for key in self.rest)
             refuse(self.file, f"{names}: weights that this kind of network does not have; it is another network")
 
 

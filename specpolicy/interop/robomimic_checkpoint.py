@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specpolicy.interop.checkpoint_files import finite, listed, one_line, refuse, tensors_of, without_prefix
+from specpolicy.interop.checkpoint_files import comma_list, finite, refuse, shortened, tensors_of, without_prefix
 from specpolicy.interop.fields import Fields
 from specpolicy.interop.foreign import (
     AffinePart,
-    Camera,
     Findings,
+    ForeignCamera,
     ForeignPolicy,
     assemble,
     describe_steps,
-    read_scheduler,
+    read_scheduler_config,
 )
 from specpolicy.interop.image_encoders import read_visual_core
 from specpolicy.interop.network_weights import read_unet
@@ -58,9 +58,9 @@ def read_robomimic(path: Path, payload: Mapping[str, Any]) -> ForeignPolicy:
     nets = _weights(path, payload["model"], config, findings)
 
     horizons = config.part("algo").part("horizon")
-    n_obs_steps = horizons.integer("n_obs_steps", most=1000)
+    n_obs_steps = horizons.integer("observation_horizon", most=1000)
     horizon = horizons.integer("prediction_horizon", most=10_000)
-    n_action_steps = horizons.integer("horizon", most=10_000)
+    n_action_steps = horizons.integer("action_horizon", most=10_000)
     network = read_unet(
         path,
         "model.policy.noise_pred_net.",
@@ -79,11 +79,7 @@ def read_robomimic(path: Path, payload: Mapping[str, Any]) -> ForeignPolicy:
     scheduler, steps = _scheduler(config, findings)
     rest = [name for name in nets if not name.startswith(("policy.noise_pred_net.", "policy.obs_encoder."))]
     if rest:
-        refuse(path, f"model: weights {listed(rest)}, which a diffusion policy of robomimic does not have")
-    findings.found["chunk"] = (
-        f"{n_obs_steps} observation steps, {horizon} actions predicted, {n_action_steps} executed from step "
-        f"{n_obs_steps - 1}"
-    )
+        refuse(path, f"model: weights {comma_list(rest)}, which a diffusion policy of robomimic does not have")
     return assemble(
         path,
         findings,
@@ -105,7 +101,7 @@ def _config(path: Path, text: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        refuse(path, f"config is no JSON ({one_line(str(error))})", error)
+        refuse(path, f"config is no JSON ({shortened(str(error))})", error)
     if not isinstance(config, dict):
         refuse(path, f"config is a {type(config).__name__}; expected a mapping")
     return config
@@ -132,13 +128,13 @@ def _weights(path: Path, model: Any, config: Fields, findings: Findings) -> dict
 
 def _observations(
     path: Path, top: Fields, config: Fields, encoders: dict[str, Tensor], findings: Findings
-) -> dict[str, AffinePart | Camera]:
+) -> dict[str, AffinePart | ForeignCamera]:
     """Parts in the order of shape_metadata.all_shapes: sorted by name, whatever the order in config is."""
     observation = config.part("observation")
     modalities = observation.part("modalities")
     goals = [key for kind in modalities.part("goal").values for key in modalities.part("goal").names(kind, [])]
     if goals:
-        refuse(path, f"config.observation.modalities.goal names {listed(goals)}: goal-conditioned policies are not "
+        refuse(path, f"config.observation.modalities.goal names {comma_list(goals)}: goal-conditioned policies are not "
                      "supported")  # fmt: skip
     obs = modalities.part("obs")
     kinds = {key: kind for kind in obs.values for key in obs.names(kind, [])}
@@ -146,8 +142,8 @@ def _observations(
     statistics = Fields(path, top.raw("obs_normalization_stats", {}), "obs_normalization_stats")
     lacking = [key for key in kinds if key not in shapes.values]
     if lacking:
-        refuse(path, f"{shapes.where} lacks {listed(lacking)}, which config.observation.modalities names")
-    parts: dict[str, AffinePart | Camera] = {}
+        refuse(path, f"{shapes.where} lacks {comma_list(lacking)}, which config.observation.modalities names")
+    parts: dict[str, AffinePart | ForeignCamera] = {}
     for key in (key for key in shapes.values if key in kinds):
         kind, shape = kinds[key], shapes.integers(key)
         if "lang" in key.lower() or "lang" in kind.lower():
@@ -169,7 +165,7 @@ def _observations(
     if not parts:
         refuse(path, "config.observation.modalities.obs names no observation")
     findings.found["observations"] = ", ".join(
-        f"{key} ({'camera' if isinstance(part, Camera) else len(part.center)})" for key, part in parts.items()
+        f"{key} ({'camera' if isinstance(part, ForeignCamera) else len(part.center)})" for key, part in parts.items()
     )
     if statistics.values:
         findings.found["normalization"] = "observations by mean and standard deviation (obs_normalization_stats)"
@@ -223,12 +219,12 @@ def _actions(path: Path, top: Fields, config: Fields, findings: Findings) -> tup
             rotations.append({"start": start, "to": _ROTATIONS[target]})
         start += len(scale)
     if start != total:
-        refuse(path, f"{statistics.where}: {listed(keys)} have {start} coordinates together, shape_metadata.ac_dim "
+        refuse(path, f"{statistics.where}: {comma_list(keys)} have {start} coordinates together, shape_metadata.ac_dim "
                      f"says {total}")  # fmt: skip
     action = AffinePart(*(torch.cat([getattr(v, name) for v in vectors]) for name in ("center", "width", "base")))
     findings.found["actions"] = f"{total} coordinates ({', '.join(keys)})"
     if rotations:
-        findings.found["rotations"] = "6-D rotations are turned into " + listed(r["to"] for r in rotations)
+        findings.found["rotations"] = "6-D rotations are turned into " + comma_list(r["to"] for r in rotations)
     return action, rotations
 
 
@@ -237,7 +233,7 @@ def _scheduler(config: Fields, findings: Findings) -> tuple[dict[str, Any], int]
     for kind in ("ddpm", "ddim"):
         part = algo.part(kind)
         if part.flag("enabled", False):
-            scheduler, train_steps = read_scheduler(part, findings, kind.upper(), old=True)
+            scheduler, train_steps = read_scheduler_config(part, findings, kind.upper(), old=True)
             steps = part.integer("num_inference_timesteps", train_steps, most=train_steps)
             describe_steps(findings, scheduler, train_steps, steps, old=True)
             return scheduler, steps

@@ -17,6 +17,22 @@ from specpolicy.utils.digests import checkpoint_digest as checkpoint_digest
 from specpolicy.utils.digests import file_digest as file_digest
 from specpolicy.utils.files import atomic_path
 
+COMPANION = ".specpolicy"
+"""Ending of the folder beside a foreign checkpoint in which is kept what was found out about it."""
+
+
+def companion(checkpoint: str | Path) -> Path:
+    """Find the folder for what is found out about a policy: its own, or one beside a checkpoint that is not ours.
+
+    Args:
+        checkpoint: folder or file of the policy. It is not touched if another package wrote it.
+    """
+    path = Path(checkpoint)
+    lerobot = (path / "model.safetensors").is_file() or (path / "pretrained_model").is_dir()
+    if path.is_file() or (lerobot and not is_own(path)):
+        return path.absolute().with_name(path.absolute().name + COMPANION)
+    return path
+
 
 def write_seen_seeds(folder: Path, seeds: Iterable[int]) -> None:
     """Write them into a checkpoint's folder, at once or not at all."""
@@ -72,8 +88,13 @@ def save_policy(policy: DiffusionPolicy, folder: Path, half: bool = False) -> No
     partial.replace(folder / CONFIG)
 
 
+def is_own(path: Path) -> bool:
+    """Tell whether a folder holds a policy in this library's own format, damaged or not."""
+    return (path / WEIGHTS).is_file() or (path / (WEIGHTS + ".partial")).is_file()
+
+
 def read_config(folder: Path) -> PolicyConfig:
-    """What a checkpoint is of, without its weights. Raises :class:`CheckpointError` as :func:`load_policy` does."""
+    """What a checkpoint is of, without its weights. Raises :class:`CheckpointError` as :func:`load_pretrained` does."""
     for file in (folder / CONFIG, folder / WEIGHTS):
         if not file.is_file():
             raise CheckpointError(
@@ -86,8 +107,8 @@ def read_config(folder: Path) -> PolicyConfig:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
 
 
-def load_policy(path: str | Path, device: str | torch.device = "cpu", task: str | None = None) -> DiffusionPolicy:
-    """Read a policy.
+def load_pretrained(path: str | Path, device: str | torch.device = "cpu", task: str | None = None) -> DiffusionPolicy:
+    """Read a policy in this library's own format.
 
     Args:
         path: folder that holds ``config.json`` and ``policy.safetensors``.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
+
+from specpolicy.policies.normalizer import NORMALIZERS
+from specpolicy.policies.rotations import check_rotations
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,19 @@ class PolicyConfig:
         horizon: actions in one predicted chunk; the first belongs to the oldest observation step (16).
         n_action_steps: actions played before the next chunk is asked for, from the present step on (8).
         network: ``{"name": ..., **arguments}`` of a network in :data:`specpolicy.policies.networks.NETWORKS`.
-        scheduler: configuration of the diffusers ``DDPMScheduler`` used in training.
+        scheduler: configuration of the diffusers scheduler: a ``DDPMScheduler`` as used in training, or where
+            ``_class_name`` says so a ``DDIMScheduler`` of the same betas, which the policy's own package plays.
         cameras: which of the observations are images, and how each is encoded; see
             :meth:`~specpolicy.policies.cameras.CameraSpec.from_dict`.
+        first_action: position in the chunk of the first action played; None for that of the present step.
+        num_inference_steps: steps of the scheduler that are played if nothing else is asked for; None for all.
+        normalization: ``min_max``, or ``affine`` with any scale and offset.
+        inpainting: observations are no condition of the network but the last coordinates of the trajectory, known in
+            its first ``n_obs_steps`` steps.
+        rotations: six-dimensional rotations in actions, and what they are turned into; see
+            :func:`~specpolicy.policies.rotations.convert_rotations`.
+        source: of a policy that another package trained: what was found in its checkpoint, assumed, and deliberately
+            done otherwise; see :meth:`~specpolicy.policies.DiffusionPolicy.report`.
     """
 
     task: str
@@ -32,9 +45,15 @@ class PolicyConfig:
     network: dict[str, Any] = field(default_factory=lambda: {"name": "unet1d"})
     scheduler: dict[str, Any] = field(default_factory=dict)
     cameras: dict[str, dict[str, Any]] = field(default_factory=dict)
+    first_action: int | None = None
+    num_inference_steps: int | None = None
+    normalization: str = "min_max"
+    inpainting: bool = False
+    rotations: list[dict[str, Any]] = field(default_factory=list)
+    source: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        first = self.n_obs_steps - 1
+        first = self.first_executed
         if self.n_obs_steps < 1 or self.n_action_steps < 1 or self.action_dim < 1:
             raise ValueError("n_obs_steps, n_action_steps and action_dim must be at least 1")
         if first + self.n_action_steps > self.horizon:
@@ -45,12 +64,38 @@ class PolicyConfig:
 
         if unknown := [key for key in self.cameras if key not in self.observations]:
             raise ValueError(f"cameras {unknown} are none of the observations {list(self.observations)}")
+        if first < 0:
+            raise ValueError(f"first_action={first}; the first action of a chunk has position 0")
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={self.num_inference_steps}; it must be at least 1")
+        if self.normalization not in NORMALIZERS:
+            raise ValueError(f"normalization={self.normalization!r}; known: {sorted(NORMALIZERS)}")
+        if self.inpainting and (self.cameras or self.n_obs_steps > self.horizon):
+            raise ValueError("inpainting: observations must be vectors, of no more steps than the chunk has")
+        check_rotations(self.rotations, self.action_dim)
+
+    @property
+    def first_executed(self) -> int:
+        """Position in the chunk of the first action that is played."""
+        return self.n_obs_steps - 1 if self.first_action is None else self.first_action
+
+    @property
+    def env_action_dim(self) -> int:
+        """Coordinates of an action that is played: fewer than ``action_dim`` where rotations are converted."""
+        return self.action_dim - 3 * len(self.rotations)
+
+    @property
+    def trajectory_dim(self) -> int:
+        """Coordinates of one step of what is sampled: an action, and with inpainting an observation."""
+        return self.action_dim + (sum(self.observations.values()) if self.inpainting else 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types; without ``cameras`` where there are none."""
-        values = asdict(self)
-        if not self.cameras:
-            del values["cameras"]
+        """As plain JSON types; without what is as it is by default, from ``cameras`` on."""
+        values, names = asdict(self), [f.name for f in fields(self)]
+        for f in fields(self)[names.index("cameras") :]:
+            plain = f.default if f.default_factory is MISSING else f.default_factory()
+            if values[f.name] == plain:
+                del values[f.name]
         return values
 
     def check_interchangeable(self, other: PolicyConfig, role: str) -> None:
@@ -60,7 +105,7 @@ class PolicyConfig:
 
         ``role`` is what the other policy is to be, for the message: ``teacher``, ``draft network``.
         """
-        for name in ("observations", "n_obs_steps", "action_dim", "horizon", "scheduler"):
+        for name in ("observations", "n_obs_steps", "action_dim", "horizon", "scheduler", "inpainting"):
             mine, others = getattr(self, name), getattr(other, name)
             if mine != others:
                 raise ValueError(f"{name}: the {role}'s is {others}, the policy's {mine}; both must have the same")

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from specpolicy.policies.cameras import CameraEncoders
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.networks import build_network
-from specpolicy.policies.normalizer import MinMaxNormalizer
+from specpolicy.policies.normalizer import NORMALIZERS
 from specpolicy.policies.observations import ObservationSpec
+from specpolicy.policies.rotations import convert_rotations
 from specpolicy.speculative.denoiser import Denoiser
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.random_streams import ChainGenerators
@@ -63,8 +64,8 @@ class ActionChunk:
     """Actions to play, and how they were found.
 
     Attributes:
-        actions: shape ``(batch, n_action_steps, action_dim)``, in the environment's units.
-        prediction: the whole chunk, shape ``(batch, horizon, action_dim)``, same units.
+        actions: shape ``(batch, n_action_steps, env_action_dim)``, in the environment's units.
+        prediction: the whole chunk, shape ``(batch, horizon, env_action_dim)``, same units.
         result: the sampler's account (normalized samples, passes, acceptance).
     """
 
@@ -95,10 +96,11 @@ class DiffusionPolicy(nn.Module):
                 )
         images: dict[str, tuple[int, ...]] = {key: cam.raw_shape for key, cam in self.encoders.cameras.items()}
         self.observations = ObservationSpec(config.observations, config.n_obs_steps, images)
-        cond_dim = config.n_obs_steps * self.observations.dim
-        self.network = build_network(config.network, config.action_dim, cond_dim, config.horizon)
-        self.observation_normalizer = MinMaxNormalizer.identity(self.observations.dim)
-        self.action_normalizer = MinMaxNormalizer.identity(config.action_dim)
+        cond_dim = 0 if config.inpainting else config.n_obs_steps * self.observations.dim
+        self.network = build_network(config.network, config.trajectory_dim, cond_dim, config.horizon)
+        normalizer = NORMALIZERS[config.normalization]
+        self.observation_normalizer = normalizer.identity(self.observations.dim)
+        self.action_normalizer = normalizer.identity(config.action_dim)
 
     @property
     def device(self) -> torch.device:
@@ -106,14 +108,35 @@ class DiffusionPolicy(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def scheduler(self) -> DDPMScheduler:
-        """A fresh copy of the training scheduler."""
+    def scheduler(self) -> DDPMScheduler | DDIMScheduler:
+        """A fresh copy of the scheduler that the policy is played with."""
+        deterministic = self.config.scheduler.get("_class_name") == "DDIMScheduler"
+        return (DDIMScheduler if deterministic else DDPMScheduler).from_config(self.config.scheduler)
+
+    @property
+    def training_scheduler(self) -> DDPMScheduler:
+        """A fresh copy of the scheduler of the chain that the network was trained for; of the same betas."""
         return DDPMScheduler.from_config(self.config.scheduler)
 
     @property
+    def num_train_timesteps(self) -> int:
+        """Timesteps of the chain that the network was trained for."""
+        steps: int = self.training_scheduler.config.num_train_timesteps
+        return steps
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Steps of the DDPM chain that is sampled if nothing else is asked for.
+
+        Those that the policy is played with; all training timesteps for one that is played deterministically.
+        """
+        steps = self.config.num_inference_steps
+        return self.num_train_timesteps if steps is None or isinstance(self.scheduler, DDIMScheduler) else steps
+
+    @property
     def event_shape(self) -> tuple[int, int]:
-        """Shape of one chunk: ``(horizon, action_dim)``."""
-        return self.config.horizon, self.config.action_dim
+        """Shape of what is sampled for one chunk: ``(horizon, action_dim)``; wider with inpainted observations."""
+        return self.config.horizon, self.config.trajectory_dim
 
     def condition(self, observation: Float[Tensor, "b steps obs"]) -> Float[Tensor, "b cond"]:
         """Normalize a joined observation history (raw units) and flatten it into the network's condition."""
@@ -157,6 +180,12 @@ class DiffusionPolicy(nn.Module):
         self, x: Float[Tensor, "n time action"], timestep: Tensor, cond: Float[Tensor, "n cond"]
     ) -> Float[Tensor, "n time action"]:
         """The denoiser that samplers call: normalized noisy chunks in, the scheduler's prediction type out."""
+        if self.config.inpainting:
+            # The network always sees the true observations, so that what the chain makes of them has no effect.
+            steps, actions = self.config.n_obs_steps, self.config.action_dim
+            known = cond.view(len(cond), steps, -1)
+            x = torch.cat([torch.cat([x[:, :steps, :actions], known], dim=-1), x[:, steps:]], dim=1)
+            cond = cond[:, :0]
         return self.network(x, timestep, cond)
 
     @torch.inference_mode()
@@ -195,10 +224,45 @@ class DiffusionPolicy(nn.Module):
             result = _predrafting(sampler)(
                 self, predraft.start, cond=cond, generator=generator, record=record, predraft=predraft
             )
-        prediction = self.action_normalizer.unnormalize(result.sample).float().cpu().numpy()
-        first = self.config.n_obs_steps - 1
+        prediction = self.decode(result.sample)
+        first = self.config.first_executed
         actions = prediction[:, first : first + self.config.n_action_steps]
         return ActionChunk(actions=actions, prediction=prediction, result=result)
+
+    def decode(self, sample: Float[Tensor, "b time trajectory"]) -> NDArray[np.float32]:
+        """Turn what was sampled into a whole chunk of actions in the environment's units.
+
+        Args:
+            sample: normalized, shape ``(batch, *event_shape)``.
+
+        Returns:
+            Shape ``(batch, horizon, action_dim)``, three coordinates less for each rotation that is converted.
+        """
+        actions = self.action_normalizer.unnormalize(sample[..., : self.config.action_dim])
+        if self.config.rotations:
+            actions = convert_rotations(actions, self.config.rotations)
+        array: NDArray[np.float32] = actions.float().cpu().numpy()
+        return array
+
+    def report(self) -> str:
+        """Say what this policy is; of another package's also what was assumed and what is done otherwise."""
+        config, parameters = self.config, sum(p.numel() for p in self.network.parameters())
+        arguments = ", ".join(f"{name}={value}" for name, value in config.network.items() if name != "name")
+        lines = {
+            "format": config.source.get("format", "specpolicy"),
+            "task": config.task,
+            "network": f"{config.network['name']} ({arguments}), {parameters / 1e6:.2f} M parameters",
+            "observations": ", ".join(f"{key} ({dim})" for key, dim in config.observations.items()),
+            "chunk": f"{config.horizon} actions predicted from {config.n_obs_steps} observation steps, "
+            f"{config.n_action_steps} played from step {config.first_executed} on",
+            "scheduler": f"{type(self.scheduler).__name__}, "
+            f"{config.num_inference_steps or self.num_inference_steps} of {self.num_train_timesteps} timesteps",
+            **config.source.get("found", {}),
+        }
+        text = [f"{name}: {line}" for name, line in lines.items()]
+        for name in ("assumed", "deviations"):
+            text += [f"{name}: {line}" for line in config.source.get(name, [])]
+        return "\n".join(text)
 
     @torch.inference_mode()
     def predraft(
@@ -230,10 +294,13 @@ class DiffusionPolicy(nn.Module):
 
     @staticmethod
     def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> DiffusionPolicy:
-        """Read a policy from ``folder``, in evaluation mode. Raises ``CheckpointError``; see :func:`load_policy`."""
-        from specpolicy.policies.checkpoint import load_policy
+        """Read a policy of this library's own format from ``folder``, in evaluation mode; see :func:`load_pretrained`.
 
-        return load_policy(Path(folder), device)
+        :func:`specpolicy.load_policy` reads checkpoints of other packages, too.
+        """
+        from specpolicy.policies.checkpoint import load_pretrained
+
+        return load_pretrained(Path(folder), device)
 
 
 def _predrafting(sampler: Sampler) -> PreDraftingSampler:

@@ -1,4 +1,4 @@
-"""Min–max scaling of observations and actions to [−1, 1]."""
+"""Scaling of observations and actions to what networks work with."""
 
 from __future__ import annotations
 
@@ -54,3 +54,44 @@ class MinMaxNormalizer(nn.Module):
         """Map [−1, 1] to data units."""
         centre, scale = self._centre_and_scale()
         return value * scale + centre
+
+
+class AffineNormalizer(nn.Module):
+    """Affine map of each coordinate, x′ = (x − center) / width + base, as other packages' normalizations are.
+
+    Three vectors and not two: so float32 keeps the digits where a coordinate is far from zero or hardly moves.
+
+    Args:
+        center, width, base: of each coordinate, shape ``(dim,)``; no width is zero.
+    """
+
+    center: Tensor
+    width: Tensor
+    base: Tensor
+
+    def __init__(
+        self, center: Float[Tensor, " dim"], width: Float[Tensor, " dim"], base: Float[Tensor, " dim"]
+    ) -> None:
+        super().__init__()
+        for name, vector in (("center", center), ("width", width), ("base", base)):
+            self.register_buffer(name, vector.clone())
+
+    @classmethod
+    def identity(cls, dim: int) -> AffineNormalizer:
+        """Make the map that changes nothing, to be filled by ``load_state_dict``."""
+        return cls(torch.zeros(dim), torch.ones(dim), torch.zeros(dim))
+
+    def normalize(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Map data units to the network's."""
+        return (value - self.center) / self.width + self.base
+
+    def unnormalize(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Map the network's units to those of the data."""
+        return (value - self.base) * self.width + self.center
+
+
+NORMALIZERS: dict[str, type[MinMaxNormalizer] | type[AffineNormalizer]] = {
+    "min_max": MinMaxNormalizer,
+    "affine": AffineNormalizer,
+}
+"""Normalizers by the name that a policy's configuration uses."""

@@ -93,7 +93,7 @@ class BatchedPolicy:
             "task": config.task,
             "observations": {name: _length(shape) for name, shape in self.observations.shapes.items()},
             "n_obs_steps": config.n_obs_steps,
-            "action_dim": config.action_dim,
+            "action_dim": config.env_action_dim,
             "horizon": config.horizon,
             "n_action_steps": config.n_action_steps,
             "sampler": repr(self.sampler),

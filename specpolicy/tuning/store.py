@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.policies.checkpoint import checkpoint_digest, companion
 from specpolicy.speculative.sampler import SpeculativeSampler
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.machine import cpu_model
@@ -30,7 +30,7 @@ def device_name(device: torch.device | str) -> str:
 
 def windows_path(checkpoint: str | Path, device: torch.device | str) -> Path:
     """Where the windows of a checkpoint for a device lie."""
-    return Path(checkpoint) / f"windows-{device_name(device)}.json"
+    return companion(checkpoint) / f"windows-{device_name(device)}.json"
 
 
 def sampler_key(sampler: SpeculativeSampler) -> str:
@@ -56,6 +56,7 @@ def save_windows(entry: dict[str, Any], key: str, checkpoint: str | Path, device
         earlier = _read(path)
         content = earlier if earlier["checkpoint"] == digest else content
     content["samplers"][key] = entry
+    path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path

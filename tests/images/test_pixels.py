@@ -17,8 +17,8 @@ from benchmarks.images.command_line import EXIT_USER_ERROR
 from benchmarks.images.pixels import PixelDiTPipeline
 from benchmarks.images.sample import main
 from benchmarks.images.sampling import load_pipeline
+from specpolicy import accelerate
 from specpolicy.approximate.specdiff.sampler import cache
-from specpolicy.interop.diffusers.accelerate import accelerate
 
 STEPS = 12
 CLASSES = 4

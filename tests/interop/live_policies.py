@@ -199,7 +199,7 @@ class DiffusionPolicyUNet:
         self.obs_shapes = {"eef": (2,), "grip": (1,)}
         self.noise_scheduler = ddim() if deterministic else ddpm()
         self.algo_config = SimpleNamespace(
-            horizon=SimpleNamespace(n_obs_steps=STEPS, horizon=4, prediction_horizon=HORIZON),
+            horizon=SimpleNamespace(observation_horizon=STEPS, action_horizon=4, prediction_horizon=HORIZON),
             ddpm=SimpleNamespace(enabled=not deterministic, num_inference_timesteps=100),
             ddim=SimpleNamespace(enabled=deterministic, num_inference_timesteps=10),
         )

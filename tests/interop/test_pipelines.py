@@ -20,9 +20,8 @@ from diffusers import (
 )
 from scipy import stats
 
-from specpolicy import AdaptiveWindow, FrozenDrafter, RecyclingDrafter, ReflectionVerifier
+from specpolicy import AdaptiveWindow, FrozenDrafter, RecyclingDrafter, ReflectionVerifier, accelerate
 from specpolicy.approximate.asdsv import ThresholdVerifier
-from specpolicy.interop.diffusers.accelerate import accelerate
 from specpolicy.interop.diffusers.families import (
     FAMILIES,
     Family,

@@ -10,8 +10,7 @@ import tiny_pipelines as tiny
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 
-from specpolicy import AdaptiveWindow
-from specpolicy.interop.diffusers.accelerate import accelerate
+from specpolicy import AdaptiveWindow, accelerate
 from specpolicy.interop.diffusers.families import read_chain
 from specpolicy.speculative.exactness import check_exactness
 

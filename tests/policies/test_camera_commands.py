@@ -19,7 +19,7 @@ import torch
 from specpolicy import samplers
 from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.config import compose, to_container
-from specpolicy.policies.checkpoint import load_policy
+from specpolicy.interop.loading import load_policy
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.normalizer import MinMaxNormalizer

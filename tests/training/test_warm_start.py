@@ -109,7 +109,7 @@ def test_donors_that_do_not_fit_are_refused(change: dict[str, Any], says: str) -
 def test_training_goes_on_from_a_donor(tmp_path: Path) -> None:
     from test_camera_training import SETTINGS, config, write_file
 
-    from specpolicy.policies.checkpoint import load_policy
+    from specpolicy.interop.loading import load_policy
     from specpolicy.training.train import train_policy
 
     path = write_file(tmp_path / "d.hdf5")

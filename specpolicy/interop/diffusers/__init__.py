@@ -1,6 +1,6 @@
 """Stock diffusers pipelines, sampled in few network passes.
 
->>> from specpolicy.interop.diffusers import accelerate
+>>> from specpolicy import accelerate
 >>> with accelerate(pipeline) as fast:
 ...     image = pipeline(num_inference_steps=250).images[0]
 >>> fast.account.passes
@@ -10,7 +10,7 @@ from a :class:`~specpolicy.SpeculativeSampler`. The images have exactly the law 
 """
 
 from specpolicy.interop.diffusers.accelerate import Acceleration as Acceleration
-from specpolicy.interop.diffusers.accelerate import accelerate as accelerate
+from specpolicy.interop.diffusers.accelerate import accelerate_pipeline as accelerate_pipeline
 from specpolicy.interop.diffusers.accelerate import approximate as approximate
 from specpolicy.interop.diffusers.families import FAMILIES as FAMILIES
 from specpolicy.interop.diffusers.families import UnsupportedPipeline as UnsupportedPipeline

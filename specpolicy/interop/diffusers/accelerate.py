@@ -294,7 +294,7 @@ class Acceleration:
         self.restore()
 
 
-def accelerate(
+def accelerate_pipeline(
     pipeline: Any,
     drafter: Drafter | None = None,
     verifier: Verifier | None = None,

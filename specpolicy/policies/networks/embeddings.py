@@ -10,17 +10,22 @@ from torch import Tensor, nn
 
 
 class TimestepEmbedding(nn.Module):
-    """Sines and cosines of the timestep, then a two-layer perceptron."""
+    """Sines and cosines of the timestep, then a two-layer MLP.
+
+    Args:
+        dim: length of the embedding.
+        mlp: False leaves it at the sines and cosines.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, mlp: bool = True) -> None:
         super().__init__()
         half = dim // 2
         self.register_buffer(
             "frequencies", torch.exp(-math.log(10_000.0) / (half - 1) * torch.arange(half)), persistent=False
         )
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim)) if mlp else nn.Identity()
 
     def forward(self, timestep: Float[Tensor, " n"]) -> Float[Tensor, "n dim"]:
         """Embed timesteps 0 … T − 1."""

@@ -22,11 +22,12 @@ class Attention(nn.Module):
         width: features of a token. heads: must divide ``width``.
         dropout: share of the attention that is dropped in training.
         causal: queries see keys at their own position and before alone.
+        ahead: keys that a causal query sees beyond its own position: those that stand before all others in a memory.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float, causal: bool = False) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool = False, ahead: int = 0) -> None:
         super().__init__()
-        self.heads, self.dropout, self.causal = heads, dropout, causal
+        self.heads, self.dropout, self.causal, self.ahead = heads, dropout, causal, ahead
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.out = nn.Linear(width, width)
 
@@ -42,8 +43,12 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "n heads asking part"]:
         """Values, weighted by how well their keys answer the queries. Feature caching replaces this method."""
         dropout = self.dropout if self.training else 0.0
+        mask = None
+        if self.causal and self.ahead:
+            positions = torch.arange(max(query.shape[2], key.shape[2]), device=query.device)
+            mask = positions[: query.shape[2], None] >= positions[: key.shape[2]] - self.ahead
         return nn.functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=self.causal and query.shape[2] > 1
+            query, key, value, mask, dropout, is_causal=self.causal and not self.ahead and query.shape[2] > 1
         )
 
     def forward(
@@ -58,11 +63,14 @@ class Attention(nn.Module):
 class DecoderBlock(nn.Module):
     """Attention among actions, attention to the memory, two linear layers; each around a residual path."""
 
-    def __init__(self, width: int, heads: int, expansion: int, dropout: float, causal: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, expansion: int, dropout: float, causal: bool, memory_mask: bool = False
+    ) -> None:
         super().__init__()
         self.norm_self, self.norm_cross, self.norm_wide = (nn.LayerNorm(width) for _ in range(3))
         self.attention = Attention(width, heads, dropout, causal)
-        self.cross = Attention(width, heads, dropout)
+        # The timestep stands before the observation steps in the memory, hence one position more.
+        self.cross = Attention(width, heads, dropout, memory_mask, ahead=1)
         self.widen, self.narrow = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
         self.drop = nn.Dropout(dropout)
 
@@ -72,6 +80,22 @@ class DecoderBlock(nn.Module):
         """Apply the block to action tokens ``x`` under ``memory``. Only attention lets a token see others."""
         x = x + self.drop(self.attention(self.norm_self(x)))
         x = x + self.drop(self.cross(self.norm_cross(x), memory))
+        return x + self.drop(self.narrow(nn.functional.gelu(self.widen(self.norm_wide(x)))))
+
+
+class EncoderBlock(nn.Module):
+    """Attention among the memory's tokens and two linear layers, each around a residual path."""
+
+    def __init__(self, width: int, heads: int, expansion: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_self, self.norm_wide = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads, dropout)
+        self.widen, self.narrow = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "n told width"]) -> Float[Tensor, "n told width"]:
+        """Apply the block."""
+        x = x + self.drop(self.attention(self.norm_self(x)))
         return x + self.drop(self.narrow(nn.functional.gelu(self.widen(self.norm_wide(x)))))
 
 
@@ -89,6 +113,10 @@ class TransformerDenoiser(nn.Module):
         causal: whether an action sees only those before it. Diffusion Policy does so for its transformer.
         octaves: sines and cosines of each observation coordinate that observations are widened by; see
             :class:`FourierFeatures`.
+        timestep_mlp: whether an MLP follows the sines and cosines of the timestep; Diffusion Policy has none.
+        memory_mask: whether action t sees observation steps up to t alone, as in Diffusion Policy's causal
+            transformer. All actions see the timestep.
+        encoder_layers: attention blocks among timestep and observation steps; 0 for an MLP on each of them.
 
     Raises:
         ValueError: ``observation_steps`` does not divide ``cond_dim``, or ``heads`` not ``width``; no layers, or an odd
@@ -108,9 +136,12 @@ class TransformerDenoiser(nn.Module):
         dropout: float = 0.1,
         causal: bool = False,
         octaves: int = 0,
+        timestep_mlp: bool = True,
+        memory_mask: bool = False,
+        encoder_layers: int = 0,
     ) -> None:
         super().__init__()
-        if observation_steps < 1 or cond_dim % observation_steps:
+        if observation_steps < 0 or (cond_dim % observation_steps if observation_steps else cond_dim):
             raise ValueError(
                 f"a condition of length {cond_dim} does not divide into observation_steps={observation_steps}; give "
                 "the policy's n_obs_steps"
@@ -119,14 +150,19 @@ class TransformerDenoiser(nn.Module):
             raise ValueError(f"layers={layers}, width={width}, heads={heads}: at least one layer, and an even width "
                              "of 4 or more that heads divide")  # fmt: skip
         self.shape, self.observation_steps = (horizon, action_dim), observation_steps
-        self.timestep_embedding = TimestepEmbedding(width)
+        self.timestep_embedding = TimestepEmbedding(width, timestep_mlp)
         self.octaves = FourierFeatures(octaves)
-        self.enter_observation = nn.Linear(self.octaves.width(cond_dim // observation_steps), width)
+        if observation_steps:
+            self.enter_observation = nn.Linear(self.octaves.width(cond_dim // observation_steps), width)
         self.enter_action = nn.Linear(action_dim, width)
         self.memory_position = nn.Parameter(torch.zeros(1, 1 + observation_steps, width))
         self.action_position = nn.Parameter(torch.zeros(1, horizon, width))
         self.memory = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
-        self.blocks = nn.ModuleList(DecoderBlock(width, heads, expansion, dropout, causal) for _ in range(layers))
+        if encoder_layers:
+            self.memory = nn.Sequential(*(EncoderBlock(width, heads, 4, dropout) for _ in range(encoder_layers)))
+        self.blocks = nn.ModuleList(
+            DecoderBlock(width, heads, expansion, dropout, causal, memory_mask) for _ in range(layers)
+        )
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, action_dim))
         self.apply(_begin)
         for position in (self.memory_position, self.action_position):
@@ -141,9 +177,11 @@ class TransformerDenoiser(nn.Module):
         """Predict ε (or x0, or v: whatever the training target was) at noisy chunks ``x``."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"chunks of shape {tuple(x.shape[1:])}; this network was built for {self.shape}")
-        time = self.timestep_embedding(timestep.to(x.dtype))[:, None]
-        observed = self.enter_observation(self.octaves(cond.reshape(len(cond), self.observation_steps, -1)))
-        memory = self.memory(torch.cat([time, observed], dim=1) + self.memory_position)
+        told = self.timestep_embedding(timestep.to(x.dtype))[:, None]
+        if self.observation_steps:
+            observed = self.octaves(cond.reshape(len(cond), self.observation_steps, -1))
+            told = torch.cat([told, self.enter_observation(observed)], dim=1)
+        memory = self.memory(told + self.memory_position)
         hidden = self.enter_action(x) + self.action_position
         for block in self.blocks:
             hidden = block(hidden, memory)

@@ -64,6 +64,7 @@ class ConditionalUnet1d(nn.Module):
         timestep_dim: size of the timestep embedding.
         kernel: width of the convolutions.
         groups: groups of the group norms; must divide every entry of ``channels``.
+        head_groups: groups of the group norm in the head; None for ``groups``. Diffusion Policy always has 8 there.
         horizon: actions in a chunk; None if it is not known yet: chunks of any fitting length are taken.
     """
 
@@ -76,6 +77,7 @@ class ConditionalUnet1d(nn.Module):
         kernel: int = 5,
         groups: int = 8,
         horizon: int | None = None,
+        head_groups: int | None = None,
     ) -> None:
         super().__init__()
         wrong = [c for c in channels if c % groups]
@@ -99,7 +101,7 @@ class ConditionalUnet1d(nn.Module):
         self.up = nn.ModuleList(pair(2 * o, i) for i, o in reversed(list(pairwise(channels))))
         self.upsample = nn.ModuleList(nn.ConvTranspose1d(c, c, 4, stride=2, padding=1) for c in reversed(channels[:-1]))
         self.head = nn.Sequential(
-            conv_block(channels[0], channels[0], kernel, groups), nn.Conv1d(channels[0], action_dim, 1)
+            conv_block(channels[0], channels[0], kernel, head_groups or groups), nn.Conv1d(channels[0], action_dim, 1)
         )
 
     def _check_length(self, length: int) -> None:
