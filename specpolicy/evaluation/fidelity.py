@@ -353,10 +353,10 @@ def fidelity_table(results: Mapping[str, Fidelity], chunks: int, reference: str 
     """
     measured = {name: _Measured(name, each) for name, each in results.items()}
 
-    def mean(of: Callable[[Fidelity], Sequence[float | None]], form: str) -> Callable[[_Measured], str]:
+    def mean(of: Callable[[Fidelity], Sequence[float | None]], form: str, least: int = 1) -> Callable[..., str]:
         def render(row: _Measured) -> str:
             known = [value for value in of(row.fidelity) if value is not None]
-            return interval_text(_mean_over_observations(known), form) if known else MISSING
+            return interval_text(_mean_over_observations(known), form) if len(known) >= least else MISSING
 
         return render
 
@@ -367,7 +367,7 @@ def fidelity_table(results: Mapping[str, Fidelity], chunks: int, reference: str 
         Column("p (same distribution)", lambda row: f"{row.fidelity.p_value:.2g}"),
         Column("spread", mean(lambda fidelity: fidelity.spread, ".2f")),
         Column("roughness", mean(lambda fidelity: fidelity.roughness, ".2f")),
-        Column("share of the rarer mode", mean(lambda fidelity: fidelity.rarer_mode, ".2f")),
+        Column("share of the rarer mode", mean(lambda fidelity: fidelity.rarer_mode, ".2f", least=2)),
     ]
     first = next(iter(results.values()))
     bimodal = sum(share is not None for share in first.rarer_mode)
