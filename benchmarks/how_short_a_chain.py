@@ -94,7 +94,7 @@ def measured(task: str, observations: int, chunks: int) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """All tasks measured so far beside one another, as a markdown table."""
-    head = ["steps", "way", "law", *(f"{task}: distance | spread | roughness | passes" for task in found)]
+    head = ["steps", "way", "distribution", *(f"{task}: distance | spread | roughness | NFE" for task in found)]
     lines = [f"| {' | '.join(head)} |", f"|{' ---: | --- | --- |'}{' ---: |' * 4 * len(found)}"]
     for steps in STEPS:
         for way in ("ddpm", "analytic", "ddim"):

@@ -35,7 +35,7 @@ def overview(found: Mapping[str, Any]) -> str:
 
 def spent(rows: Rows, found: Mapping[str, Any]) -> str:
     """Passes and times of one group; the first way is what times relate to."""
-    head = ["way", "law", "passes of the target", "its rows", "passes of the draft network", "kept, % of drafted"]
+    head = ["way", "distribution", "NFE of the target", "its rows", "NFE of the draft network", "kept, % of drafted"]
     lines = [[*head, "clock, × faster", "processor, × faster"], ["---", "---", *["---:"] * 6]]
     first = next(iter(rows.values()))
     for name, calls in rows.items():

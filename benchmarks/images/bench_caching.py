@@ -213,7 +213,7 @@ def run(
     results = {
         "question": (__doc__ or "").partition("\n")[0],
         "subject": subject.name,
-        "law": "approximate, all but 'whole'",
+        "distribution": "approximate, all but 'whole'",
         "chain": f"DDIM, eta 0, {STEPS} steps",
         "samples": len(subject.conds),
         "batch": subject.batch,
@@ -232,7 +232,7 @@ def run(
 
 def table(results: Mapping[str, Any]) -> str:
     """One subject in Markdown."""
-    head = ["way", "law", "passes", "operations, × whole", "processor time, × whole", "clock, × whole", "distance"]
+    head = ["way", "distribution", "NFE", "operations, × whole", "processor time, × whole", "clock, × whole", "distance"]
     lines: list[Sequence[str]] = [head, ["---", "---", *["---:"] * 5]]
     for row in results["rows"]:
         if "operations" not in row:

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.images.distance import FrechetScale, Measured
-from specpolicy.evaluation.fidelity import energy_distance, permutation_test
+from specpolicy.evaluation.fidelity import energy_distance, equality_p_value
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians, ratio_of_sums
 
 TENTHS = 10
@@ -201,7 +201,7 @@ def distances(
             "frechet": measured.interval()._asdict(),
             "more": None if own else measured.minus(first, paired=alike)._asdict(),
             "energy": None if own or alike else energy_distance(*pair).distance,
-            "p": None if own or alike else permutation_test([pair]),
+            "p": None if own or alike else equality_p_value([pair]),
         }
     return {"images": first.images, "reference": len(features["reference"]), "rank": rank, "sets": sets}
 

@@ -95,7 +95,7 @@ def _cells(
     from specpolicy.control.latency import Measured
 
     executors = {name: (instantiate(each.executor), to_container(each.executor)) for name, each in by_executor.items()}
-    own = InjectedLatency("real time", Measured(), {"law": "real time"})
+    own = InjectedLatency("real time", Measured(), {"distribution": "real time"})
     charges = {
         sampler: [own] if real_time else [parse_latency(text, sampler, cfg.recording) for text in latencies]
         for sampler in samplers

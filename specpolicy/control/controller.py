@@ -26,7 +26,7 @@ class InjectedLatency:
 
     Attributes:
         label: in tables and figures, e.g. ``"200 ms"``.
-        latency: the law.
+        latency: its distribution.
         description: for the record; a results folder refuses a charge of the same label that is described otherwise.
     """
 
@@ -48,7 +48,7 @@ def parse_latency(text: str | float, sampler: str, recording: str | Path) -> Inj
     """
     kind, *rest = str(text).strip().split(":")
     if kind == "measured" and not rest:
-        return InjectedLatency("measured", Measured(), {"law": "measured"})
+        return InjectedLatency("measured", Measured(), {"distribution": "measured"})
     if kind == "recorded" and len(rest) <= 1:
         return _recorded(rest[0] if rest else sampler, Path(recording), bool(rest))
     try:
@@ -58,11 +58,13 @@ def parse_latency(text: str | float, sampler: str, recording: str | Path) -> Inj
     try:
         if kind == "lognormal" and len(numbers) == 2:
             median, sigma = numbers
-            law: Latency = LogNormal(median / 1e3, sigma)
-            return InjectedLatency(f"~{median:g} ms", law, {"law": "lognormal", "median_ms": median, "sigma": sigma})
+            distribution: Latency = LogNormal(median / 1e3, sigma)
+            return InjectedLatency(
+                f"~{median:g} ms", distribution, {"distribution": "lognormal", "median_ms": median, "sigma": sigma}
+            )
         if kind != "lognormal" and len(numbers) == 1:
             return InjectedLatency(
-                f"{numbers[0]:g} ms", Constant(numbers[0] / 1e3), {"law": "constant", "ms": numbers[0]}
+                f"{numbers[0]:g} ms", Constant(numbers[0] / 1e3), {"distribution": "constant", "ms": numbers[0]}
             )
     except ValueError as error:
         raise LatencyError(f"latency={text!r}: {error}") from error
@@ -81,15 +83,15 @@ def _recorded(sampler: str, path: Path, named: bool) -> InjectedLatency:
     if sampler not in run.samplers:
         raise LatencyError(f"{path} holds no calls of {sampler!r}; it has {', '.join(run.samplers)}")
     nanoseconds = run.samplers[sampler].nanoseconds
-    law = Empirical(tuple(each / 1e9 for each in nanoseconds))
+    distribution = Empirical(tuple(each / 1e9 for each in nanoseconds))
     return InjectedLatency(
         f"recorded {sampler}" if named else "recorded",
-        law,
+        distribution,
         {
-            "law": "recorded",
+            "distribution": "recorded",
             "sampler": sampler,
             "calls": len(nanoseconds),
-            "median_ms": round(1e3 * law.typical_s, 3),
+            "median_ms": round(1e3 * distribution.typical_s, 3),
             "sha256": hashlib.sha256(json.dumps(nanoseconds).encode()).hexdigest(),
             "device": run.device,
             "threads": run.threads,

@@ -32,7 +32,7 @@ def test_it_measures_every_way_once(
 
 
 @pytest.mark.parametrize("task", ["pusht", "square", "tool_hang", "transport"])
-def test_ten_matched_steps_are_closest(task: str) -> None:
+def test_ten_analytic_steps_are_closest(task: str) -> None:
     found = json.loads((ROOT / "benchmarks" / "results" / "short_chains" / f"{task}.json").read_text())
     distance = {name: np.mean(row["distance"]) for name, row in found["ways"].items()}
     assert distance["analytic10"] < 0.5 * min(distance["ddim10"], distance["ddpm10"])

@@ -214,7 +214,7 @@ def test_a_sampler_that_cannot_pre_draft_is_refused_before_anything_runs(tmp_pat
 
 
 def test_in_real_time_episodes_run_one_by_one(tmp_path: Path) -> None:
-    own = InjectedLatency("real time", Measured(), {"law": "real time"})
+    own = InjectedLatency("real time", Measured(), {"distribution": "real time"})
     chosen = [ControllerConfig("async", Asynchronous(4, 2), "exact", own)]
     quick = experiment(tmp_path, cells=chosen, seeds=[0], make_clock=lambda hz, latency: RealTimeClock(200.0))
     assert quick.alone
@@ -243,7 +243,7 @@ def recording(tmp_path: Path) -> Path:
 
 def test_latencies_by_name(recording: Path) -> None:
     assert parse_latency(25, "ddpm", recording) == InjectedLatency(
-        "25 ms", Constant(0.025), {"law": "constant", "ms": 25.0}
+        "25 ms", Constant(0.025), {"distribution": "constant", "ms": 25.0}
     )
     assert parse_latency("measured", "ddpm", recording).latency == Measured()
     assert parse_latency("lognormal:120:0.3", "ddpm", recording).latency == LogNormal(0.12, 0.3)
