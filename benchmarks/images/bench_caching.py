@@ -232,7 +232,15 @@ def run(
 
 def table(results: Mapping[str, Any]) -> str:
     """One subject in Markdown."""
-    head = ["way", "distribution", "NFE", "operations, × whole", "processor time, × whole", "clock, × whole", "distance"]
+    head = [
+        "way",
+        "distribution",
+        "NFE",
+        "operations, × whole",
+        "processor time, × whole",
+        "clock, × whole",
+        "distance",
+    ]
     lines: list[Sequence[str]] = [head, ["---", "---", *["---:"] * 5]]
     for row in results["rows"]:
         if "operations" not in row:
