@@ -46,7 +46,7 @@ def _is_checkpoint(source: Path) -> bool:
     """Tell policies from recordings: zarr folders and HDF5 files."""
     if source.is_dir():
         return not any((source / name).exists() for name in (".zgroup", "zarr.json", "data", "meta"))
-    if not source.is_file():
+    if not source.is_file() or source.suffix == ".zip":  # an archive of recordings has to be unpacked first
         return source.suffix in (".pth", ".ckpt", ".pt")
     with open(source, "rb") as file:
         return not file.read(8).startswith(b"\x89HDF")

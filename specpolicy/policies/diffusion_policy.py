@@ -253,6 +253,10 @@ class DiffusionPolicy(nn.Module):
             "task": config.task,
             "network": f"{config.network['name']} ({arguments}), {parameters / 1e6:.2f} M parameters",
             "observations": ", ".join(f"{key} ({dim})" for key, dim in config.observations.items()),
+            **{
+                f"camera {key}": f"{camera.get('backbone', 'resnet18')}, {' × '.join(map(str, camera['shape']))}"
+                for key, camera in config.cameras.items()
+            },
             "chunk": f"{config.horizon} actions predicted from {config.n_obs_steps} observation steps, "
             f"{config.n_action_steps} played from step {config.first_executed} on",
             "scheduler": f"{type(self.scheduler).__name__}, "
