@@ -121,14 +121,18 @@ def _normalizer(path: Path, state: Mapping[str, Tensor], key: str, dim: int | No
 
 def _steps(policy: Fields, cfg: Fields) -> tuple[int, int, int]:
     """Observation steps, horizon, executed steps, the latter with the steps that latency takes away."""
-    n_obs_steps = policy.integer("n_obs_steps", cfg.integer("n_obs_steps", -1, least=-1), most=1000)
-    horizon = policy.integer("horizon", cfg.integer("horizon", -1, least=-1), most=10_000)
     latency = cfg.integer("n_latency_steps", 0, least=0)
-    executed = policy.integer("n_action_steps", cfg.integer("n_action_steps", 0, least=0) + latency, most=10_000)
-    for name, value in (("n_obs_steps", n_obs_steps), ("horizon", horizon), ("n_action_steps", executed)):
-        if value < 1:
-            policy.integer(name)
+    n_obs_steps, horizon = (_either(policy, cfg, name) for name in ("n_obs_steps", "horizon"))
+    if policy.has("n_action_steps") or not cfg.has("n_action_steps"):
+        executed = policy.integer("n_action_steps", most=10_000)
+    else:
+        executed = cfg.integer("n_action_steps", most=10_000) + latency
     return n_obs_steps, horizon, executed
+
+
+def _either(policy: Fields, cfg: Fields, name: str) -> int:
+    """A field of the policy, or where it cannot be resolved that of the same name at the top."""
+    return (policy if policy.has(name) or not cfg.has(name) else cfg).integer(name, most=10_000)
 
 
 def _played(policy: Fields, findings: Findings) -> tuple[dict[str, Any], int]:
