@@ -73,6 +73,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+# The documentation site, into build/site; every warning is an error.
+docs: install
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

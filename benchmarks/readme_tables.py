@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("checkpoints/*/README.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "results.md", *sorted(ROOT.glob("checkpoints/*/README.md"))]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -33,6 +33,27 @@ def quoted(folder: Path) -> str:
     return "\n".join(quotes)
 
 
+IN_README = ("ddpm", "recycled", "free_block", "analytic10_recycled", "ddim10", "ddim5")
+
+
+def short_table() -> str:
+    """Six samplers over all tasks: what a reader of the README decides from."""
+    rows = {row["sampler"]: row for row in json.loads((RESULTS / "table.json").read_text())["overall"]}
+    lines = [
+        "| sampler | distribution | success, % [95 %] | sequential NFE | speed, × ddpm [95 %] |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for name in IN_README:
+        row = rows[name]
+        success, low, high = (100 * each for each in row["success"])
+        speed = "1" if row["speed_up"] is None else "{:.1f} [{:.1f}, {:.1f}]".format(*row["speed_up"])
+        lines.append(
+            f"| `{name}` | {'exact' if row['exact'] else '**approximate**'} | {success:.1f} [{low:.1f}, {high:.1f}] "
+            f"| {row['passes']:.1f} | {speed} |"
+        )
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """``text`` with every marked place holding the table of its results folder."""
     folders = {"headline": RESULTS, **{path.name: path for path in sorted(RESULTS.iterdir())}}
@@ -42,7 +63,8 @@ def filled(text: str) -> str:
         table = quoted(folder)
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = place.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
-    return text
+    place = re.compile(r"(<!-- readme -->\n).*?(<!-- /readme -->)", re.DOTALL)
+    return place.sub(lambda match: f"{match[1]}{short_table()}\n{match[2]}", text)
 
 
 def main() -> int:

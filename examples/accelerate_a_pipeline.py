@@ -1,4 +1,4 @@
-"""A stock diffusers pipeline, sampled in fewer passes: stock, exact speculation, and stock again.
+"""A stock diffusers pipeline, sampled in fewer network evaluations: stock, exact speculation, and stock again.
 
 python examples/accelerate_a_pipeline.py [folder of a DDPMPipeline, as save_pretrained writes it]
 """
@@ -25,16 +25,16 @@ def main() -> None:
         return pipeline(generator=generator, num_inference_steps=STEPS, output_type="np").images
 
     before = image()
-    print(f"stock: {STEPS} passes")
+    print(f"stock: {STEPS} evaluations")
     with accelerate(pipeline) as fast:
         begin = time.perf_counter()
         image()
     account = fast.account
     print(
-        f"accelerated, exact: {account.passes.item()} passes, {account.evaluations.item()} states in "
+        f"accelerated, exact: {account.passes.item()} evaluations, {account.evaluations.item()} rows in "
         f"{time.perf_counter() - begin:.2f} s, {account.acceptance:.0%} of the drafted steps accepted"
     )
-    print(f"restored: {STEPS} passes, the same image bit for bit: {(image() == before).all()}")
+    print(f"restored: {STEPS} evaluations, the same image bit for bit: {(image() == before).all()}")
 
 
 if __name__ == "__main__":

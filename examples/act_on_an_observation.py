@@ -9,27 +9,25 @@ import numpy as np
 import specpolicy_envs  # noqa: F401  (registers the environment)
 import torch
 
-from specpolicy import BlockVerifier, FreeDrafter, load_policy
-from specpolicy import samplers as factories
+import specpolicy
 
 
 def main() -> None:
-    policy = load_policy("checkpoints/square")
+    policy = specpolicy.load_policy("checkpoints/square")
     env = gymnasium.make("specpolicy/Square-v0")
     observation, _ = env.reset(seed=0)
     history = {name: np.stack([value, value])[None] for name, value in observation.items()}  # two steps, batch of one
-    samplers = {
-        "DDPM-100 (exact)": factories.sequential(policy.scheduler, 100),
-        "DDIM-10 (approximate)": factories.ddim(policy.scheduler, 10),
-        "free + block (exact)": factories.speculative(policy.scheduler, 100, FreeDrafter(), BlockVerifier(), window=24),
-    }
-    for name, sampler in samplers.items():
+    for name in ("ddpm", "ddim10", "free_block"):
+        sampler = specpolicy.samplers.load(name, policy)
+        kind = "exact" if sampler.exact else "approximate"
         policy.predict_action(history, sampler)  # warm-up
         start = time.perf_counter()
         chunk = policy.predict_action(history, sampler, torch.Generator().manual_seed(0))
         milliseconds = 1e3 * (time.perf_counter() - start)
         passes = int(chunk.result.passes)
-        print(f"{name:22s} {passes:4d} passes {milliseconds:7.0f} ms, first action {chunk.actions[0, 0]}")
+        print(
+            f"{name:10s} {kind:11s} {passes:4d} evaluations {milliseconds:7.0f} ms, first action {chunk.actions[0, 0]}"
+        )
     env.close()
 
 

@@ -34,7 +34,7 @@ def main(checkpoint: str = "checkpoints/square") -> None:
                 reply = client.infer(observation)
                 timing = reply.timing
                 print(
-                    f"{len(reply.actions)} actions in {reply.passes} passes, {timing.round_trip_ms:.0f} ms: "
+                    f"{len(reply.actions)} actions in {reply.passes} evaluations, {timing.round_trip_ms:.0f} ms: "
                     f"{timing.infer_ms:.0f} sampling, {timing.queue_ms:.1f} queue, {timing.network_ms:.1f} network"
                 )
     finally:

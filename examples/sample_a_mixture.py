@@ -1,4 +1,4 @@
-"""The whole idea in one file: sample a Gaussian mixture with 100 steps in under ten passes, and check the law."""
+"""Sample a Gaussian mixture over 100 steps in under ten evaluations, and check the distribution."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main() -> None:
     ):
         result = sampler(denoiser, torch.randn(1000, 2), generator=torch.Generator().manual_seed(0), record=True)
         p = check_exactness(process, result).smallest
-        print(f"{sampler}: {result.passes.double().mean():.1f} passes, exactness p = {p:.2f}")
+        print(f"{sampler}: {result.passes.double().mean():.1f} evaluations, exactness p = {p:.2f}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main() -> None:
         start = time.perf_counter()
         result = sampler(denoiser, noise, generator=torch.Generator().manual_seed(0))
         milliseconds = 1e3 * (time.perf_counter() - start)
-        print(f"{name:22s} {int(result.passes):4d} passes {milliseconds:7.0f} ms")
+        print(f"{name:22s} {int(result.passes):4d} evaluations {milliseconds:7.0f} ms")
         for row in result.sample[0, 0, ::2].clamp(-1, 1):  # every other row: letters are tall
             print("    " + "".join(" .:-=+*#%@"[int(4.99 * (value + 1))] for value in row.tolist()))
 

@@ -27,7 +27,7 @@ def main() -> None:
     sampler = SplitSampler(specpolicy.SpeculativeSampler(process, window=24))
     result = sampler(denoiser, torch.randn(2, 8), generator=torch.Generator().manual_seed(0))
     print(
-        f"rank {dist.get_rank()}: {result.passes.tolist()} passes, {rows} of {int(result.evaluations.sum())} rows "
+        f"rank {dist.get_rank()}: {result.passes.tolist()} passes, {rows} of {int(result.passes.sum())} rows "
         f"computed here, sample begins with {result.sample[0, 0]:.5f}",
         flush=True,
     )
