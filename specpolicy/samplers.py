@@ -13,9 +13,11 @@ from typing import Any, TypeAlias
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from hydra.utils import instantiate
 
 from specpolicy.calibration.store import calibration_path, load_calibration
 from specpolicy.calibration.x0_variance import load_x0_variance
+from specpolicy.config import available, compose
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.compiled.sampler import CompiledChain, CompiledSampler, compile_sampler
 from specpolicy.speculative.drafters.base import Drafter
@@ -153,6 +155,34 @@ def ddim(policy: Trained, num_inference_steps: int, eta: float = 0.0) -> Schedul
     """Few-step DDIM (Song et al. 2021). Approximate: not the law of the training chain."""
     few = DDIMScheduler.from_config(_scheduler(policy).config)
     return SchedulerSampler(few, num_inference_steps, {"eta": eta})
+
+
+def names() -> list[str]:
+    """List the samplers that :func:`load` and ``sampler=`` on the command line know.
+
+    Returns:
+        Their names, sorted.
+    """
+    return available("sampler")
+
+
+def load(name: str, policy: DiffusionPolicy, **settings: Any) -> Any:
+    """Make a sampler by its name.
+
+    Args:
+        name: one of :func:`names`, such as ``"ddpm"``, ``"free_block"``, ``"recycled"`` or ``"ddim10"``.
+        policy: that it is to sample; calibrated samplers look for its calibration beside its checkpoint.
+        **settings: settings of that sampler to change, such as ``window=40`` or ``num_inference_steps=50``.
+
+    Returns:
+        The sampler; ``sampler.exact`` tells whether it has the distribution of its DDPM chain.
+
+    Raises:
+        ConfigError: the name or a setting is unknown.
+        CalibrationError: the sampler needs a calibration that is not there.
+    """
+    changed = [f"sampler.{setting}={value}" for setting, value in settings.items()]
+    return instantiate(compose("serve", [f"sampler={name}", *changed]).sampler)(policy)
 
 
 def compiled(

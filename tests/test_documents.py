@@ -1,9 +1,10 @@
-"""What the documents say is what was measured, their links lead somewhere, and their snippets run as they are pasted."""
+"""The documents show what was measured, their links lead somewhere, and their snippets run as they are pasted."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -56,7 +57,7 @@ def test_commands_of_the_documents_are_read(command: str) -> None:
     from specpolicy.commands import COMMANDS
     from specpolicy.config import compose
 
-    _, name, *overrides = command.split()
+    _, name, *overrides = shlex.split(command)
     if "COMMAND" in command or "…" in command:
         pytest.skip("a pattern, not a command")
     assert name in COMMANDS

@@ -39,7 +39,7 @@ def control(overrides: Sequence[str]) -> None:
     recipes = {name: recipe_of(each, predrafts) for name, each in by_sampler.items()}
     real_time = cfg.clock._target_.endswith("RealTimeClock")
     if real_time and latencies is not None:
-        raise ConfigError(f"latency={latencies}: in real time it is what it is; take clock=charged to choose one")
+        raise ConfigError(f"latency={latencies}: in real time it is what it is; take clock=simulated to choose one")
     if "actions" not in cfg:
         raise ConfigError(
             f"nothing says what the actions of task {cfg.task.name!r} mean: add configs/actions/{cfg.task.name}.yaml "
