@@ -49,7 +49,7 @@ def short_table() -> str:
         speed = "1" if row["speed_up"] is None else "{:.1f} [{:.1f}, {:.1f}]".format(*row["speed_up"])
         lines.append(
             f"| `{name}` | {'exact' if row['exact'] else '**approximate**'} | {success:.1f} [{low:.1f}, {high:.1f}] "
-            f"| {row['passes']:.1f} | {speed} |"
+            f"| {row['nfe']:.1f} | {speed} |"
         )
     return "\n".join(lines)
 
