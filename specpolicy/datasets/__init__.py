@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from specpolicy.datasets.expert_workers import RecordingError as RecordingError
 from specpolicy.datasets.record import OtherRecording as OtherRecording
 from specpolicy.datasets.record import Recorded as Recorded
+from specpolicy.datasets.record import RecordingError as RecordingError
 from specpolicy.datasets.record import RecordingSettings as RecordingSettings
 from specpolicy.datasets.record import record_demonstrations as record_demonstrations
 from specpolicy.datasets.robomimic import Episode as Episode

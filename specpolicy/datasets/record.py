@@ -8,10 +8,10 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import metadata
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from typing import Any
 
 import gymnasium
 
-from specpolicy.datasets.expert_workers import Alone, Attempt, Crew, ExpertPolicy, ExpertWorker, RecordingError
+from specpolicy.datasets.expert import Attempt, ExpertPolicy, ExpertWorker
 from specpolicy.datasets.robomimic import (
     Attribute,
     DemonstrationError,
@@ -28,11 +28,19 @@ from specpolicy.datasets.robomimic import (
     read_episodes,
     write_demonstrations,
 )
+from specpolicy.rollout.workers import make_workers, run_requests
+from specpolicy.utils.digests import file_digest
 from specpolicy.utils.files import FolderLock, atomic_path, differences
+from specpolicy.utils.machine import package_versions
 from specpolicy.utils.progress import progress_bar
 
+LIVES = 3  # a seed at which this many workers in a row have died ends the recording
 IDENTITY = "recording.json"
 _USED = "used"  # the result is written: what is left of the folder is only to be removed
+
+
+class RecordingError(RuntimeError):
+    """A recording cannot go on: the environment cannot be made, workers die, or nothing succeeds."""
 
 
 class OtherRecording(ValueError):
@@ -253,36 +261,30 @@ def read_recorded(path: Path, recording: Mapping[str, Any], software: Mapping[st
     )
 
 
-PACKAGES = ("numpy", "mujoco", "robosuite", "gymnasium")
-
-
 def software_of(function: Callable[..., Any]) -> dict[str, str]:
-    """Versions of the simulator's packages, and as ``code`` the SHA-256 of the source of ``function``'s own package.
+    """Describe the software that a recording depends on.
 
     Args:
-        function: may be a ``functools.partial``. If it lives in a package, all of the package's Python files count, in
-            the order of their names; if in a single file, that file.
+        function: the expert; may be a ``functools.partial``.
+
+    Returns:
+        Versions of the simulator's packages, and as ``code`` a digest of the Python files of the function's package.
     """
     while isinstance(function, partial):
         function = function.func
-    name = getattr(function, "__module__", type(function).__module__)
-    return {"code": _digest(name), **{package: _version(package) for package in PACKAGES}}
+    module = getattr(function, "__module__", type(function).__module__)
+    versions = package_versions(("numpy", "mujoco", "robosuite", "gymnasium"))
+    return {"code": _code_digest(module.partition(".")[0]), **versions}
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
-def _digest(module: str) -> str:
-    top = importlib.import_module(module.partition(".")[0])
-    if not getattr(top, "__file__", None):
+def _code_digest(name: str) -> str:
+    """Of the Python files of a package, or of a module's only file; also of a program, whose name says nothing."""
+    module = importlib.import_module(name)
+    if not getattr(module, "__file__", None):
         return "(no source)"
-    path = Path(str(top.__file__))
+    path = Path(str(module.__file__))
     files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-    lines = [f"{hashlib.sha256(each.read_bytes()).hexdigest()}  {each.relative_to(path.parent)}\n" for each in files]
+    lines = [f"{file_digest(each)}  {each.relative_to(path.parent)}\n" for each in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
@@ -358,16 +360,16 @@ def record_demonstrations(
         remove_used(folder)
         return found
     of_a_seed = {"next_obs": settings.next_obs, "model_file": settings.model_file}
-    stage = partial(ExpertWorker, make_env, perform, **of_a_seed)
+    make_handler = partial(ExpertWorker, make_env, perform, **of_a_seed)
     with RecordingCheckpoint(
         folder, {"source": source, "settings": of_a_seed, "software": software}, overwrite
     ) as parts:
         seeds = SeedQueue(settings.seed, settings.episodes, parts.attempts())
         with (
-            Crew(stage, workers, timeout_s) if workers else Alone(stage) as crew,
+            closing(attempts(make_handler, seeds.next, workers, timeout_s)) as ended,
             progress_bar("recording", settings.episodes, len(seeds.successes())) as bar,
         ):
-            for attempt in crew.attempts(seeds.next):
+            for attempt in ended:
                 parts.save(attempt)
                 seeds.note(attempt.seed, attempt.failure if attempt.episode is None else None)
                 bar.advance(attempt.episode is not None)
@@ -377,6 +379,42 @@ def record_demonstrations(
         recorded = _assemble(path, parts, seeds, recording, software)
         parts.remove()
     return recorded
+
+
+def attempts(
+    make_handler: Callable[[], ExpertWorker],
+    next_seed: Callable[[frozenset[int]], int | None],
+    workers: int,
+    timeout_s: float = 600.0,
+    lives: int = LIVES,
+) -> Generator[Attempt, None, None]:
+    """Attempt seeds side by side.
+
+    Args:
+        make_handler: makes an expert in its environment; pickled by cloudpickle.
+        next_seed: given the seeds under way, the one to attempt next; None if there is none for now.
+        workers: processes; 0 for none but this one.
+        timeout_s: a worker that takes longer over one seed is killed.
+        lives: a seed at which this many workers in a row have died ends the recording.
+
+    Yields:
+        Attempts in the order in which they end.
+
+    Raises:
+        RecordingError: the environment cannot be made, or workers die at the same seed again and again.
+    """
+    pool = make_workers(make_handler, workers or 1, timeout_s, in_process=not workers)
+    try:
+        for seed, answer in run_requests(pool, next_seed, lives):
+            if isinstance(answer, Attempt):
+                yield answer
+            elif answer.died:
+                raise RecordingError(f"seed {seed}, {lives} times in a row: {answer.error}")
+            else:
+                raise RecordingError(f"the environment cannot be made: {answer.error}")
+    finally:
+        for worker in pool:
+            worker.close()
 
 
 def _assemble(

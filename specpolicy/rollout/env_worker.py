@@ -228,7 +228,7 @@ class EnvPool:
             timeout_s,
             "the environment's process",
             num_envs == 1 if in_process is None else in_process,
-            getattr(config.make_env, "modules", ()),
+            (__name__, *getattr(config.make_env, "modules", ())),
         )
 
     def close(self) -> None:

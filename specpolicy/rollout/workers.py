@@ -8,11 +8,12 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any, Protocol
@@ -26,9 +27,15 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @dataclass(frozen=True)
 class WorkerError:
-    """A request failed; ``error`` says why."""
+    """A request failed.
+
+    Attributes:
+        error: why.
+        died: the worker's process ended, by itself or because it took too long.
+    """
 
     error: str
+    died: bool = False
 
 
 class RequestHandler(Protocol):
@@ -140,7 +147,7 @@ class SubprocessWorker:
             self._process.join(5)
             reason = f"{self._name} died (exit code {self._process.exitcode}); its error output says why"
         self.close()
-        return WorkerError(reason)
+        return WorkerError(reason, died=True)
 
     def close(self) -> None:
         """End the process, by force if it is in the middle of something."""
@@ -192,12 +199,57 @@ def make_workers(
     return [SubprocessWorker(make_handler, timeout_s, name, preload) for _ in range(count)]
 
 
+def run_requests(
+    workers: Sequence[LocalWorker | SubprocessWorker], next_request: Callable[[frozenset[Any]], Any], lives: int = 1
+) -> Iterator[tuple[Any, Any]]:
+    """Have requests answered that do not depend on each other, by whichever worker is free.
+
+    Args:
+        workers: at least one, all alike.
+        next_request: given the requests under way, the next one (hashable); None if there is none for now. Asked again
+            after each answer; none under way and no next one is the end.
+        lives: a request at which a worker died is tried again until so many have died in a row.
+
+    Yields:
+        Requests with their answers, in the order in which they end.
+    """
+    idle, busy, deaths = list(workers), dict[Any, LocalWorker | SubprocessWorker](), Counter[Any]()
+    while True:
+        while idle and (request := next_request(frozenset(busy))) is not None:
+            busy[request] = idle.pop()
+            busy[request].send(request)
+        if not busy:
+            return
+        for request in _answered(busy):
+            worker = busy.pop(request)
+            answer = worker.receive()
+            if isinstance(answer, WorkerError) and answer.died:
+                deaths[request] += 1
+                if deaths[request] < lives:
+                    busy[request] = worker
+                    worker.send(request)
+                    continue
+            idle.append(worker)
+            yield request, answer
+
+
+def _answered(busy: Mapping[Any, LocalWorker | SubprocessWorker]) -> list[Any]:
+    """Requests whose worker has answered, died, or run out of time; waits for the first."""
+    processes = {request: worker for request, worker in busy.items() if isinstance(worker, SubprocessWorker)}
+    if len(processes) < len(busy):
+        return [request for request in busy if request not in processes]
+    patience = min(worker.deadline for worker in processes.values()) - time.monotonic()
+    answered = set(wait([worker.connection for worker in processes.values()], max(0.0, patience)))
+    now = time.monotonic()
+    return [request for request, worker in processes.items() if worker.connection in answered or worker.deadline <= now]
+
+
 def _start_method(preload: Sequence[str]) -> Any:
     """Forked from one clean server that has imported what all need; where that cannot be, started afresh."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "specpolicy.rollout.env_worker", *preload])
+    context.set_forkserver_preload([__name__, *preload])
     return context
 
 

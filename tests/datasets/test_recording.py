@@ -13,8 +13,14 @@ from pathlib import Path
 import pytest
 from fake_expert import FakeEnv, FakeExpert, no_env, record
 
-from specpolicy.datasets.expert_workers import Crew, ExpertWorker, RecordingError
-from specpolicy.datasets.record import OtherRecording, RecordingSettings, record_demonstrations
+from specpolicy.datasets.expert import ExpertWorker
+from specpolicy.datasets.record import (
+    OtherRecording,
+    RecordingError,
+    RecordingSettings,
+    attempts,
+    record_demonstrations,
+)
 from specpolicy.datasets.robomimic import read_attributes, read_episodes
 from specpolicy.utils.files import FolderInUse, FolderLock
 
@@ -83,13 +89,15 @@ def test_an_interrupted_recording_goes_on(tmp_path: Path, number: int) -> None:
 @pytest.mark.parametrize("fault", ["dying", "hanging"])
 def test_a_seed_that_kills_its_workers_ends_the_recording(tmp_path: Path, fault: str) -> None:
     expert = FakeExpert(tmp_path / "log", **{fault: (1,)})
-    with Crew(lambda: ExpertWorker(FakeEnv, expert, False, False), workers=1, timeout_s=120, lives=1) as crew:
-        attempts = crew.attempts(lambda under_way: None if under_way else len(expert.performed()))
-        assert next(attempts).seed == 0
-        if fault == "hanging":
-            crew._idle[0].timeout_s = 0.5
-        with pytest.raises(RecordingError, match=r"seed 1, .* (died \(exit code 7\)|gave no answer in 0.5 s)"):
-            next(attempts)
+    timeout_s = 120.0 if fault == "dying" else 15.0  # also to start the worker
+
+    def next_seed(under_way: frozenset[int]) -> int | None:
+        return None if under_way else len(expert.performed())
+
+    ended = attempts(lambda: ExpertWorker(FakeEnv, expert, False, False), next_seed, 1, timeout_s, lives=1)
+    assert next(ended).seed == 0
+    with pytest.raises(RecordingError, match=r"seed 1, .* (died \(exit code 7\)|gave no answer in 15 s)"):
+        next(ended)
 
 
 def test_what_never_succeeds_is_given_up(tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ def test_a_hanging_process_is_killed_and_replaced() -> None:
         assert isinstance(worker.receive(), InferenceRequest)
         worker.timeout_s = 0.5
         worker.send(InferenceResult(np.zeros((4, 2))))
-        assert worker.receive() == WorkerError("the environment's process gave no answer in 0.5 s and was killed")
+        assert worker.receive() == WorkerError(
+            "the environment's process gave no answer in 0.5 s and was killed", died=True
+        )
         worker.timeout_s = 60
         worker.send(reset)
         assert isinstance(worker.receive(), InferenceRequest)
