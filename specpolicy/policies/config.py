@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from specpolicy.policies.networks import NETWORKS
 from specpolicy.policies.normalizer import NORMALIZERS
 from specpolicy.policies.rotations import check_rotations
+from specpolicy.utils.checks import check_choice, check_flag, check_integer, shown
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,10 @@ class PolicyConfig:
     source: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check(vars(self))
+        for name in _MOST:  # numpy's integers become Python's
+            object.__setattr__(self, name, int(getattr(self, name)))
         first = self.first_executed
-        if self.n_obs_steps < 1 or self.n_action_steps < 1 or self.action_dim < 1:
-            raise ValueError("n_obs_steps, n_action_steps and action_dim must be at least 1")
         if first + self.n_action_steps > self.horizon:
             raise ValueError(
                 f"n_action_steps={self.n_action_steps} from step {first} on do not fit into "
@@ -64,12 +70,6 @@ class PolicyConfig:
 
         if unknown := [key for key in self.cameras if key not in self.observations]:
             raise ValueError(f"cameras {unknown} are none of the observations {list(self.observations)}")
-        if first < 0:
-            raise ValueError(f"first_action={first}; the first action of a chunk has position 0")
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps={self.num_inference_steps}; it must be at least 1")
-        if self.normalization not in NORMALIZERS:
-            raise ValueError(f"normalization={self.normalization!r}; known: {sorted(NORMALIZERS)}")
         if self.inpainting and (self.cameras or self.n_obs_steps > self.horizon):
             raise ValueError("inpainting: observations must be vectors, of no more steps than the chunk has")
         check_rotations(self.rotations, self.action_dim)
@@ -90,7 +90,7 @@ class PolicyConfig:
         return self.action_dim + (sum(self.observations.values()) if self.inpainting else 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types; without what is as it is by default, from ``cameras`` on."""
+        """Write the configuration as plain JSON types; without defaults, from ``cameras`` on."""
         values, names = asdict(self), [f.name for f in fields(self)]
         for f in fields(self)[names.index("cameras") :]:
             plain = f.default if f.default_factory is MISSING else f.default_factory()
@@ -99,11 +99,16 @@ class PolicyConfig:
         return values
 
     def check_interchangeable(self, other: PolicyConfig, role: str) -> None:
-        """Raise ``ValueError`` unless the networks of both can be asked the same and answer in the same terms.
+        """Check that the networks of both can be asked the same and answer in the same terms.
 
         Features of two encoders are not the same: policies with cameras are not interchangeable.
 
-        ``role`` is what the other policy is to be, for the message: ``teacher``, ``draft network``.
+        Args:
+            other: configuration of the other policy.
+            role: what the other policy is to be, for the message: ``teacher``, ``draft network``.
+
+        Raises:
+            ValueError: they differ; the message says in what.
         """
         for name in ("observations", "n_obs_steps", "action_dim", "horizon", "scheduler", "inpainting"):
             mine, others = getattr(self, name), getattr(other, name)
@@ -147,9 +152,85 @@ class PolicyConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PolicyConfig:
-        """Inverse of :meth:`to_dict`; unknown or missing keys raise ``ValueError`` naming them."""
+        """Read what :meth:`to_dict` wrote.
+
+        Args:
+            values: plain JSON types.
+
+        Raises:
+            ValueError: there are unknown or missing keys, or a value is of another type or out of its range; the
+                message names the key.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"policy config: {shown(values)}; expected a JSON object")
         known = {f.name for f in fields(cls)}
         unknown, missing = set(values) - known, {"task", "observations", "action_dim"} - set(values)
         if unknown or missing:
             raise ValueError(f"policy config: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")
+        _check(values)
         return cls(**values)
+
+
+_MOST = {"action_dim": 10_000, "n_obs_steps": 1_000, "horizon": 10_000, "n_action_steps": 10_000}
+_MOST_ARGUMENT = 1_000_000
+_SHAPES = ("action_dim", "cond_dim", "horizon")
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Check types and ranges of the fields, before anything is computed from them."""
+    if not isinstance(values["task"], str) or not values["task"]:
+        raise ValueError(f"task={shown(values['task'])}: expected a name")
+    for name, most in _MOST.items():
+        if name in values:
+            check_integer(name, values[name], 1, most)
+    for name in ("observations", "network", "scheduler", "cameras", "source"):
+        group = values.get(name, {})
+        if not isinstance(group, dict) or not all(isinstance(key, str) for key in group):
+            raise ValueError(f"{name}={shown(group)}: expected names and their values")
+    if not values["observations"]:
+        raise ValueError("observations={}: expected at least one key and its length")
+    for key, length in values["observations"].items():
+        check_integer(f"observations.{key}", length, 1, 100_000)
+    for key, camera in values.get("cameras", {}).items():
+        if not isinstance(camera, dict):
+            raise ValueError(f"cameras.{key}={shown(camera)}: expected names and their values")
+        for name, value in camera.items():
+            _check_argument(f"cameras.{key}.{name}", value)
+    if "network" in values:
+        _check_network(values["network"])
+    for name, (least, most) in {"first_action": (0, 10_000), "num_inference_steps": (1, 100_000)}.items():
+        if values.get(name) is not None:
+            check_integer(name, values[name], least, most)
+    check_choice("normalization", values.get("normalization", "min_max"), sorted(NORMALIZERS))
+    check_flag("inpainting", values.get("inpainting", False))
+    rotations = values.get("rotations", [])
+    if not isinstance(rotations, list) or not all(isinstance(each, dict) for each in rotations):
+        raise ValueError(f"rotations={shown(rotations)}: expected a list of rotations")
+    for name, value in values.get("scheduler", {}).items():
+        _check_argument(f"scheduler.{name}", value, length=100_000)
+
+
+def _check_network(network: dict[str, Any]) -> None:
+    name = check_choice("network.name", network.get("name"), sorted(NETWORKS))
+    known = [each for each in inspect.signature(NETWORKS[name]).parameters if each not in _SHAPES]
+    for key, value in network.items():
+        if key == "name":
+            continue
+        if key not in known:
+            raise ValueError(f"network.{key}: {name} has no such argument; known: {', '.join(known)}")
+        _check_argument(f"network.{key}", value)
+
+
+def _check_argument(name: str, value: Any, length: int = 100) -> None:
+    """Check that a value of a nested configuration is plain and of a size that can be meant."""
+    if isinstance(value, list | tuple):
+        if len(value) > length:
+            raise ValueError(f"{name} has {len(value)} entries; expected at most {length}")
+        for index, each in enumerate(value):
+            if isinstance(each, list | tuple | dict):
+                raise ValueError(f"{name}[{index}]={shown(each)}: expected a plain value")
+            _check_argument(f"{name}[{index}]", each)
+    elif isinstance(value, dict):
+        raise ValueError(f"{name}={shown(value)}: expected a plain value or a list of such")
+    elif isinstance(value, int | float) and (not math.isfinite(value) or abs(value) > _MOST_ARGUMENT):
+        raise ValueError(f"{name}={shown(value)}: expected a finite number of at most {_MOST_ARGUMENT}")

@@ -66,7 +66,7 @@ class ActionChunk:
     Attributes:
         actions: shape ``(batch, n_action_steps, env_action_dim)``, in the environment's units.
         prediction: the whole chunk, shape ``(batch, horizon, env_action_dim)``, same units.
-        result: the sampler's account (normalized samples, passes, acceptance).
+        result: what the sampler returned: normalized samples, network evaluations, acceptance.
     """
 
     actions: NDArray[np.float32]
@@ -108,6 +108,10 @@ class DiffusionPolicy(nn.Module):
         return next(self.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision in which the network computes; samples stay in float32."""
+        return next(self.network.parameters()).dtype
+
     def scheduler(self) -> DDPMScheduler | DDIMScheduler:
         """A fresh copy of the scheduler that the policy is played with."""
         deterministic = self.config.scheduler.get("_class_name") == "DDIMScheduler"
@@ -140,9 +144,9 @@ class DiffusionPolicy(nn.Module):
 
     def condition(self, observation: Float[Tensor, "b steps obs"]) -> Float[Tensor, "b cond"]:
         """Normalize a joined observation history (raw units) and flatten it into the network's condition."""
-        return self.observation_normalizer.normalize(observation).flatten(1)
+        return self.observation_normalizer.normalize(observation).flatten(1).to(self.dtype)
 
-    def join(self, observation: Mapping[str, NDArray[Any]]) -> Float[Tensor, "b steps obs"]:
+    def join(self, observation: Mapping[str, Any]) -> Float[Tensor, "b steps obs"]:
         """Check named observations and join their parts, images as their features; see :class:`CameraEncoders`.
 
         Args:
@@ -168,7 +172,7 @@ class DiffusionPolicy(nn.Module):
         parts = dict(zip(lengths, torch.split(vectors, list(lengths.values()), dim=-1), strict=True)) if lengths else {}
         return torch.cat([(parts | dict(features))[key] for key in self.config.observations], dim=-1)
 
-    def encode(self, observation: Mapping[str, NDArray[Any]]) -> Float[Tensor, "b cond"]:
+    def encode(self, observation: Mapping[str, Any]) -> Float[Tensor, "b cond"]:
         """Check and join named observations and condition on them; see :meth:`join`."""
         return self.condition(self.join(observation))
 
@@ -186,12 +190,14 @@ class DiffusionPolicy(nn.Module):
             known = cond.view(len(cond), steps, -1)
             x = torch.cat([torch.cat([x[:, :steps, :actions], known], dim=-1), x[:, steps:]], dim=1)
             cond = cond[:, :0]
-        return self.network(x, timestep, cond)
+        if cond.dtype == x.dtype:
+            return self.network(x, timestep, cond)
+        return self.network(x.to(cond.dtype), timestep, cond).to(x.dtype)
 
     @torch.inference_mode()
     def predict_action(
         self,
-        observation: Mapping[str, NDArray[Any]],
+        observation: Mapping[str, Any],
         sampler: Sampler,
         generator: Generators = None,
         record: bool = False,
@@ -206,9 +212,9 @@ class DiffusionPolicy(nn.Module):
             generator: one generator, or one for each entry of the batch (then a chunk does not depend on its
                 neighbours in the batch).
             record: keep the whole trajectory in ``ActionChunk.result``.
-            predraft: of :meth:`predraft` with this sampler. Fewer passes are then left to do now, and the chunk still
-                has exactly the policy's law at ``observation``. ``generator`` must not be set back to where it stood
-                before the pre-draft.
+            predraft: of :meth:`predraft` with this sampler. Fewer network evaluations are then left to do now, and the
+                chunk still has exactly the policy's distribution at ``observation``. ``generator`` must not be set back
+                to where it stood before the pre-draft.
 
         Raises:
             ObservationError: the observation does not fit the policy.
@@ -269,9 +275,7 @@ class DiffusionPolicy(nn.Module):
         return "\n".join(text)
 
     @torch.inference_mode()
-    def predraft(
-        self, observation: Mapping[str, NDArray[Any]], sampler: Sampler, generator: Generators = None
-    ) -> PreDraft:
+    def predraft(self, observation: Mapping[str, Any], sampler: Sampler, generator: Generators = None) -> PreDraft:
         """Draft chunks for a predicted (or simply the latest) observation, while the robot is still busy.
 
         Hand them to :meth:`predict_action` once the true observation is there. Use a pre-draft once, and neither play
@@ -291,7 +295,12 @@ class DiffusionPolicy(nn.Module):
         return _predrafting(sampler).predraft(self, noise, cond=cond, generator=generator)
 
     def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
-        """Write ``config.json`` and ``policy.safetensors`` into ``folder``; see :func:`save_policy`."""
+        """Write ``config.json`` and ``policy.safetensors``, at once or not at all.
+
+        Args:
+            folder: where to; it is made if need be.
+            half: store weights in 16 bits; see :func:`~specpolicy.policies.checkpoint.save_policy`.
+        """
         from specpolicy.policies.checkpoint import save_policy
 
         save_policy(self, Path(folder), half)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,7 +13,19 @@ SMALLEST_RANGE = 1e-4
 """Coordinates that vary by no more than this in the data are taken as constant."""
 
 
-class MinMaxNormalizer(nn.Module):
+class _InFloat32(nn.Module):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move to a device, but stay in float32: in half precision positions would shift."""
+        exact = {name: buffer for name, buffer in self.named_buffers()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype and moved.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
+
+class MinMaxNormalizer(_InFloat32):
     """Affine map of each coordinate from its range in the data to [−1, 1].
 
     A coordinate that does not move in the data (range below 1e-4) is centred but not stretched, so that sensor noise
@@ -56,7 +71,7 @@ class MinMaxNormalizer(nn.Module):
         return value * scale + centre
 
 
-class AffineNormalizer(nn.Module):
+class AffineNormalizer(_InFloat32):
     """Affine map of each coordinate, x′ = (x − center) / width + base, as other packages' normalizations are.
 
     Three vectors and not two: so float32 keeps the digits where a coordinate is far from zero or hardly moves.

@@ -1,4 +1,4 @@
-"""Observations as a policy wants to see them: named vectors and images over its last steps."""
+"""Check observations and stack them: named vectors and images over the policy's last steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,42 @@ from numpy.typing import NDArray
 
 
 class ObservationError(ValueError):
-    """An observation does not have the keys, shapes or finite values that the policy was trained on."""
+    """An observation does not have the keys, types, shapes or finite values that the policy was trained on."""
+
+
+def check_numbers(name: str, value: Any) -> NDArray[np.float32]:
+    """Check what enters as numbers: the same for the library, the command line and the server.
+
+    Args:
+        name: key of the observation, for the message.
+        value: an array, a tensor, or nested lists of numbers.
+
+    Returns:
+        The numbers as float32, a copy.
+
+    Raises:
+        ObservationError: it is text or an object, ragged, or holds NaN, infinity or what float32 cannot hold.
+    """
+    array = _array(name, value)
+    if array.dtype.kind not in "biuf":
+        what = "text" if array.dtype.kind in "SU" else f"values of type {array.dtype}"
+        raise ObservationError(f"observation[{name!r}] holds {what}; expected numbers")
+    with np.errstate(over="ignore"):
+        numbers = array.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise ObservationError(
+            f"observation[{name!r}] contains NaN, infinity or values beyond float32; check the sensor or the simulator"
+        )
+    return numbers
+
+
+def _array(name: str, value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ObservationError(
+            f"observation[{name!r}] is a {type(value).__name__} and no array of numbers: {' '.join(str(error).split())}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -46,7 +81,7 @@ class ObservationSpec:
             for key, shape in self.shapes.items()
         }
 
-    def check(self, observation: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def check(self, observation: Any) -> dict[str, NDArray[Any]]:
         """Check an observation and take the policy's parts out of it.
 
         Args:
@@ -58,15 +93,20 @@ class ObservationSpec:
             Vectors as float32, images as they are, in the policy's order.
 
         Raises:
-            ObservationError: a key is missing, a shape or type is wrong, batch sizes differ, or a value is NaN or
-                infinite.
+            ObservationError: a key is missing, a shape or type is wrong, batch sizes differ, or a value is NaN,
+                infinite or beyond float32.
         """
+        if not isinstance(observation, Mapping):
+            raise ObservationError(
+                f"the observation is a {type(observation).__name__}; expected a mapping of {self.keys}"
+            )
         missing = [key for key in self.keys if key not in observation]
         if missing:
             raise ObservationError(
-                f"observation lacks {missing}; the policy needs {self.keys}, it was given {sorted(observation)}"
+                f"observation lacks {missing}; the policy needs {self.keys}, "
+                f"it was given {sorted(map(str, observation))}"
             )
-        parts = {key: self._checked(key, np.asarray(observation[key])) for key in self.keys}
+        parts = {key: self._checked(key, _array(key, observation[key])) for key in self.keys}
         sizes = {key: part.shape[0] for key, part in parts.items()}
         if len(set(sizes.values())) > 1:
             raise ObservationError(f"observation parts have different batch sizes: {sizes}")
@@ -90,9 +130,7 @@ class ObservationSpec:
             raise ObservationError(
                 f"observation[{key!r}] has shape {part.shape}; expected (batch, {self.horizon} steps, {dim})"
             )
-        if not np.isfinite(part).all():
-            raise ObservationError(f"observation[{key!r}] contains NaN or infinity; check the sensor or the simulator")
-        return part.astype(np.float32)
+        return check_numbers(key, part)
 
 
 HistoryWindow = dict[str, NDArray[Any]]
@@ -113,16 +151,16 @@ class ObservationHistory:
         self._steps: deque[Mapping[str, NDArray[Any]]] = deque([_named(observation)] * horizon, maxlen=horizon)
 
     def add(self, observation: Any) -> None:
-        """Take in the next observation."""
+        """Take in the next observation, of the form of the first."""
         self._steps.append(_named(observation))
 
     def window(self) -> HistoryWindow:
-        """All of them, stacked."""
+        """Stack all of them; each part has shape ``(horizon, ...)``."""
         return {name: np.stack([step[name] for step in self._steps]) for name in self._steps[-1]}
 
     @property
     def latest(self) -> Mapping[str, NDArray[Any]]:
-        """The present observation."""
+        """Present observation."""
         return self._steps[-1]
 
 

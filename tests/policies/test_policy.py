@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,13 @@ def test_speculation_drives_a_policy() -> None:
         ({"object": np.full((2, 2, 3), np.nan)}, "NaN"),
         ({"eef": np.full((2, 2, 2), np.inf)}, "infinity"),
         ({"eef": np.zeros((1, 2, 2))}, "different batch sizes"),
+        ({"eef": np.full((2, 2, 2), 1e39)}, r"observation\['eef'\] contains NaN, infinity or values beyond float32"),
+        ({"eef": np.full((2, 2, 2), "0.5")}, r"observation\['eef'\] holds text; expected numbers"),
+        ({"eef": np.full((2, 2, 2), object())}, r"observation\['eef'\] holds values of type object"),
+        ({"eef": np.full((2, 2, 2), 1j)}, r"observation\['eef'\] holds values of type complex128"),
+        ({"eef": [[[1.0, 2.0], [3.0]]]}, r"observation\['eef'\] is a list and no array of numbers"),
+        ({"eef": "open"}, r"observation\['eef'\] has shape \(\)"),
+        ({"eef": object()}, r"observation\['eef'\] has shape \(\)"),
     ],
 )
 def test_bad_observations(change: dict[str, np.ndarray | None], says: str) -> None:
@@ -79,6 +87,25 @@ def test_bad_observations(change: dict[str, np.ndarray | None], says: str) -> No
     changed = {k: v for k, v in (observation(2) | change).items() if v is not None}  # type: ignore[operator]
     with pytest.raises(ObservationError, match=says):
         policy.encode(changed)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.int32, np.bool_, list, torch.Tensor])
+def test_whatever_holds_numbers_is_an_observation(kind: Any) -> None:
+    policy, given = small_policy(), observation(2)
+    rounded = {key: np.rint(given[key]).clip(0, 1) for key in ("object", "eef")}
+    if kind is list:
+        other: dict[str, Any] = {key: value.tolist() for key, value in rounded.items()}
+    elif kind is torch.Tensor:
+        other = {key: torch.from_numpy(value).requires_grad_() for key, value in rounded.items()}
+    else:
+        other = {key: value.astype(kind) for key, value in rounded.items()}
+    with torch.no_grad():
+        assert torch.equal(policy.encode(other), policy.encode(rounded))
+
+
+def test_an_observation_is_a_mapping() -> None:
+    with pytest.raises(ObservationError, match="the observation is a list; expected a mapping"):
+        small_policy().observations.check([1.0])
 
 
 def test_normalizer_round_trip_and_still_coordinates() -> None:
@@ -221,5 +248,5 @@ def test_checkpoint_with_broken_json(tmp_path: Path) -> None:
 
 
 def test_unknown_network_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"known: \['mlp', 'transformer', 'unet1d'\]"):
+    with pytest.raises(ValueError, match=r"network\.name='resnet': expected one of mlp, transformer, unet1d"):
         small_policy(network={"name": "resnet"})
