@@ -112,6 +112,7 @@ class DiffusionPolicy(nn.Module):
         """Precision in which the network computes; samples stay in float32."""
         return next(self.network.parameters()).dtype
 
+    @property
     def scheduler(self) -> DDPMScheduler | DDIMScheduler:
         """A fresh copy of the scheduler that the policy is played with."""
         deterministic = self.config.scheduler.get("_class_name") == "DDIMScheduler"

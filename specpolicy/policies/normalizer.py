@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -14,7 +13,7 @@ SMALLEST_RANGE = 1e-4
 
 
 class _InFloat32(nn.Module):
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _InFloat32:
         """Move to a device, but stay in float32: in half precision positions would shift."""
         exact = {name: buffer for name, buffer in self.named_buffers()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from specpolicy.policies.checkpoint import CheckpointError, load_policy, weights_digest
+from specpolicy.policies.checkpoint import CheckpointError, load_pretrained, weights_digest
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
@@ -42,10 +42,10 @@ def copied(source: Path, target: Path, **config: Any) -> Path:
 def test_no_flipped_bit_of_the_weights_is_read(tmp_path: Path, saved: Path, half: bool) -> None:
     folder = copied(saved, tmp_path / "p")
     if half:
-        load_policy(saved).save_pretrained(folder, half=True)
+        load_pretrained(saved).save_pretrained(folder, half=True)
     path, draw = folder / "policy.safetensors", random.Random(0)
     whole = path.read_bytes()
-    load_policy(folder)
+    load_pretrained(folder)
     header = 8 + int.from_bytes(whole[:8], "little")
     places = [*draw.sample(range(8 * header), 100), *draw.sample(range(8 * header, 8 * len(whole)), 100)]
     for place in places:
@@ -53,7 +53,7 @@ def test_no_flipped_bit_of_the_weights_is_read(tmp_path: Path, saved: Path, half
         damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"policy\.safetensors"):
-            load_policy(folder)
+            load_pretrained(folder)
 
 
 def test_every_truncation_is_damage(tmp_path: Path, saved: Path) -> None:
@@ -63,7 +63,7 @@ def test_every_truncation_is_damage(tmp_path: Path, saved: Path) -> None:
     for length in (0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"policy\.safetensors is damaged or truncated"):
-            load_policy(folder)
+            load_pretrained(folder)
 
 
 NETWORK = {"name": "mlp", "width": 16, "embed": 8, "timestep_dim": 8, "blocks": 1}
@@ -127,7 +127,7 @@ SCHEDULER = {"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2"}
 def test_a_config_that_does_not_fit(tmp_path: Path, saved: Path, change: dict[str, Any], says: str) -> None:
     folder = copied(saved, tmp_path / "p", **change)
     with pytest.raises(CheckpointError, match=says) as error:
-        load_policy(folder)
+        load_pretrained(folder)
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
@@ -138,7 +138,7 @@ def test_config_files_that_are_none(tmp_path: Path, saved: Path, content: str) -
     folder = copied(saved, tmp_path / "p")
     (folder / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        load_policy(folder)
+        load_pretrained(folder)
 
 
 def test_what_does_not_fit_is_not_allocated_first(tmp_path: Path, saved: Path) -> None:
@@ -146,9 +146,9 @@ def test_what_does_not_fit_is_not_allocated_first(tmp_path: Path, saved: Path) -
     folder = copied(saved, tmp_path / "p", network=NETWORK | {"width": 20000, "blocks": 3})
     script = (
         "import resource, sys, torch, diffusers\n"
-        "from specpolicy.policies.checkpoint import CheckpointError, load_policy\n"
+        "from specpolicy.policies.checkpoint import CheckpointError, load_pretrained\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n    load_policy(sys.argv[1])\nexcept CheckpointError:\n"
+        "try:\n    load_pretrained(sys.argv[1])\nexcept CheckpointError:\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
@@ -156,12 +156,12 @@ def test_what_does_not_fit_is_not_allocated_first(tmp_path: Path, saved: Path) -
 
 
 def test_weights_that_are_not_finite_or_none(tmp_path: Path, saved: Path) -> None:
-    policy = load_policy(saved)
+    policy = load_pretrained(saved)
     with torch.no_grad():
         policy.action_normalizer.low[0] = float("nan")
     policy.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"action_normalizer\.low contains NaN or infinity"):
-        load_policy(tmp_path)
+        load_pretrained(tmp_path)
 
 
 def test_the_digest_is_of_names_types_shapes_and_content() -> None:
