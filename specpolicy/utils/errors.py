@@ -60,7 +60,7 @@ def explain(error: BaseException, options: Mapping[str, str] | None = None) -> s
         advice = _ADVICE.get(error.errno, one_line(error.strerror or error))
         if path is None:
             return advice if error.errno in _ADVICE else one_line(error)
-        named = os.fspath(path).decode() if isinstance(os.fspath(path), bytes) else str(os.fspath(path))
+        named = os.fsdecode(path)
         option = option_of_path(named, options)
         return f"{option + ': ' if option else ''}{named}: {advice}"
     if is_ours(error):
