@@ -6,6 +6,8 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 EXTRAS ?= dev
 ROBOMIMIC ?= robomimic==0.3.0
+LEROBOT ?= lerobot[diffusers-dep]==0.6.1
+LEROBOT_PYTHON ?= python3.12
 SEEDS  ?= 0:12
 # processes that run tests
 WORKERS ?= 2
@@ -16,7 +18,7 @@ OUT    ?= runs/square
 BIN    := $(VENV)/bin
 
 # `install` runs when the dependencies have changed
-.PHONY: rollout headline reality bench test lint format typecheck build clean install
+.PHONY: rollout headline reality bench test test-lerobot lint format typecheck build clean install
 
 install: $(VENV)/.installed
 
@@ -60,6 +62,18 @@ reality: install
 
 test: install $(VENV)/.robomimic
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Beside the real LeRobot, in an environment of its own: it wants Python 3.12 and an older torch (5 GB, built for CUDA).
+test-lerobot: $(VENV)-lerobot/.installed
+	PYTHONPATH=. $(VENV)-lerobot/bin/python -m pytest -q -c /dev/null --rootdir=. --noconftest -p no:cacheprovider \
+	  tests/interop/real/test_lerobot.py
+
+$(VENV)-lerobot/.installed:
+	@command -v $(LEROBOT_PYTHON) >/dev/null || { echo "no $(LEROBOT_PYTHON), which $(LEROBOT) needs"; exit 1; }
+	$(LEROBOT_PYTHON) -m venv $(VENV)-lerobot
+	$(VENV)-lerobot/bin/python -m pip install --quiet --disable-pip-version-check "$(LEROBOT)" "jaxtyping>=0.3" \
+	  "rich>=13" "hydra-core>=1.3.2" "pytest>=8"
+	touch $@
 
 # What this machine can measure of latency in some minutes; benchmarks/gpu.sh is for one with a GPU.
 bench: install
