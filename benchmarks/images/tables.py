@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.images.distance import FrechetScale, Measured
-from specpolicy.evaluation.fidelity import energy_distance, equality_p_value
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians, ratio_of_sums
+from specpolicy.evaluation.two_sample import energy_distance, equality_p_value
 
 TENTHS = 10
 PAIRS = [(drafter, verifier) for drafter in ("frozen", "free") for verifier in ("reflection", "residual", "block")]

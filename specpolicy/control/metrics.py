@@ -34,7 +34,7 @@ class ControlMetrics:
         age_ms: from the observation to the sending of an action, action by action.
         inference_ms: duration of whole inferences on the loop's clock; finish_ms: of those that finish a draft.
         jitter_ms: how long after its due time an action was sent.
-        held: share of ticks without a policy's action: the robot waited, held or braked.
+        idle: share of ticks without a policy's action: the robot waited, kept its pose or braked.
         stale: share of the policy's actions that were older than any is in lockstep without latency, which is
             (n_action_steps − 1) ticks.
         missed: share of the clock's ticks without an action, late or skipped, for which the executor had planned one.
@@ -54,7 +54,7 @@ class ControlMetrics:
     inference_ms: Quantiles | None
     finish_ms: Quantiles | None
     jitter_ms: Quantiles | None
-    held: float | None
+    idle: float | None
     stale: float | None
     missed: float | None
     border_jump: float | None
@@ -71,7 +71,7 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
     reaction, ages, jitter, border, inner = [list[float]() for _ in range(5)]
     inferences: list[InferenceRecord] = []
     faults: Counter[str] = Counter()
-    episodes = ticks = skipped = held = stale = missed = stopped = 0
+    episodes = ticks = skipped = idle = stale = missed = stopped = 0
     for trace in traces:
         episodes += 1
         ticks += len(trace.ticks)
@@ -85,7 +85,7 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
         for before, row in zip([None, *trace.ticks], trace.ticks, strict=False):
             jitter.append(1e3 * (row.sent_s - row.due_s))
             if row.inference is None or row.age_s is None:
-                held += 1
+                idle += 1
                 continue
             ages.append(1e3 * row.age_s)
             stale += row.age_s > fresh_s
@@ -105,7 +105,7 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
         inference_ms=_quantiles(_durations_ms(by_kind[InferenceKind.WHOLE])),
         finish_ms=_quantiles(_durations_ms(by_kind[InferenceKind.FINISH])),
         jitter_ms=_quantiles(jitter),
-        held=held / ticks if ticks else None,
+        idle=idle / ticks if ticks else None,
         stale=stale / len(ages) if ages else None,
         missed=missed / (ticks + skipped) if ticks else None,
         border_jump=_mean(border),

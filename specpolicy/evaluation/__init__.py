@@ -11,12 +11,12 @@ from specpolicy.evaluation import requirements as _requirements  # noqa: F401
 from specpolicy.evaluation.latency import CallLog as CallLog
 from specpolicy.evaluation.latency import LatencyRun as LatencyRun
 from specpolicy.evaluation.latency import measure_latency as measure_latency
+from specpolicy.evaluation.manifest import ConfigurationMismatch as ConfigurationMismatch
+from specpolicy.evaluation.manifest import Manifest as Manifest
+from specpolicy.evaluation.manifest import ManifestError as ManifestError
+from specpolicy.evaluation.manifest import ResultsError as ResultsError
 from specpolicy.evaluation.provenance import collect_provenance as collect_provenance
-from specpolicy.evaluation.results import ConfigurationMismatch as ConfigurationMismatch
 from specpolicy.evaluation.results import CorruptShardWarning as CorruptShardWarning
-from specpolicy.evaluation.results import Manifest as Manifest
-from specpolicy.evaluation.results import ManifestError as ManifestError
-from specpolicy.evaluation.results import ResultsError as ResultsError
 from specpolicy.evaluation.results import ResultStore as ResultStore
 from specpolicy.evaluation.results import read_results as read_results
 from specpolicy.evaluation.statistics import Estimate as Estimate

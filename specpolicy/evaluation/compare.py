@@ -12,8 +12,9 @@ import torch
 
 from specpolicy.evaluation.comparison import Comparison, write_results, write_text
 from specpolicy.evaluation.launchers.local import Launcher, LocalLauncher
+from specpolicy.evaluation.manifest import MANIFEST
 from specpolicy.evaluation.provenance import collect_provenance
-from specpolicy.evaluation.results import MANIFEST, ObservationKeeper, ResultStore
+from specpolicy.evaluation.results import ObservationKeeper, ResultStore
 from specpolicy.evaluation.summary import SummaryRow
 from specpolicy.evaluation.task_average import (
     OverallRow,

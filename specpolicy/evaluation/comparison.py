@@ -282,11 +282,11 @@ def _film(comparison: Comparison, contestants: PolicyAndSamplers, rows: list[Sum
     cast = {name: samplers[name] for name in comparison.video if name in samplers}
     if not cast:
         return
-    from specpolicy.evaluation.video import film
+    from specpolicy.evaluation.video import record_video
 
     medians = {row.sampler: row.latency.p50.value / 1e3 for row in rows if row.latency and row.latency.p50}
     make_env = comparison.make_env
-    clip = film(
+    clip = record_video(
         policy,
         cast,
         replace(make_env, kwargs={**make_env.kwargs, "render_mode": "rgb_array"}),

@@ -37,7 +37,12 @@ class Resettable(Protocol):
 
 
 def device_of(policy: ChunkPolicy, device: torch.device | str | None = None) -> torch.device:
-    """``device`` if given, else what ``policy.device`` says, else the CPU."""
+    """Choose where a policy computes: ``device`` if given, else what ``policy.device`` says, else the CPU.
+
+    Args:
+        policy: the policy.
+        device: where it is said to compute.
+    """
     return torch.device(device if device is not None else getattr(policy, "device", "cpu"))
 
 
@@ -48,9 +53,19 @@ def timed_act(
     generator: torch.Generator,
     device: torch.device,
 ) -> tuple[int, PredictedChunk]:
-    """Nanoseconds that ``policy.predict_action`` takes for one observation, device included, and what it gives.
+    """Time ``policy.predict_action`` on one observation, device included.
 
     Images are encoded in every call, as for a robot that plays some actions between two chunks.
+
+    Args:
+        policy: whom to ask.
+        sampler: whom to ask it with.
+        observation: arrays of shape ``(1, n_obs_steps, dim)``.
+        generator: of the policy's random numbers.
+        device: where the policy computes.
+
+    Returns:
+        Nanoseconds, and the chunk.
     """
     if isinstance(policy, Resettable):
         policy.reset()
@@ -76,7 +91,7 @@ def _check_numbers(what: str, values: Any, least: int = 0) -> None:
 
 @dataclass(frozen=True)
 class CallLog:
-    """The measured calls of one sampler, in order; entry ``i`` of every sampler saw the same observation and noise.
+    """Timed calls of one sampler, in order; entry ``i`` of every sampler saw the same observation and noise.
 
     Attributes:
         exact: whether the sampler's distribution is the policy's own.
@@ -98,7 +113,7 @@ class CallLog:
 
 @dataclass(frozen=True)
 class LatencyRun:
-    """Measured calls of all samplers, and under which conditions.
+    """Timed calls of all samplers, and under which conditions.
 
     Attributes:
         samplers: calls by sampler, in the order in which the samplers were given.
@@ -117,7 +132,11 @@ class LatencyRun:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: str | Path) -> None:
-        """Write as JSON, at once or not at all."""
+        """Write as JSON, completely or not at all.
+
+        Args:
+            path: the file.
+        """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(Path(path)) as temporary:
             temporary.write_text(json.dumps({"format": FORMAT, **asdict(self)}) + "\n", encoding="utf-8")
@@ -158,15 +177,15 @@ class LatencyRun:
             _check_numbers(f"{name}: nanoseconds", log.nanoseconds, least=1)
             _check_numbers(f"{name}: passes", log.passes)
             _check_numbers(f"{name}: evaluations", log.evaluations)
-            for call, rounds in enumerate(log.rounds or []):
-                for each in rounds:
-                    _check_numbers(f"{name}: rounds", each)
-                    if len(each) != 2:
-                        raise ValueError(f"{name}: a round has a start and a number of accepted steps")
-                if log.drafted is not None:
-                    _check_numbers(f"{name}: drafted", log.drafted[call : call + 1][0] if log.drafted[call:] else [])
-                    if len(log.drafted) != len(log.rounds or []) or len(log.drafted[call]) != len(rounds):
-                        raise ValueError(f"{name}: as many drafts as rounds are expected")
+            rounds = log.rounds or []
+            for each in (one for call in rounds for one in call):
+                _check_numbers(f"{name}: rounds", each)
+                if len(each) != 2:
+                    raise ValueError(f"{name}: a round has a start and a number of accepted steps")
+            for drafted in log.drafted or []:
+                _check_numbers(f"{name}: drafted", drafted)
+            if log.drafted is not None and [len(each) for each in log.drafted] != [len(call) for call in rounds]:
+                raise ValueError(f"{name}: as many drafts as rounds are expected")
 
 
 def measure_latency(
@@ -186,13 +205,16 @@ def measure_latency(
     Args:
         policy: whom to ask.
         samplers: by name.
-        observations: recorded ones (see :class:`ObservationTap`), arrays of shape ``(1, n_obs_steps, dim)``.
+        observations: recorded ones (see :class:`ObservationRecorder`), arrays of shape ``(1, n_obs_steps, dim)``.
         calls: counted calls of each sampler; p99 takes at least 100.
         warmup: calls of each sampler before these.
         seed: of the random streams and of the order of turns.
         device: where the policy computes; by default what ``policy.device`` says, else the CPU.
         threads: torch's number of threads meanwhile; by default as it is.
         provenance: kept with the result.
+
+    Returns:
+        The calls of all samplers.
 
     Raises:
         ValueError: nothing to measure, or observations that are not single.
@@ -228,7 +250,7 @@ def measure_latency(
 
 
 def _noted(log: CallLog, nanoseconds: int, account: SampleCost) -> CallLog:
-    """The log with one more call; the lists are extended in place."""
+    """Extend the log by one call; the lists are extended in place."""
     log.nanoseconds.append(nanoseconds)
     log.passes.append(int(account.passes[0]))
     log.evaluations.append(int(account.evaluations[0]))

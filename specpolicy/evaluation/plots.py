@@ -55,7 +55,7 @@ class SamplerStyle:
 
     @property
     def line(self) -> str:
-        """matplotlib's line style."""
+        """The line style, in matplotlib's words."""
         return "--" if self.exact is False else "-"
 
 
@@ -187,7 +187,7 @@ def style_axes(axes: Axes) -> None:
 
 
 def log_ticks(axes: Axes) -> None:
-    """Make the horizontal axis logarithmic, with plain numbers 1, 2, 5, 10, … or, where these would crowd, 1, 10, …"""
+    """Make the horizontal axis logarithmic, with plain numbers 1, 2, 5, 10 or, where these would crowd, 1, 10, 100."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 150 * low else (1.0,), numticks=12))

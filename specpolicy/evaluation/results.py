@@ -19,9 +19,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -29,12 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from specpolicy.evaluation.manifest import MANIFEST, Manifest, ResultsError, written
 from specpolicy.policies.protocols import Observation
 from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult
-from specpolicy.utils.files import FolderLock, atomic_path, differences
+from specpolicy.utils.files import FolderLock
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 OBSERVATIONS = "observations.npz"
 _SHARD_EPISODES = 256  # in a shard at most, which is written again with every episode
 _DERIVED = ("crashed", "chunks", "mean_passes")  # written for those who query the files, computed when read
@@ -42,144 +39,8 @@ _DIGEST = b"episodes_sha256"
 _COUNTER = itertools.count()
 
 
-class ConfigurationMismatch(ValueError):
-    """A results folder belongs to another configuration."""
-
-
-class ManifestError(ValueError):
-    """A manifest is missing or cannot be read."""
-
-
-class ResultsError(RuntimeError):
-    """A file of a results folder cannot be written or read."""
-
-
 class CorruptShardWarning(UserWarning):
     """A shard could not be read; it was set aside and its episodes count as not yet run."""
-
-
-@dataclass
-class Manifest:
-    """The identity of a results folder.
-
-    Attributes:
-        configuration: everything that changes what an episode means: task, checkpoint digest, environment, horizons.
-            Not the seeds, nor how many environments run side by side: those may change from run to run.
-        samplers: the recipe of each sampler by name; a run may bring new ones.
-        provenance: where and with what each run was made, oldest first; for the reader, not compared.
-    """
-
-    configuration: dict[str, Any]
-    samplers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    provenance: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.configuration = _plain(self.configuration, "configuration")
-        self.samplers = _plain(self.samplers, "samplers")
-        self.provenance = _plain(self.provenance, "provenance")
-
-    def joined(self, other: Manifest, folder: Path) -> Manifest:
-        """Extend this manifest by another run.
-
-        Args:
-            other: of the run.
-            folder: whose manifest this is, for the error message.
-
-        Raises:
-            ConfigurationMismatch: the configurations differ, or a sampler of the same name has another recipe.
-        """
-        shared = self.samplers.keys() & other.samplers.keys()
-        lines = differences(
-            {**self.configuration, "samplers": {name: self.samplers[name] for name in shared}},
-            {**other.configuration, "samplers": {name: other.samplers[name] for name in shared}},
-        )
-        if lines:
-            raise ConfigurationMismatch(
-                f"{folder} holds results of another configuration:\n"
-                + "\n".join(lines)
-                + "\nWrite to a new folder, or set these fields as they were to continue this one."
-            )
-        return Manifest(self.configuration, {**self.samplers, **other.samplers}, self.provenance + other.provenance)
-
-    def write(self, folder: Path) -> None:
-        """Write ``manifest.json`` completely or not at all.
-
-        Args:
-            folder: the results folder.
-
-        Raises:
-            ResultsError: it cannot be written.
-        """
-        with _written(folder / MANIFEST) as path:
-            path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Read ``manifest.json`` as plain data; nothing that it names is resolved.
-
-        Args:
-            folder: the results folder.
-
-        Raises:
-            ManifestError: it is missing, damaged, or of a newer format.
-        """
-        path = folder / MANIFEST
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ManifestError(f"{folder} is not a results folder: it has no {MANIFEST}") from None
-        except OSError as error:
-            raise ManifestError(f"{path} cannot be read ({error.strerror})") from error
-        except (ValueError, RecursionError) as error:
-            raise _damaged(path, " ".join(str(error).split())) from error
-        if not isinstance(content, dict) or "format" not in content:
-            raise _damaged(path, "expected an object with a format")
-        version = content.pop("format")
-        if version != FORMAT:
-            raise ManifestError(
-                f"{path} has format {json.dumps(version)[:40]}, this version reads format {FORMAT}: upgrade specpolicy"
-            )
-        if unknown := content.keys() - cls.__dataclass_fields__.keys():
-            raise _damaged(path, f"unknown entry {min(unknown)[:40]!r}")
-        if not isinstance(content.get("configuration"), dict):
-            raise _damaged(path, "configuration must be an object")
-        samplers, provenance = content.get("samplers", {}), content.get("provenance", [])
-        if not isinstance(samplers, dict) or not all(isinstance(each, dict) for each in samplers.values()):
-            raise _damaged(path, "samplers must be an object of objects")
-        if not all(isinstance(each.get("exact", False), bool) for each in samplers.values()):
-            raise _damaged(path, "a sampler's exact must be true or false")
-        if not isinstance(provenance, list) or not all(isinstance(each, dict) for each in provenance):
-            raise _damaged(path, "provenance must be a list of objects")
-        return cls(**content)
-
-
-def _damaged(path: Path, reason: str) -> ManifestError:
-    return ManifestError(f"{path} is damaged ({reason}): restore it, or move the folder away and start anew")
-
-
-def _plain(tree: Any, name: str) -> Any:
-    """Return the tree as JSON gives it back, so that what was written compares equal to what was given."""
-    try:
-        return json.loads(json.dumps(tree))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be plain data (dict, list, str, numbers, bool, None): {error}") from error
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """Give a temporary path that replaces ``path`` when the block succeeds; say in one line why it cannot be written.
-
-    Raises:
-        ResultsError: the disk is full, read-only, gone, ...
-    """
-    try:
-        with atomic_path(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise ResultsError(
-            f"{path} could not be written ({error.strerror or error}); what was written before is unharmed: make room "
-            "or give another folder with out=, then run the same command again"
-        ) from error
 
 
 @cache
@@ -231,7 +92,7 @@ def write_shard(path: Path, records: Iterable[EpisodeResult]) -> Path:
     rows = [{name: getattr(record, name) for name in schema.names} for record in records]
     table = pa.Table.from_pylist(rows, schema=schema)
     table = table.replace_schema_metadata({_DIGEST: _digest(table.drop_columns(list(_DERIVED)).to_pylist())})
-    with _written(path) as temporary:
+    with written(path) as temporary:
         pq.write_table(table, temporary, write_page_checksum=True)
     return path
 
@@ -300,7 +161,7 @@ def write_observations(observations: Sequence[Observation], folder: Path) -> Non
         ResultsError: they cannot be written.
     """
     stacked = {name: np.concatenate([each[name] for each in observations]) for name in observations[0]}
-    with _written(folder / OBSERVATIONS) as temporary, temporary.open("wb") as file:
+    with written(folder / OBSERVATIONS) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **stacked)
 
 

@@ -280,7 +280,7 @@ def columns_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> list[Colu
         ),
         Column("age p95 ms", _quantile(lambda metrics: metrics.age_ms, "p95")),
         Column("jitter p99 ms", _quantile(lambda metrics: metrics.jitter_ms, "p99")),
-        Column("idle %", _loop(lambda metrics: metrics.held, ".1f", 100)),
+        Column("idle %", _loop(lambda metrics: metrics.idle, ".1f", 100)),
         Column("stale %", _loop(lambda metrics: metrics.stale, ".1f", 100)),
         Column("missed %", _loop(lambda metrics: metrics.missed, ".1f", 100)),
         Column("jump: border / inner", _jumps),
@@ -307,7 +307,7 @@ def _compact_columns(rows: Sequence[SummaryRow], reference: str) -> list[Column[
         *identity,
         *common,
         Column("react", _quantile(lambda metrics: metrics.reaction_ms, "p50")),
-        Column("idle", _loop(lambda metrics: metrics.held, ".1f", 100)),
+        Column("idle", _loop(lambda metrics: metrics.idle, ".1f", 100)),
         Column("stale", _loop(lambda metrics: metrics.stale, ".1f", 100)),
         Column("jumps", _jumps),
     ]

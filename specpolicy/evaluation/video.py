@@ -1,4 +1,4 @@
-"""Clips of episodes side by side, in which each robot pauses for its own inference, in real time."""
+"""Videos of episodes side by side in real time, in which each robot waits for its own inference."""
 
 from __future__ import annotations
 
@@ -33,38 +33,43 @@ from specpolicy.utils.progress import progress_bar
 _BACKGROUND, _INK, _FAINT = (250, 250, 250), (20, 20, 20), (110, 110, 110)
 _STATE_COLORS = {"thinking": (213, 94, 0), "moving": (0, 114, 178), "done": (225, 225, 225)}
 _SUCCESS, _FAILURE = (0, 130, 90), (170, 30, 30)
-_MARGIN, _HEADER, _FOOTER, _LEAST_WIDTH = 8, 50, 50, 320
+_MARGIN, _HEADER, _FOOTER, _MIN_WIDTH = 8, 50, 50, 320
 
 
-def draw_panel(take: EpisodeRecording, moment: VideoFrame, history: Sequence[str], length: int) -> NDArray[np.uint8]:
-    """Image of one take at one moment, sides of even length, at least 320 pixels wide.
+def draw_panel(
+    recording: EpisodeRecording, shown: VideoFrame, history: Sequence[str], length: int
+) -> NDArray[np.uint8]:
+    """Draw one recording at one instant.
 
     Args:
-        take: whose title and caption to write.
-        moment: what to show.
+        recording: whose title and caption to write.
+        shown: the image, and what the robot does.
         history: states at every tick up to now, drawn as a strip.
-        length: ticks of the whole clip, the strip's full width.
+        length: ticks of the whole video, the strip's full width.
+
+    Returns:
+        An image with sides of even length, at least 320 pixels wide.
     """
-    scale = max(1, -(-_LEAST_WIDTH // moment.frame.shape[1]))  # small images grow by whole pixels
-    frame = np.repeat(np.repeat(moment.frame, scale, axis=0), scale, axis=1)
+    scale = max(1, -(-_MIN_WIDTH // shown.frame.shape[1]))  # small images grow by whole pixels
+    frame = np.repeat(np.repeat(shown.frame, scale, axis=0), scale, axis=1)
     height, width = frame.shape[:2]
     panel = Image.new("RGB", (_even(width + 2 * _MARGIN), _even(height + _HEADER + _FOOTER)), _BACKGROUND)
     panel.paste(Image.fromarray(frame), (_MARGIN, _HEADER))
     draw = ImageDraw.Draw(panel)
-    draw.text((_MARGIN, 6), take.title, fill=_INK, font=_font(18, bold=True))
-    draw.text((_MARGIN, 29), take.caption, fill=_FAINT, font=_font(12))
+    draw.text((_MARGIN, 6), recording.title, fill=_INK, font=_font(18, bold=True))
+    draw.text((_MARGIN, 29), recording.caption, fill=_FAINT, font=_font(12))
     _strip(draw, history, length, _MARGIN, _HEADER + height + 6, width)
-    words, color = _status(take, moment)
+    words, color = _status(recording, shown)
     baseline = _HEADER + height + 23
     draw.text((_MARGIN, baseline), words, fill=color, font=_font(15, bold=True))
-    draw.text((_MARGIN + width, baseline), f"{moment.time_s:.1f} s", fill=_INK, font=_font(15), anchor="ra")
+    draw.text((_MARGIN + width, baseline), f"{shown.time_s:.1f} s", fill=_INK, font=_font(15), anchor="ra")
     return np.asarray(panel, dtype=np.uint8)
 
 
-def _status(take: EpisodeRecording, moment: VideoFrame) -> tuple[str, tuple[int, int, int]]:
-    if moment.state == "done":
-        return ("success", _SUCCESS) if take.success else ("failure", _FAILURE)
-    return moment.state, _STATE_COLORS[moment.state]
+def _status(recording: EpisodeRecording, shown: VideoFrame) -> tuple[str, tuple[int, int, int]]:
+    if shown.state == "done":
+        return ("success", _SUCCESS) if recording.success else ("failure", _FAILURE)
+    return shown.state, _STATE_COLORS[shown.state]
 
 
 def _strip(draw: ImageDraw.ImageDraw, history: Sequence[str], length: int, left: int, top: int, width: int) -> None:
@@ -103,31 +108,31 @@ class RecordedChunk:
 
 @dataclass(frozen=True)
 class EpisodeRecording:
-    """One filmed episode.
+    """The images of one episode.
 
     Attributes:
         title: in large letters, e.g. the sampler.
-        caption: below it, e.g. seed and passes.
+        caption: below it, e.g. seed and NFE.
         first: image after the reset.
-        beats: what followed.
+        chunks: what followed.
         success: how it ended.
     """
 
     title: str
     caption: str
     first: NDArray[np.uint8]
-    beats: list[RecordedChunk]
+    chunks: list[RecordedChunk]
     success: bool
 
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """What a take shows at one instant.
+    """What a recording shows at one instant.
 
     Attributes:
         frame: the image.
         state: ``"thinking"``, ``"moving"`` or ``"done"``.
-        time_s: the take's own clock; stands still once the episode has ended.
+        time_s: the recording's own clock; stands still once the episode has ended.
     """
 
     frame: NDArray[np.uint8]
@@ -135,24 +140,38 @@ class VideoFrame:
     time_s: float
 
 
-def duration_s(take: EpisodeRecording, control_hz: float) -> float:
-    """Seconds from reset to end, pauses included, at ``control_hz`` environment steps a second."""
-    return sum(beat.pause_s + len(beat.frames) / control_hz for beat in take.beats)
+def duration_s(recording: EpisodeRecording, control_hz: float) -> float:
+    """Compute the seconds from reset to end, pauses included.
+
+    Args:
+        recording: the episode.
+        control_hz: environment steps a second.
+    """
+    return sum(chunk.pause_s + len(chunk.frames) / control_hz for chunk in recording.chunks)
 
 
-def video_frames(take: EpisodeRecording, fps: float, control_hz: float, length_s: float) -> Iterator[VideoFrame]:
-    """The take in real time, at ``fps`` moments a second over ``length_s`` seconds.
+def video_frames(recording: EpisodeRecording, fps: float, control_hz: float, length_s: float) -> Iterator[VideoFrame]:
+    """Play a recording in real time.
 
     During a pause the last image stands; the image after the ``n``-th step of a motion appears ``n / control_hz``
     after its pause. Once the episode has ended its last image stays.
 
+    Args:
+        recording: what to play.
+        fps: frames a second, positive.
+        control_hz: environment steps a second, positive.
+        length_s: of the whole video, in seconds.
+
+    Yields:
+        A frame for each instant.
+
     Raises:
         ValueError: a rate that is not positive, or a negative pause.
     """
-    if fps <= 0 or control_hz <= 0 or any(beat.pause_s < 0 for beat in take.beats):
+    if fps <= 0 or control_hz <= 0 or any(chunk.pause_s < 0 for chunk in recording.chunks):
         raise ValueError("fps and control_hz must be positive, and pauses not negative")
-    edges = _edges(take, control_hz)
-    end = duration_s(take, control_hz)
+    edges = _edges(recording, control_hz)
+    end = duration_s(recording, control_hz)
     current = 0
     for tick in range(math.floor(length_s * fps + 1e-9) + 1):
         now = tick / fps
@@ -162,17 +181,17 @@ def video_frames(take: EpisodeRecording, fps: float, control_hz: float, length_s
         yield VideoFrame(frame, state, min(now, end))
 
 
-def _edges(take: EpisodeRecording, control_hz: float) -> Sequence[tuple[float, NDArray[np.uint8], str]]:
+def _edges(recording: EpisodeRecording, control_hz: float) -> Sequence[tuple[float, NDArray[np.uint8], str]]:
     """``(from when, image, state)`` in the order of time."""
-    now, frame = 0.0, take.first
+    now, frame = 0.0, recording.first
     edges: list[tuple[float, NDArray[np.uint8], str]] = []
-    for beat in take.beats:
+    for chunk in recording.chunks:
         edges.append((now, frame, "thinking"))
-        now += beat.pause_s
+        now += chunk.pause_s
         edges.append((now, frame, "moving"))
-        for step, frame in enumerate(beat.frames, start=1):
+        for step, frame in enumerate(chunk.frames, start=1):
             edges.append((now + step / control_hz, frame, "moving"))
-        now += len(beat.frames) / control_hz
+        now += len(chunk.frames) / control_hz
     edges.append((now, frame, "done"))
     return edges
 
@@ -182,7 +201,7 @@ _log = logging.getLogger(__name__)
 Pause = float | Callable[[InferenceRecord], float] | None
 
 
-def film(
+def record_video(
     policy: ChunkPolicy,
     samplers: Mapping[str, ChunkSampler],
     make_env: EnvFactory,
@@ -195,39 +214,40 @@ def film(
     fps: float = 20.0,
     max_steps: int | None = None,
 ) -> Path | None:
-    """Film one episode with each sampler, side by side in one mp4. No harm is done where nothing can be rendered.
+    """Record one episode with each sampler, side by side in one mp4; warn where nothing can be rendered.
 
     Args:
         policy: whom to ask.
         samplers: by name, from left to right.
         make_env: makes the environment, with ``render_mode="rgb_array"``.
         path: the mp4.
-        seed, repeat: which episode; the same for all.
-        pauses: for each sampler how long a chunk takes: seconds, or a function of the inference's record (e.g. its
-            network evaluations times the time of one); measured while filming where it is not given.
+        seed: of the initial state; the same for all.
+        repeat: which episode of that seed; the same for all.
+        pauses: for each sampler how long a chunk recordings: seconds, or a function of the inference's record (e.g. its
+            network evaluations times the time of one); measured while recording where it is not given.
         control_hz: environment steps a second.
-        fps: of the clip.
+        fps: of the video.
         max_steps: end an episode after so many steps.
 
     Returns:
-        ``path``, or ``None`` after a warning of one line if the environment cannot be filmed here.
+        ``path``, or ``None`` after a warning of one line if the environment cannot be rendered here.
     """
-    takes: list[EpisodeRecording] = []
+    recordings: list[EpisodeRecording] = []
     try:
-        with progress_bar("filming", total=len(samplers)) as bar:
+        with progress_bar("recording", total=len(samplers)) as bar:
             for name, sampler in samplers.items():
-                bar.describe(f"filming {name}")
+                bar.describe(f"recording {name}")
                 pause = (pauses or {}).get(name)
                 with closing(make_env()) as env:
-                    takes.append(film_take(policy, sampler, env, name, seed, repeat, pause, max_steps))
+                    recordings.append(record_episode(policy, sampler, env, name, seed, repeat, pause, max_steps))
                 bar.advance()
-        return write_clip(takes, path, control_hz=control_hz, fps=fps)
+        return write_video(recordings, path, control_hz=control_hz, fps=fps)
     except Exception as error:  # rendering fails in as many ways as there are drivers; an evaluation must not
         _log.warning("no video %s: %s: %s", path, type(error).__name__, " ".join(str(error).split()))
         return None
 
 
-def film_take(
+def record_episode(
     policy: ChunkPolicy,
     sampler: ChunkSampler,
     env: gymnasium.Env[Any, Any],
@@ -240,11 +260,13 @@ def film_take(
     """Play one episode and keep its images.
 
     Args:
-        policy, sampler: whom to ask.
+        policy: whom to ask.
+        sampler: whom to ask it with.
         env: with ``render_mode="rgb_array"``.
         name: of the sampler, becomes the title.
-        seed, repeat: which episode.
-        pause: see :func:`film`.
+        seed: of the initial state.
+        repeat: which episode of that seed.
+        pause: see :func:`record_video`.
         max_steps: end the episode after so many steps.
     """
     frames = FrameRecorder()
@@ -255,52 +277,52 @@ def film_take(
     )
     trace = run_episode(setup, PolicyRunner(policy, sampler), seed, repeat)
     first, *images = frames.frames
-    beats, passes = [], []
+    chunks, nfe = [], []
     for inference in trace.inferences:
         measured_s = (inference.ended_s or 0.0) - inference.begun_s
         waited = measured_s if pause is None else pause(inference) if callable(pause) else pause
         moved = [image for image, row in zip(images, trace.ticks, strict=True) if row.inference == inference.number]
-        beats.append(RecordedChunk(waited, moved))
-        passes.append(inference.passes or 0)
+        chunks.append(RecordedChunk(waited, moved))
+        nfe.append(inference.passes or 0)
     caption = (
-        f"seed {seed} · {np.mean(passes):.1f} passes, {1e3 * np.median([b.pause_s for b in beats]):.0f} ms a chunk"
+        f"seed {seed} · {np.mean(nfe):.1f} NFE, {1e3 * np.median([chunk.pause_s for chunk in chunks]):.0f} ms a chunk"
     )
-    return EpisodeRecording(name if sampler.exact else f"{name} (approximate)", caption, first, beats, trace.success)
+    return EpisodeRecording(name if sampler.exact else f"{name} (approximate)", caption, first, chunks, trace.success)
 
 
-def write_clip(
-    takes: Sequence[EpisodeRecording],
+def write_video(
+    recordings: Sequence[EpisodeRecording],
     path: str | Path,
     *,
     control_hz: float = 20.0,
     fps: float = 20.0,
-    hold_s: float = 1.5,
+    end_s: float = 1.5,
 ) -> Path:
-    """Write takes side by side on one real-time clock; ended ones wait for the longest.
+    """Write recordings side by side on one real-time clock; ended ones wait for the longest.
 
     Args:
-        takes: images of one height throughout.
+        recordings: images of one height throughout.
         path: the mp4.
         control_hz: environment steps a second.
-        fps: of the clip.
-        hold_s: how long the end stands.
+        fps: of the video.
+        end_s: how long the end stands.
 
     Raises:
-        ValueError: no takes.
+        ValueError: no recordings.
     """
-    if not takes:
-        raise ValueError("a clip needs at least one take")
+    if not recordings:
+        raise ValueError("a video needs at least one recording")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    length = max(duration_s(take, control_hz) for take in takes) + hold_s
-    tracks = [video_frames(take, fps, control_hz, length) for take in takes]
-    histories: list[list[str]] = [[] for _ in takes]
+    length = max(duration_s(recording, control_hz) for recording in recordings) + end_s
+    tracks = [video_frames(recording, fps, control_hz, length) for recording in recordings]
+    histories: list[list[str]] = [[] for _ in recordings]
     with atomic_path(target) as temporary, closing(_Mp4(temporary, fps)) as movie:
         for together in zip(*tracks, strict=True):
             panels: list[NDArray[np.uint8]] = []
-            for take, moment, history in zip(takes, together, histories, strict=True):
-                history.append(moment.state)
-                panels.append(draw_panel(take, moment, history, math.floor(length * fps) + 1))
+            for recording, shown, history in zip(recordings, together, histories, strict=True):
+                history.append(shown.state)
+                panels.append(draw_panel(recording, shown, history, math.floor(length * fps) + 1))
             movie.write(np.concatenate(panels, axis=1))
     return target
 

@@ -23,7 +23,7 @@ from specpolicy.calibration.x0_variance import (
     x0_variance_path,
 )
 from specpolicy.cli import main
-from specpolicy.evaluation.fidelity import energy_distance
+from specpolicy.evaluation.two_sample import energy_distance
 from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.exactness import check_exactness

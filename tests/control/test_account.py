@@ -86,7 +86,7 @@ def test_metrics_of_lockstep() -> None:
     assert (metrics.episodes, metrics.ticks, metrics.chunks) == (2, 80, 20)
     assert metrics.reaction_ms is not None and metrics.reaction_ms.p50 == pytest.approx(100.0)
     assert metrics.reaction_ms.max == pytest.approx(100.0) and metrics.reaction_ms.n == 20
-    assert (metrics.held, metrics.missed, metrics.stopped) == (0.0, 0.0, 0)
+    assert (metrics.idle, metrics.missed, metrics.stopped) == (0.0, 0.0, 0)
     # an observation jumps by 4 and the tick meant by 1 at a border, the latter alone inside a chunk
     assert metrics.border_jump == pytest.approx(np.hypot(4, 1)) and metrics.inner_jump == pytest.approx(1.0)
     assert metrics.jitter_ms is not None and metrics.jitter_ms.max == 0.0
@@ -95,7 +95,7 @@ def test_metrics_of_lockstep() -> None:
 
 def test_metrics_of_held_stale_and_missed_ticks() -> None:
     blocking = measure([play(Blocking(4), 0.15)])  # 3 ticks of 7 held; 4 aged 3 to 6 ticks, of which 3 is fresh
-    assert blocking.held == pytest.approx(18 / 40) and blocking.missed == 0.0
+    assert blocking.idle == pytest.approx(18 / 40) and blocking.missed == 0.0
     assert blocking.stale == pytest.approx(16 / 22)
     late = measure([play(Asynchronous(4, 4), 0.4)])
     assert late.missed is not None and late.missed > 0
@@ -105,7 +105,7 @@ def test_metrics_of_held_stale_and_missed_ticks() -> None:
     assert drafted.finish_passes == 2.0 and drafted.finish_ms is not None and drafted.inference_ms is not None
     assert drafted.finish_ms.max == pytest.approx(25.0) and drafted.inference_ms.p50 == pytest.approx(100.0)
     empty = measure([])
-    assert (empty.episodes, empty.reaction_ms, empty.held, empty.border_jump) == (0, None, None, None)
+    assert (empty.episodes, empty.reaction_ms, empty.idle, empty.border_jump) == (0, None, None, None)
 
 
 def test_skipped_ticks_are_missed() -> None:

@@ -23,7 +23,8 @@ from specpolicy.control.trace import read_trace
 from specpolicy.evaluation.comparison import PolicyAndSamplers
 from specpolicy.evaluation.control.experiment import ControlExperiment, run_control
 from specpolicy.evaluation.latency import CallLog, LatencyRun
-from specpolicy.evaluation.results import ConfigurationMismatch, read_results
+from specpolicy.evaluation.manifest import ConfigurationMismatch
+from specpolicy.evaluation.results import read_results
 from specpolicy.rollout.env_worker import EnvPool, EpisodeCrash, MakeEnv, ResetRequest, WorkerConfig
 from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, EpisodeSpec
 from specpolicy.rollout.runner import EvaluationAborted, run_episodes, run_episodes_singly

@@ -17,7 +17,8 @@ from specpolicy.evaluation.compare import (
     require_unseen,
     run_missing,
 )
-from specpolicy.evaluation.results import ConfigurationMismatch, CorruptShardWarning, read_results, shard_paths
+from specpolicy.evaluation.manifest import ConfigurationMismatch
+from specpolicy.evaluation.results import CorruptShardWarning, read_results, shard_paths
 from specpolicy.policies.checkpoint import CheckpointError, write_seen_seeds
 from specpolicy.rollout.runner import EvaluationAborted
 

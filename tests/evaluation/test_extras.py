@@ -24,7 +24,7 @@ import importlib, sys
 for module in ("scipy", "pyarrow", "matplotlib", "imageio_ffmpeg"):
     sys.modules[module] = None
     try:
-        importlib.import_module("specpolicy.rollout.episodes")
+        importlib.import_module("specpolicy.evaluation.results")
     except ImportError as error:
         assert str(error).startswith(f"{module} could not be imported"), error
         assert "pip install 'specpolicy[eval]'" in str(error), error

@@ -18,11 +18,9 @@ import pytest
 from evaluation_fakes import record
 
 from specpolicy.evaluation import results
+from specpolicy.evaluation.manifest import ConfigurationMismatch, ManifestError, ResultsError
 from specpolicy.evaluation.results import (
-    ConfigurationMismatch,
     CorruptShardWarning,
-    ManifestError,
-    ResultsError,
     ResultStore,
     new_shard,
     read_observations,

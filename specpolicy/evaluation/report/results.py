@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpolicy.evaluation.latency import CallLog, LatencyRun
+from specpolicy.evaluation.manifest import MANIFEST, Manifest
 from specpolicy.evaluation.plots import SamplerStyle, styles_of
-from specpolicy.evaluation.results import MANIFEST, Manifest, read_results, shard_paths
+from specpolicy.evaluation.results import read_results, shard_paths
 from specpolicy.evaluation.statistics import ratio_of_sums
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import counted, milliseconds, number_ranges
@@ -152,11 +153,12 @@ class TargetDistribution:
         return f"{self.steps} {'analytic ' if self.analytic else ''}steps"
 
 
-def target_distribution_of(recipe: Any) -> TargetDistribution | None:
+def target_distribution_of(recipe: Any, policy: Any = None) -> TargetDistribution | None:
     """Look up the distribution of an exact sampler's recipe.
 
     Args:
         recipe: as a manifest keeps it; compared with names of our own, never instantiated.
+        policy: configuration of the policy, which has the number of steps where the recipe leaves it open.
 
     Returns:
         The distribution; None if the recipe does not tell.
@@ -167,6 +169,9 @@ def target_distribution_of(recipe: Any) -> TargetDistribution | None:
     if known.get("_target_") not in CHAINS:
         return None
     steps = known.get("num_inference_steps")
+    if steps is None:
+        config = mapping(policy)
+        steps = config.get("num_inference_steps") or mapping(config.get("scheduler")).get("num_train_timesteps")
     return TargetDistribution(steps, bool(known.get("analytic", False))) if isinstance(steps, int) else None
 
 
@@ -224,8 +229,10 @@ class TaskResults:
     def targets(self) -> dict[str, TargetDistribution | None]:
         """Look up what each exact sampler samples, as far as its recipe tells."""
         recipes = {name: entry.get("recipe") for name, entry in self.manifest.samplers.items()}
+        policy = self.manifest.configuration.get("policy")
         return {
-            row.sampler: target_distribution_of(recipes.get(row.sampler)) if row.exact else None for row in self.rows
+            row.sampler: target_distribution_of(recipes.get(row.sampler), policy) if row.exact else None
+            for row in self.rows
         }
 
     def row(self, sampler: str | None) -> SummaryRow | None:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from specpolicy.evaluation.fidelity import energy_distance, equality_p_value
 from specpolicy.evaluation.statistics import StatisticsError
+from specpolicy.evaluation.two_sample import energy_distance, equality_p_value
 
 
 def normal(n: int, d: int = 6, seed: int = 0, scale: float = 1.0) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import Any
 from evaluation_fakes import record
 
 from specpolicy.evaluation.latency import CallLog, LatencyRun
-from specpolicy.evaluation.results import Manifest, new_shard, write_shard
+from specpolicy.evaluation.manifest import Manifest
+from specpolicy.evaluation.results import new_shard, write_shard
 from specpolicy.rollout.episodes import EpisodeResult
 
 CHAIN = {"_target_": "specpolicy.samplers.sequential", "_partial_": True, "num_inference_steps": 100}

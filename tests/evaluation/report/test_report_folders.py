@@ -8,10 +8,10 @@ import pytest
 from report_fakes import SAMPLERS, episodes, timed, write_folder
 
 from specpolicy.cli import EXIT_USER_ERROR, main
+from specpolicy.evaluation.manifest import ManifestError
 from specpolicy.evaluation.report.page import write_report
 from specpolicy.evaluation.report.recommendation import cautions_of
 from specpolicy.evaluation.report.results import ReportError, ReportSettings, TaskResults, read_folder, read_task
-from specpolicy.evaluation.results import ManifestError
 
 QUIET = ReportSettings(videos=False)
 WON = {name: [True, False] * 30 for name in SAMPLERS}

@@ -78,11 +78,9 @@ def test_a_distribution_is_known_from_recipes_of_this_library_alone() -> None:
     for name in ("recycled", "linear_block20", "auto"):
         recipe = to_container(compose("rollout", [f"sampler={name}"]).sampler)
         compiled = {"_target_": "specpolicy.samplers.compiled", "sampler": recipe}
-        assert (
-            target_distribution_of(recipe)
-            == target_distribution_of(compiled)
-            == TargetDistribution(20 if name.endswith("20") else 100)
-        )
+        steps = TargetDistribution(20 if name.endswith("20") else 100)
+        policy = {"num_inference_steps": None, "scheduler": {"num_train_timesteps": 100}}
+        assert target_distribution_of(recipe, policy) == target_distribution_of(compiled, policy) == steps
     names = [name.removeprefix("specpolicy.samplers.") for name in CHAINS]
     assert all(callable(getattr(samplers, name)) for name in names)
     for strange in (None, "SequentialSampler(K=100)", ["x"], {"_target_": "mine.sampler", "num_inference_steps": 100}):
