@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import shutil
 import struct
@@ -212,7 +213,8 @@ def train_image_model(
         The network with averaged weights, which ``out`` holds too.
 
     Raises:
-        DataError: the images cannot be read, or are not of the network's size. ResumeError: ``out`` holds another run.
+        DataError: the images cannot be read, or are not of the network's size.
+        OtherRunError: ``out`` holds another run.
         ModelError: there is no teacher, or its noise levels or predictions are others.
     """
     train, held_out = read_images(data, "train"), read_images(data, "t10k")
@@ -221,12 +223,21 @@ def train_image_model(
     size, side = network.config.sample_size, tuple(train.pixels.shape[1:])
     if side != (size, size):
         raise DataError(f"the images in {data} are {side[0]} × {side[1]}; the network is made for {size} × {size}")
-    told = dict(identity or {})
+    told = {**(identity or {}), "data": _digest(train, held_out)}
     master = None
     if teacher is not None:
         master, told["teacher"] = _teacher(teacher, scheduler, device), checkpoint_digest(teacher)
     lesson = image_lesson(scheduler, train, held_out, device, partial(save_model, scheduler), told, master)
     return TrainingLoop(network, lesson, settings, Path(out)).run()
+
+
+def _digest(*sets: LabelledImages) -> str:
+    """Tell images from others by their content."""
+    digest = hashlib.sha256()
+    for images in sets:
+        digest.update(images.pixels.contiguous().numpy().data)
+        digest.update(images.labels.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _teacher(folder: str | Path, scheduler: DDPMScheduler, device: str | torch.device) -> nn.Module:

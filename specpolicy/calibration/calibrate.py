@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +23,10 @@ from specpolicy.policies.checkpoint import checkpoint_digest, file_digest
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.sampler import SequentialSampler
+from specpolicy.utils.digests import source_digest
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.run_identity import claim_folder
 
 if TYPE_CHECKING:
     from specpolicy.datasets.demonstrations import Demonstration
@@ -147,9 +148,12 @@ def record_chains(
         identity: what tells the policy from another one; kept to refuse parts of another one.
 
     Raises:
-        CalibrationError: the folder holds parts of another policy, histories, seed or chain.
+        OtherRunError: the folder holds parts of another policy, histories, seed or chain, or made by other code.
+        CalibrationError: a part is damaged.
     """
-    _claim(folder, {"steps": process.num_steps, "seed": seed, "origin": histories.origin, **(identity or {})})
+    decides = {"steps": process.num_steps, "seed": seed, "origin": histories.origin, **(identity or {})}
+    decides["source"] = source_digest("specpolicy.speculative", "specpolicy.policies")
+    claim_folder(folder, decides, name=RECORDING, traces=["chains-*.safetensors"])
     parts = -(-chains // PART)
     order = _order(len(histories.observations), parts * PART, seed)
     files = [folder / f"chains-{part:05d}.safetensors" for part in range(parts)]
@@ -191,19 +195,6 @@ def _order(available: int, wanted: int, seed: int) -> Int[Tensor, " m"]:
     rounds = -(-wanted // available)
     generator = torch.Generator().manual_seed(seed)
     return torch.cat([torch.randperm(available, generator=generator) for _ in range(rounds)])[:wanted]
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path, said = folder / RECORDING, json.dumps(identity, indent=2, sort_keys=True) + "\n"
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_text(said, encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != said:
-        raise CalibrationError(
-            f"{folder} holds chains of another policy, other observations, another seed or number of steps "
-            f"({RECORDING} says which); choose another out=, or remove it"
-        )
 
 
 def _read(file: Path) -> RecordedChains:
