@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -79,7 +79,7 @@ class Clock(Protocol):
 
 
 def attempt(compute: Callable[[], InferenceResult]) -> InferenceResult:
-    """Compute; an exception becomes a result with an error.
+    """Compute; an exception, or anything but a result, becomes a result with an error.
 
     Args:
         compute: an inference.
@@ -89,9 +89,13 @@ def attempt(compute: Callable[[], InferenceResult]) -> InferenceResult:
     """
     begun = perf_counter()
     try:
-        return compute()
+        result: Any = compute()
     except Exception as error:
         return InferenceResult(error=format_exception(error), seconds=perf_counter() - begun)
+    if isinstance(result, InferenceResult):
+        return result
+    error_text = f"the policy gave {type(result).__name__}; expected an InferenceResult"
+    return InferenceResult(error=error_text, seconds=perf_counter() - begun)
 
 
 _DOMAIN = 0xC4A26ED  # keeps the latencies' streams apart from others made from the same seeds

@@ -247,11 +247,9 @@ class Asynchronous:
     @property
     def config(self) -> ExecutorConfig:
         """See :class:`ExecutorConfig`."""
-        return ExecutorConfig(
-            self.n_action_steps,
-            self.n_action_steps // 2 if self.prefetch_steps is None else self.prefetch_steps,
-            aggregate=self.aggregate,
-        )
+        config = ExecutorConfig(self.n_action_steps, aggregate=self.aggregate)  # checks the number that is halved
+        half = config.n_action_steps // 2
+        return replace(config, prefetch_steps=half if self.prefetch_steps is None else self.prefetch_steps)
 
 
 @dataclass(frozen=True)

@@ -389,21 +389,19 @@ class NoFilter:
         return SentAction(planned.action, "planned", planned.chunk)
 
 
-def chunk_problem(result: Any, action_dim: int | None = None) -> str | None:
+def chunk_problem(result: InferenceResult, action_dim: int | None = None) -> str | None:
     """Say what makes a policy's result unusable as a chunk.
 
     Args:
-        result: what the policy gave, expected to be an :class:`InferenceResult`.
+        result: what the policy gave.
         action_dim: numbers of an action; None for any.
 
     Returns:
         The reason; None if actions of shape ``(n >= 1, action_dim)`` can be read from it.
     """
-    if not isinstance(result, InferenceResult):
-        return f"the policy gave {type(result).__name__}; expected an InferenceResult"
     if result.error is not None:
         return result.error
-    actions = result.actions
+    actions: Any = result.actions
     if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu":
         kind = f"an array of {actions.dtype}" if isinstance(actions, np.ndarray) else type(actions).__name__
         return f"the policy gave {kind} as actions; expected a numeric numpy array of shape (steps, action_dim)"
