@@ -16,11 +16,11 @@ from torch import Tensor
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.samplers import sequential
 from specpolicy.speculative.chain_batch import RoundLog, StateBuffer
-from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, check_cond, gather_rows, state_dtype
+from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, gather_rows
+from specpolicy.speculative.inputs import Generators, check_cond, check_noise
 from specpolicy.speculative.process import ReverseProcess, per_row
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import Generators
 
 NORMS = ("l1", "l2")
 
@@ -245,8 +245,8 @@ class AsdsvSampler:
         state_buffer: StateBuffer | None = None,
     ) -> Iterator[AsdsvChains]:
         """The same, round by round; see :meth:`SpeculativeSampler.rounds`."""
+        dtype = check_noise(noise)
         check_cond(cond, len(noise))
-        dtype = state_dtype(noise)
         random = ChainGenerators(generator, len(noise), noise.device, dtype)
         courses = AsdsvChains(self.process.to(noise.device, dtype), random, noise, begin, record, state_buffer)
         lengths = self._lengths.to(noise.device)

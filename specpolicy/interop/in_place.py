@@ -22,10 +22,11 @@ from torch import Tensor
 
 from specpolicy.speculative.denoiser import Cond, Denoiser
 from specpolicy.speculative.drafters.recycling import RecyclingDrafter
+from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import Generators, SpeculativeSampler
+from specpolicy.speculative.sampler import SpeculativeSampler
 from specpolicy.speculative.verifiers import ReflectionVerifier
 
 _WINDOW = 24

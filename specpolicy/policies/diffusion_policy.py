@@ -21,10 +21,10 @@ from specpolicy.policies.normalizer import NORMALIZERS
 from specpolicy.policies.observations import ObservationSpec
 from specpolicy.policies.rotations import convert_rotations
 from specpolicy.speculative.denoiser import Denoiser
+from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import Generators
 
 
 @runtime_checkable

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from specpolicy.speculative.inputs import kind_of
 
 Cond = Any
 """A tensor with leading dimension B, any nesting of dict, tuple and list of such tensors, or None."""
@@ -21,7 +23,7 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
-        """One network pass over N rows."""
+        """Evaluate the network once, on N rows."""
         ...
 
 
@@ -29,8 +31,15 @@ class DenoiserError(RuntimeError):
     """A denoiser returned the wrong shape, NaN or infinity."""
 
 
-def gather_rows(cond: Cond, index: Tensor) -> Cond:
-    """Rows ``index`` of every tensor in ``cond``.
+def gather_rows(cond: Cond, index: Int[Tensor, " m"]) -> Cond:
+    """Select rows of every tensor in a condition.
+
+    Args:
+        cond: with leading dimension B.
+        index: rows to take, shape ``(m,)``.
+
+    Returns:
+        The same nesting, with leading dimension m.
 
     Raises:
         TypeError: ``cond`` holds something else than tensors in dicts, tuples and lists.
@@ -44,44 +53,25 @@ def gather_rows(cond: Cond, index: Tensor) -> Cond:
     if isinstance(cond, (tuple, list)):
         parts = [gather_rows(value, index) for value in cond]
         return type(cond)(*parts) if hasattr(cond, "_fields") else type(cond)(parts)
-    raise TypeError(f"cond holds a {type(cond).__name__}; expected tensors in dicts, tuples and lists")
-
-
-def check_cond(cond: Cond, batch: int, path: str = "cond") -> None:
-    """Raise ``ValueError`` unless every tensor in ``cond`` has leading dimension ``batch``."""
-    if isinstance(cond, Tensor):
-        if cond.ndim == 0 or cond.shape[0] != batch:
-            raise ValueError(f"{path} has shape {tuple(cond.shape)}; expected leading dimension {batch} as in noise")
-    elif isinstance(cond, dict):
-        for key, value in cond.items():
-            check_cond(value, batch, f"{path}[{key!r}]")
-    elif isinstance(cond, (tuple, list)):
-        for position, value in enumerate(cond):
-            check_cond(value, batch, f"{path}[{position}]")
-    elif cond is not None:
-        raise TypeError(f"{path} is a {type(cond).__name__}; expected tensors in dicts, tuples and lists")
-
-
-def state_dtype(noise: Tensor) -> torch.dtype:
-    """What chains that start from ``noise`` are kept in: float32 or better. The network gets the noise's own dtype.
-
-    Raises:
-        ValueError: ``noise`` is no batch of floating-point events.
-    """
-    if noise.ndim < 2 or not noise.is_floating_point():
-        raise ValueError(
-            f"noise has shape {tuple(noise.shape)} and dtype {noise.dtype}; expected floating point (batch, *event)"
-        )
-    return torch.promote_types(noise.dtype, torch.float32)
+    raise TypeError(f"cond holds a {kind_of(cond)}; expected tensors in dicts, tuples and lists")
 
 
 def call_denoiser(
     denoiser: Denoiser, x: Float[Tensor, "n ..."], timestep: Tensor, cond: Cond
 ) -> Float[Tensor, "n ..."]:
-    """One network pass, with its output checked.
+    """Evaluate the network once and check its output.
+
+    Args:
+        denoiser: the network.
+        x: noisy points, shape ``(n, *event)``.
+        timestep: the scheduler's timestep of each, shape ``(n,)``.
+        cond: conditions with leading dimension n.
+
+    Returns:
+        The network's output, of the shape of ``x``.
 
     Raises:
-        DenoiserError: shape differs from ``x``, or a value is NaN or infinite.
+        DenoiserError: the shape differs from that of ``x``, or a value is NaN or infinite.
     """
     output = denoiser(x, timestep, cond)
     if not isinstance(output, Tensor) or output.shape != x.shape:

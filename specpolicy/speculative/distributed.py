@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from specpolicy.speculative.denoiser import Cond, Denoiser, gather_rows
+from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import Generators
 
 
 class RanksApart(RuntimeError):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from specpolicy.speculative.denoiser import state_dtype
+from specpolicy.speculative.inputs import state_dtype
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.result import SampleResult
 

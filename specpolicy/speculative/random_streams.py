@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
+
+from specpolicy.speculative.inputs import Generators, check_generators
 
 
 class ChainGenerators:
-    """Draws for all chains of a batch.
+    """Draws random numbers for all chains of a batch.
 
     With a list of generators every chain draws from its own, always the same numbers for the same history: its sample
     does not depend on which chains share the batch. With a single generator one call serves all chains.
@@ -17,31 +20,21 @@ class ChainGenerators:
     Args:
         generator: None (torch's default), one generator, or a list of ``batch`` generators.
         batch: number of chains.
-        device, dtype: of the numbers handed out. Generators may live on the CPU while ``device`` does not.
+        device: of the numbers handed out; generators may live on the CPU while it is another one.
+        dtype: of the normal numbers handed out.
 
     Raises:
+        TypeError: ``generator`` is, or holds, something else than torch generators.
         ValueError: the list has another length than ``batch``.
     """
 
-    def __init__(
-        self,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        batch: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.device, self.dtype = device, dtype
-        self.generators: list[torch.Generator] | None = None
-        self.shared: torch.Generator | None = None
-        if generator is None or isinstance(generator, torch.Generator):
-            self.shared = generator
-        else:
-            self.generators = list(generator)
-            if len(self.generators) != batch:
-                raise ValueError(
-                    f"{len(self.generators)} generators for a batch of {batch}; give one, or one for each chain"
-                )
-        self.batch = batch
+    def __init__(self, generator: Generators, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Check the generators and keep them."""
+        checked = check_generators(generator, batch)
+        self.device, self.dtype, self.batch = device, dtype, batch
+        alone = checked is None or isinstance(checked, torch.Generator)
+        self.shared: torch.Generator | None = checked if isinstance(checked, torch.Generator) else None
+        self.generators: list[torch.Generator] | None = None if alone else list(checked)  # type: ignore[arg-type]
 
     def _draw(
         self, shape: Sequence[int], generator: torch.Generator | None, normal: bool, dtype: torch.dtype
@@ -50,18 +43,36 @@ class ChainGenerators:
         draw = torch.randn if normal else torch.rand
         return draw(tuple(shape), generator=generator, device=source, dtype=dtype).to(self.device)
 
-    def noise(self, event: Sequence[int], chains: Sequence[int] | None = None) -> Tensor:
-        """Standard normal numbers, shape ``(chains, *event)``; all chains if ``chains`` is None."""
+    def noise(self, event: Sequence[int], chains: Sequence[int] | None = None) -> Float[Tensor, "n ..."]:
+        """Draw standard normal numbers.
+
+        Args:
+            event: shape of one event.
+            chains: for which chains; None for all.
+
+        Returns:
+            Shape ``(chains, *event)``.
+        """
         chains = range(self.batch) if chains is None else chains
         if self.generators is None:
             return self._draw((len(chains), *event), self.shared, True, self.dtype)
         return torch.stack([self._draw(event, self.generators[chain], True, self.dtype) for chain in chains])
 
-    def window_noise(self, lengths: Sequence[int], event: Sequence[int], chains: Sequence[int]) -> Tensor:
-        """Standard normal numbers for windows of different lengths, zero-padded to ``(chains, longest, *event)``.
+    def window_noise(
+        self, lengths: Sequence[int], event: Sequence[int], chains: Sequence[int]
+    ) -> Float[Tensor, "n w ..."]:
+        """Draw standard normal numbers for windows of different lengths.
 
         A chain draws exactly its own length, so that its stream does not depend on its neighbours' windows. There is
         always at least one column, so that drafters and verifiers never see an empty window.
+
+        Args:
+            lengths: steps of each window.
+            event: shape of one event.
+            chains: for which chains.
+
+        Returns:
+            Padded with zeros to the longest, shape ``(chains, w, *event)``.
         """
         longest = max(1, *lengths)
         if self.generators is None:
@@ -71,8 +82,16 @@ class ChainGenerators:
             padded[row, :length] = self._draw((length, *event), self.generators[chain], True, self.dtype)
         return padded
 
-    def window_uniform(self, lengths: Sequence[int], chains: Sequence[int]) -> Tensor:
-        """Uniform numbers in [0, 1) in float64, shape ``(chains, longest + 1)``: one a step and one for the repair."""
+    def window_uniform(self, lengths: Sequence[int], chains: Sequence[int]) -> Float64[Tensor, "n w1"]:
+        """Draw uniform numbers in [0, 1): one for each step of a window and one for the repair.
+
+        Args:
+            lengths: steps of each window.
+            chains: for which chains.
+
+        Returns:
+            Shape ``(chains, w + 1)`` with w the longest window; the repair's number stands last.
+        """
         longest = max(1, *lengths) + 1
         if self.generators is None:
             return self._draw((len(chains), longest), self.shared, False, torch.float64)

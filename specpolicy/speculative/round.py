@@ -1,95 +1,320 @@
-"""One round: draft a window, evaluate it in one batched pass, keep what the verifier allows, repair the first miss."""
+"""One round of speculation: draft a window, verify it against the target's x̂0, make one more step.
+
+A :class:`SpeculativeRound` reads no number on the host, so that the same code runs eagerly, compiled and captured as a
+CUDA graph. The network is evaluated between :meth:`SpeculativeRound.draft` and :meth:`SpeculativeRound.verify`: eagerly
+on the rows that are needed (:class:`~specpolicy.speculative.chain_batch.ChainBatch`), in fixed shapes on all of them
+(:mod:`specpolicy.speculative.compiled`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from specpolicy.speculative.chain_batch import ChainBatch
-from specpolicy.speculative.denoiser import gather_rows
+from specpolicy.speculative.denoiser import Cond
 from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart, UnverifiedTail
 from specpolicy.speculative.initial_guess import X0Guess
-from specpolicy.speculative.predraft import PreDraft
+from specpolicy.speculative.linear_chain import MultiStepTransition
 from specpolicy.speculative.process import ReverseProcess, per_row
-from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.verifiers import DraftTargetGap, Rejection, Verifier
-from specpolicy.speculative.window import WindowSchedule
+
+_DRAFT_BOUND = 1e4
+"""A draft that leaves this multiple of its start's largest number (at least 1) is not a state of any chain."""
 
 
-@dataclass(frozen=True)
-class WindowResult:
-    """Where n chains stand after a round.
+class ChainState(NamedTuple):
+    """Where n chains are between two rounds, one row a chain.
 
     Attributes:
-        accepted: drafted steps that are kept, shape ``(n,)``.
-        x_end, x0_end: the last accepted state and the target's x̂0 there.
-        x_next: the state one step further, drawn from the target or from the residual.
+        k: position of each chain, K when it has finished; shape ``(n,)``.
+        x: its state, shape ``(n, *event)``.
+        last_eval_k, last_eval_x, last_eval_x0: position, state and x̂0 of the latest evaluation of the target (or of
+            the initial guess, in a first round); ``last_eval_k`` is −1 before the first.
+        tail: what the last round evaluated and did not reach; None unless the drafter recycles.
+        draft_x0_error, draft_x0_error_from: distance from the drafter's x̂0 to the target's at ``last_eval_k``,
+            infinite before the first comparison, and the position of the x̂0 that the draft was made from, both
+            ``(n,)``; None unless the windows adapt.
     """
 
+    k: Int[Tensor, " n"]
+    x: Float[Tensor, "n ..."]
+    last_eval_k: Int[Tensor, " n"]
+    last_eval_x: Float[Tensor, "n ..."]
+    last_eval_x0: Float[Tensor, "n ..."]
+    tail: UnverifiedTail | None = None
+    draft_x0_error: Float64[Tensor, " n"] | None = None
+    draft_x0_error_from: Int[Tensor, " n"] | None = None
+
+    @staticmethod
+    def start(
+        x: Float[Tensor, "n ..."], k: Int[Tensor, " n"], tail_width: int | None = None, measure: bool = False
+    ) -> ChainState:
+        """Put chains at ``x``, before any evaluation.
+
+        Args:
+            x: states, in the dtype that chains are computed in, shape ``(n, *event)``.
+            k: their positions, shape ``(n,)``.
+            tail_width: longest window whose unverified tail is kept; None keeps none.
+            measure: whether to keep ``draft_x0_error``.
+
+        Returns:
+            The state; its tensors are its own.
+        """
+        return ChainState(
+            k=k.clone(),
+            x=x.clone(),
+            last_eval_k=torch.full_like(k, -1),
+            last_eval_x=x.clone(),
+            last_eval_x0=torch.zeros_like(x),
+            tail=None if tail_width is None else UnverifiedTail.none(x, tail_width),
+            draft_x0_error=torch.full_like(k, torch.inf, dtype=torch.float64) if measure else None,
+            draft_x0_error_from=torch.zeros_like(k) if measure else None,
+        )
+
+    def evaluated(self, x0: Float[Tensor, "n ..."]) -> ChainState:
+        """Take ``x0`` for the x̂0 at the present states.
+
+        Args:
+            x0: shape ``(n, *event)``.
+
+        Returns:
+            The same chains, with their last evaluation here.
+        """
+        return self._replace(last_eval_k=self.k, last_eval_x=self.x, last_eval_x0=x0)
+
+    def rows(self, which: Int[Tensor, " m"]) -> ChainState:
+        """Select some of the chains.
+
+        Args:
+            which: their rows, shape ``(m,)``.
+
+        Returns:
+            Their state.
+        """
+        tail = None if self.tail is None else self.tail.rows(which)
+        rest = {
+            name: part[which]
+            for name, part in self._asdict().items()
+            if name != "tail" and part is not None
+        }  # fmt: skip
+        return ChainState(**rest, tail=tail)
+
+    def with_rows(self, which: Int[Tensor, " m"], new: ChainState) -> ChainState:
+        """Write the state of some chains over what is here, in place.
+
+        Args:
+            which: their rows, shape ``(m,)``; the other chains have finished and need no tail.
+            new: their state.
+
+        Returns:
+            This state, with a tail as wide as the new one.
+        """
+        tail = None
+        if new.tail is not None:
+            tail = UnverifiedTail.none(self.x, new.tail.noise.shape[1])
+            for whole, part in zip(tail, new.tail, strict=True):
+                whole[which] = part
+        for name, part in self._asdict().items():
+            if name != "tail" and part is not None:
+                part[which] = getattr(new, name)
+        return self._replace(tail=tail)
+
+
+class RoundNoise(NamedTuple):
+    """Random numbers of one round for n chains and windows of up to w steps.
+
+    Attributes:
+        noise: standard normal, to draft with, shape ``(n, w, *event)``.
+        uniform: in [0, 1), one for each drafted step and one for the repair, shape ``(n, w + 1)``.
+        fresh: standard normal, for the step after the accepted ones, shape ``(n, *event)``.
+    """
+
+    noise: Float[Tensor, "n w ..."]
+    uniform: Float64[Tensor, "n w1"]
+    fresh: Float[Tensor, "n ..."]
+
+
+class RoundOutcome(NamedTuple):
+    """What a round did with n chains.
+
+    Attributes:
+        k: position at which it began, shape ``(n,)``.
+        length, accepted: drafted steps that counted, and how many of them were accepted, shape ``(n,)``.
+        states, target_x0: states from ``k`` on and the target's x̂0 there, shape ``(n, w + 1, *event)``; the first
+            ``accepted + 1`` columns are part of the chain.
+    """
+
+    k: Int[Tensor, " n"]
+    length: Int[Tensor, " n"]
     accepted: Int[Tensor, " n"]
-    x_end: Float[Tensor, "n ..."]
-    x0_end: Float[Tensor, "n ..."]
-    x_next: Float[Tensor, "n ..."]
+    states: Float[Tensor, "n w1 ..."]
+    target_x0: Float[Tensor, "n w1 ..."]
 
 
-def verify_window(
-    process: ReverseProcess,
-    k: Int[Tensor, " n"],
-    draft: Draft,
-    target: Float[Tensor, "n w1 ..."],
-    noise: Float[Tensor, "n w ..."],
-    length: Int[Tensor, " n"],
-    verifier: Verifier,
-    uniform: Float64[Tensor, "n w1"],
-    fresh_noise: Float[Tensor, "n ..."],
-) -> WindowResult:
-    """Keep what the verifier allows of a draft, and make one more step.
+@dataclass(frozen=True, eq=False)
+class SpeculativeRound:
+    """The rounds of one sampler, on one device and in one dtype.
 
-    No number is looked at here, so that a round can be compiled or captured as it is.
-
-    Args:
-        process: on the device and in the dtype of the states.
-        k: position of each chain, at most K − 1.
-        draft: from there on. target: the target's x̂0 at its states. noise: what it was drafted with.
-        length: drafted steps that count, at most K − 1 − k, so that the one more step is still in the chain.
-        uniform: numbers in [0, 1); the last column is for the repair. fresh_noise: for the one more step.
+    Attributes:
+        transition: the process and its multi-step products, on the device and in the dtype of the states.
+        drafter, verifier, initial_guess: of the sampler.
     """
-    row, column = torch.arange(len(k), device=k.device), torch.arange(noise.shape[1], device=k.device)
-    step = (k[:, None] + column).clamp(max=process.num_steps - 1)  # columns beyond ``length`` are padding
-    # Draft against target at every drafted step: a x cancels, (m_D − m_T)/σ = (b/σ)(x̂0_draft − x̂0_target).
-    gain = torch.where(process.sigma[step] > 0, process.b[step] / process.sigma[step], 0.0)
-    gap = (draft.x0 - target[:, :-1]) * gain.view(*gain.shape, *[1] * (noise.ndim - 2))
-    comparison = DraftTargetGap.of(gap, noise, length)
-    verdict = verifier.judge(comparison, uniform[:, :-1])
 
-    # The step after the accepted ones comes from the target, with a repaired noise where the draft was rejected.
-    taken = verdict.accepted
-    end, x_end, x0_end = k + taken, draft.states[row, taken], target[row, taken]
-    rejected, at = taken < length, taken.clamp(max=noise.shape[1] - 1)
-    rejection = Rejection(  # of the rows without one, numbers that are easily solved for
-        distance=torch.where(rejected, comparison.distance[row, at], 1.0),
-        noise_along_gap=torch.where(rejected, comparison.noise_along_gap[row, at], 0.0),
-        log_scale=torch.where(rejected, verdict.log_scale, 0.0),
-        uniform=uniform[:, -1],
-    )
-    base = noise[row, at] if verifier.causal else fresh_noise
-    repaired = _set_coordinate(base, gap[row, at], verifier.repair(rejection))
-    final_noise = torch.where(per_row(rejected, base), repaired, fresh_noise)
-    return WindowResult(taken, x_end, x0_end, process.step(x_end, x0_end, end, final_noise))
+    transition: MultiStepTransition
+    drafter: Drafter
+    verifier: Verifier
+    initial_guess: X0Guess | None = None
+
+    @property
+    def process(self) -> ReverseProcess:
+        """The process that is sampled."""
+        return self.transition.process
+
+    def guess(self, state: ChainState, cond: Cond) -> ChainState:
+        """Take the initial guess for the x̂0 of chains that start.
+
+        Args:
+            state: n chains, unevaluated. cond: their conditions.
+
+        Returns:
+            The chains with the guess as their last evaluation; unchanged without an initial guess.
+        """
+        if self.initial_guess is None:
+            return state
+        return state.evaluated(self.initial_guess.x0(state.x, cond).to(state.x.dtype))
+
+    def draft(
+        self, state: ChainState, noise: Float[Tensor, "n w ..."], length: Int[Tensor, " n"], cond: Cond
+    ) -> tuple[Draft, Float[Tensor, "n w ..."], Int[Tensor, " n"]]:
+        """Draft windows from where the chains are.
+
+        Args:
+            state: n unfinished chains with a known x̂0.
+            noise: fresh noises, shape ``(n, w, *event)``; those of an unverified tail come first.
+            length: steps to draft, shape ``(n,)``, at most w and at most K − 1 − k.
+            cond: conditions of the chains.
+
+        Returns:
+            The draft; the noises that it was made with; and its length. A draft ends before a state that is not
+            finite or far outside the chain, which a Jacobian that does not fit may lead to: that costs evaluations,
+            and the numbers beyond never reach the network.
+        """
+        if state.tail is not None:
+            noise = state.tail.noises(noise)
+        last_eval = (state.last_eval_k, state.last_eval_x, state.last_eval_x0)
+        draft = self.drafter.draft(DraftStart(self.transition, state.k, state.x, *last_eval, noise, cond, state.tail))
+        # Where the draft leaves the chain: false for NaN as well.
+        bound = (_DRAFT_BOUND * state.x.abs().flatten(1).amax(dim=1).clamp(min=1.0))[:, None]
+        sound_x0 = draft.x0.abs().flatten(2).amax(dim=2) <= bound
+        sound = (draft.states[:, 1:].abs().flatten(2).amax(dim=2) <= bound) & sound_x0
+        drafted = sound.cumprod(dim=1)
+        kept = torch.cat([torch.zeros_like(drafted[:, :1]), drafted], dim=1).bool()  # the first state is the start
+        x0 = torch.where(_per_column(sound_x0, noise), draft.x0, 0.0)
+        states = torch.where(_per_column(kept, noise), draft.states, state.x[:, None])
+        return Draft(states, x0), noise, torch.minimum(length, drafted.sum(dim=1))
+
+    def verify(
+        self,
+        state: ChainState,
+        draft: Draft,
+        target_x0: Float[Tensor, "n w1 ..."],
+        length: Int[Tensor, " n"],
+        draws: RoundNoise,
+    ) -> tuple[ChainState, RoundOutcome]:
+        """Keep what the verifier accepts of a draft, and make one more step of the target.
+
+        Args:
+            state: n chains, where they were drafted from.
+            draft: from there on.
+            target_x0: the target's x̂0 at the drafted states, shape ``(n, w + 1, *event)``; columns beyond ``length``
+                do not count.
+            length: drafted steps that count, shape ``(n,)``, at most K − 1 − k, so that the one more step is still in
+                the chain.
+            draws: ``noise`` is what the draft was made with.
+
+        Returns:
+            The chains after the round, and what it did.
+        """
+        process, k, noise = self.process, state.k, draws.noise
+        row, column = torch.arange(len(k), device=k.device), torch.arange(noise.shape[1], device=k.device)
+        step = (k[:, None] + column).clamp(max=process.num_steps - 1)  # columns beyond ``length`` are padding
+        # Draft against target at every drafted step: a x cancels, (m_D − m_T)/σ = (b/σ)(x̂0_draft − x̂0_target).
+        gain = torch.where(process.sigma[step] > 0, process.b[step] / process.sigma[step], 0.0)
+        gap = (draft.x0 - target_x0[:, :-1]) * _per_column(gain, noise)
+        comparison = DraftTargetGap.of(gap, noise, length)
+        verdict = self.verifier.judge(comparison, draws.uniform[:, :-1])
+
+        # The step after the accepted ones comes from the target, with a repaired noise where the draft was rejected.
+        accepted = verdict.accepted
+        rejected, at = accepted < length, accepted.clamp(max=noise.shape[1] - 1)
+        rejection = Rejection(  # of the rows without one, numbers that are easily solved for
+            distance=torch.where(rejected, comparison.distance[row, at], 1.0),
+            noise_along_gap=torch.where(rejected, comparison.noise_along_gap[row, at], 0.0),
+            log_scale=torch.where(rejected, verdict.log_scale, 0.0),
+            uniform=draws.uniform[:, -1],
+        )
+        base = noise[row, at] if self.verifier.causal else draws.fresh
+        repaired = _set_coordinate(base, gap[row, at], self.verifier.repair(rejection))
+        last_noise = torch.where(per_row(rejected, base), repaired, draws.fresh)
+        return self._advance(state, draft, target_x0, length, accepted, draws, last_noise)
+
+    def step(
+        self, state: ChainState, draft: Draft, target_x0: Float[Tensor, "n w1 ..."], draws: RoundNoise
+    ) -> tuple[ChainState, RoundOutcome]:
+        """Make one step of the target: :meth:`verify` of windows without drafts, at the price of a sequential step.
+
+        Args:
+            state, draft, target_x0, draws: as for :meth:`verify`; of the draft only the start counts.
+
+        Returns:
+            The chains after the round, and what it did.
+        """
+        nothing = torch.zeros_like(state.k)
+        return self._advance(state, draft, target_x0, nothing, nothing, draws, draws.fresh)
+
+    def _advance(
+        self,
+        state: ChainState,
+        draft: Draft,
+        target_x0: Float[Tensor, "n w1 ..."],
+        length: Int[Tensor, " n"],
+        accepted: Int[Tensor, " n"],
+        draws: RoundNoise,
+        last_noise: Float[Tensor, "n ..."],
+    ) -> tuple[ChainState, RoundOutcome]:
+        """Go on from the last accepted state by one step with ``last_noise``."""
+        row = torch.arange(len(accepted), device=accepted.device)
+        end, x_end, x0_end = state.k + accepted, draft.states[row, accepted], target_x0[row, accepted]
+        tail = state.tail
+        if tail is not None:
+            tail = UnverifiedTail.after(draft.states, draft.x0, target_x0, draws.noise, length, accepted)
+        error, error_from = state.draft_x0_error, state.draft_x0_error_from
+        if error is not None and error_from is not None:
+            # Nothing is measured where the x̂0 at the end is the one that the draft was made from.
+            begin = torch.where(state.last_eval_k < 0, state.k, state.last_eval_k)
+            difference = draft.x0[row, accepted.clamp(max=draft.x0.shape[1] - 1)] - x0_end
+            distance = torch.linalg.vector_norm(difference.flatten(1).double(), dim=1)
+            error = torch.where(begin < end, distance, error)
+            error_from = torch.where(begin < end, begin, error_from)
+        after = ChainState(
+            k=end + 1,
+            x=self.process.step(x_end, x0_end, end, last_noise),
+            last_eval_k=end,
+            last_eval_x=x_end,
+            last_eval_x0=x0_end,
+            tail=tail,
+            draft_x0_error=error,
+            draft_x0_error_from=error_from,
+        )
+        return after, RoundOutcome(state.k, length, accepted, draft.states, target_x0)
 
 
-def target_step(
-    process: ReverseProcess,
-    k: Int[Tensor, " n"],
-    x: Float[Tensor, "n ..."],
-    x0: Float[Tensor, "n ..."],
-    fresh_noise: Float[Tensor, "n ..."],
-) -> WindowResult:
-    """Make one step of the target from ``x``: what :func:`verify_window` does with a window of no drafts."""
-    return WindowResult(torch.zeros_like(k), x, x0, process.step(x, x0, k, fresh_noise))
+def _per_column(value: Tensor, like: Tensor) -> Tensor:
+    return value.view(*value.shape, *[1] * (like.ndim - 2))
 
 
 def _set_coordinate(noise: Tensor, direction: Tensor, coordinate: Tensor) -> Tensor:
@@ -98,121 +323,3 @@ def _set_coordinate(noise: Tensor, direction: Tensor, coordinate: Tensor) -> Ten
     line = line / torch.linalg.vector_norm(line, dim=1, keepdim=True).clamp(min=1e-300)
     moved = flat + (coordinate - (flat * line).sum(1))[:, None] * line
     return moved.view_as(noise).to(noise.dtype)
-
-
-def run_round(
-    chains: ChainBatch,
-    drafter: Drafter,
-    verifier: Verifier,
-    lengths: WindowSchedule,
-    random: ChainGenerators,
-    initial_guess: X0Guess | None = None,
-) -> None:
-    """Draft, verify, and advance every unfinished chain by the accepted steps and one more.
-
-    Args:
-        chains: changed in place.
-        lengths: says how many steps to draft from where the chains are.
-        initial_guess: what takes the place of x̂0 where the target's is not known yet; None: a pass is spent on it.
-    """
-    active = chains.active()
-    stale = chains.last_eval_k[active] < (chains.k[active] if drafter.refreshes else 0)
-    if initial_guess is not None:
-        stale &= chains.last_eval_k[active] >= 0
-    if stale.any():
-        chains.evaluate_current(active[stale])
-
-    k, x, length = chains.k[active], chains.x[active], lengths(chains, active)
-    event, order, drawn = x.shape[1:], active.tolist(), length.tolist()
-    noise = random.window_noise(drawn, event, order)
-    uniform = random.window_uniform(drawn, order)
-    fresh_noise = random.noise(event, order)
-    cond = gather_rows(chains.cond, active)
-    last_eval_k, last_eval_x, last_eval_x0 = (
-        chains.last_eval_k[active],
-        chains.last_eval_x[active],
-        chains.last_eval_x0[active],
-    )
-    new = last_eval_k < 0
-    if initial_guess is not None and new.any():
-        guess = initial_guess.x0(x[new], gather_rows(cond, new.nonzero().squeeze(1))).to(x.dtype)
-        last_eval_k, last_eval_x = torch.where(new, k, last_eval_k), last_eval_x.index_put((new,), x[new])
-        last_eval_x0 = last_eval_x0.index_put((new,), guess)
-    tail = None if chains.tail is None else chains.tail.rows(active)
-    if tail is not None:
-        noise = tail.noises(noise)
-    draft = drafter.draft(DraftStart(chains.chain, k, x, last_eval_k, last_eval_x, last_eval_x0, noise, cond, tail))
-    _verify(chains, active, draft, noise, length, verifier, uniform, fresh_noise)
-
-
-def replay_round(
-    chains: ChainBatch, predraft: PreDraft, steps: int, verifier: Verifier, random: ChainGenerators
-) -> None:
-    """Verify the first ``steps`` steps of a pre-drafted chain in one pass, as if they had just been drafted.
-
-    The chains must be at its start. Its noises are fresh: independent of the condition and of all else.
-    """
-    active = chains.active()
-    drawn, order = [steps] * len(active), active.tolist()
-    uniform = random.window_uniform(drawn, order)
-    fresh_noise = random.noise(chains.x.shape[1:], order)
-    draft = Draft(predraft.states[: steps + 1].transpose(0, 1), predraft.x0[:steps].transpose(0, 1))
-    noise, length = predraft.noise[:steps].transpose(0, 1), torch.full_like(active, steps)
-    _verify(chains, active, draft, noise, length, verifier, uniform, fresh_noise)
-    chains.replayed = True
-
-
-def _verify(
-    chains: ChainBatch,
-    active: Tensor,
-    draft: Draft,
-    noise: Tensor,
-    length: Tensor,
-    verifier: Verifier,
-    uniform: Tensor,
-    fresh_noise: Tensor,
-) -> None:
-    """Evaluate a draft in one batched pass, keep what the verifier allows, and make one more step.
-
-    Args:
-        chains: changed in place. active: those drafted for, shape ``(n,)``.
-        draft: from the present state of each on. noise: what it was drafted with, shape ``(n, w, *event)``.
-        length: drafted steps that count, shape ``(n,)``, at most K − 1 − k.
-        uniform: numbers in [0, 1), shape ``(n, w + 1)``. fresh_noise: for the one more step, shape ``(n, *event)``.
-    """
-    process, k, x = chains.process, chains.k[active], chains.x[active]
-    event = x.shape[1:]
-    # The pass: every drafted state and the start, unless the start's x̂0 is known already.
-    column = torch.arange(noise.shape[1] + 1, device=k.device)
-    known = (chains.last_eval_k[active] == k)[:, None] & (column == 0)
-    ask = (column <= length[:, None]) & ~known
-    where = k[:, None] + column
-    target = chains.last_eval_x0[active][:, None].repeat(1, len(column), *[1] * len(event))
-    if ask.any():
-        owner = active[:, None].expand_as(ask)[ask]
-        target[ask] = chains.target_x0(owner, where[ask], draft.states[ask])
-
-    if length.any():
-        settled = verify_window(process, k, draft, target, noise, length, verifier, uniform, fresh_noise)
-    else:  # nothing to judge, and a round should cost little more than a step of a sequential sampler
-        settled = target_step(process, k, x, target[:, 0], fresh_noise)
-    taken, end, x0_end = settled.accepted, k + settled.accepted, settled.x0_end
-    if chains.draft_x0_error is not None:
-        row = torch.arange(len(active), device=k.device)
-        _measure(
-            chains, chains.draft_x0_error, active, end, draft.x0[row, taken.clamp(max=draft.x0.shape[1] - 1)] - x0_end
-        )
-    chains.record(active, k, column <= taken[:, None], draft.states, target)
-    chains.log.add(active, k, length, taken, len(chains.k))
-    chains.set_last_eval(active, end, settled.x_end, x0_end)
-    if chains.tail is not None:
-        chains.keep_tail(active, UnverifiedTail.after(draft.states, draft.x0, target, noise, length, taken))
-    chains.x[active], chains.k[active] = settled.x_next, end + 1
-
-
-def _measure(chains: ChainBatch, draft_x0_error: Tensor, active: Tensor, end: Tensor, difference: Tensor) -> None:
-    """Note how far the draft's x̂0 was from the target's at ``end``; nothing where it was the target's own."""
-    begin = torch.where(chains.last_eval_k[active] < 0, chains.k[active], chains.last_eval_k[active])
-    told = begin < end
-    draft_x0_error[active[told]] = torch.linalg.vector_norm(difference[told].flatten(1).double(), dim=1)
-    chains.draft_x0_error_from[active[told]] = begin[told]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,40 +12,42 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from specpolicy.speculative.chain_batch import ChainBatch
 from specpolicy.speculative.process import ReverseProcess
+from specpolicy.speculative.round import ChainState
 
 
 @runtime_checkable
 class WindowSchedule(Protocol):
-    """Says how many steps each chain drafts next. It may look at all that has happened, and at nothing else."""
+    """Says how many steps each chain drafts next, from what has happened so far and nothing else."""
 
-    def __call__(self, chains: ChainBatch, active: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Steps to draft for the chains ``active``, from where they are; 0 is a plain step of the target."""
+    def __call__(self, state: ChainState) -> Int[Tensor, " n"]:
+        """Return the steps to draft for n unfinished chains; 0 is a plain step of the target."""
         ...
 
 
 @dataclass(frozen=True)
 class AdaptiveWindow:
-    """Drafts as far as the last comparison of draft and target gives hope, and not at all where it gives none.
+    """Window lengths adapted to the error of the last draft; no drafts at all where none would be accepted.
 
-    Each round measures how far the drafter's x̂0 was from the target's, also a round that drafted nothing: the
-    target's x̂0 at the present state is computed anyway. x̂0 along the chain is a martingale whose steps have about
-    the size √ΔSNR, with ΔSNR = (b/σ)², so from one distance follow those at the coming steps, the chances
-    2Φ(−v/2) of keeping them, and their product. The window ends where that product falls below ``worth``.
+    Each round measures how far the drafter's x̂0 was from the target's, also a round that drafted nothing: the target's
+    x̂0 at the present state is computed anyway. x̂0 along the chain is a martingale whose steps have about the size
+    √ΔSNR, with ΔSNR = (b/σ)², so one distance predicts those at the coming steps, the probabilities 2Φ(−v/2) of
+    accepting them, and their product. The window ends where that product falls below ``min_acceptance``.
 
-    Nothing is spent on finding out: where no draft has hope the chain is sampled with one row a step, as a
-    sequential sampler does, and drafting begins again when the measured distance allows. Lengths depend on the past
-    alone, so that the sampler stays exact.
+    Measuring costs nothing: where no draft would be accepted, the chain is sampled with one row a step, as a sequential
+    sampler does, and drafting begins again when the measured distance allows. Lengths depend on the past alone, so the
+    sampler stays exact.
 
     Attributes:
-        max_window: longest window.
+        max_window: longest window, in steps.
         min_acceptance: least probability of acceptance with which a step is drafted, in (0, 1): about the cost of one
-            more row as a share of a pass. Small for a device that computes many rows at once, larger for a CPU.
-        initial: length of the first round if nothing has been compared yet.
+            more row as a share of a network evaluation. Small for a device that computes many rows at once, larger for
+            a CPU.
+        initial: length of the first round, when nothing has been compared yet.
 
     Raises:
-        ValueError: ``most`` or ``first`` is below 1, or ``worth`` is not in (0, 1).
+        ValueError: ``max_window`` or ``initial`` is not a whole number of 1 or more, or ``min_acceptance`` is not in
+            (0, 1).
     """
 
     max_window: int = 32
@@ -52,8 +55,9 @@ class AdaptiveWindow:
     initial: int = 1
 
     def __post_init__(self) -> None:
+        """Check the settings."""
         if self.max_window < 1 or self.initial < 1 or not 0 < self.min_acceptance < 1:
-            raise ValueError(f"{self}: most and first must be at least 1, and worth between 0 and 1")
+            raise ValueError(f"{self}: max_window and initial must be at least 1, and min_acceptance between 0 and 1")
 
 
 Window = int | Sequence[int] | AdaptiveWindow
@@ -61,62 +65,86 @@ Window = int | Sequence[int] | AdaptiveWindow
 
 
 class FixedSchedule:
-    """A table of lengths, one for each position."""
+    """A table of lengths, one for each position.
+
+    Args:
+        table: shape ``(K,)``, on the device of the chains.
+    """
 
     def __init__(self, table: Int[Tensor, " k"]) -> None:
+        """Keep the table."""
         self.table = table
 
-    def __call__(self, chains: ChainBatch, active: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def __call__(self, state: ChainState) -> Int[Tensor, " n"]:
         """Look the positions up."""
-        return self.table[chains.k[active]]
+        return self.table[state.k]
 
 
 class AdaptiveSchedule:
     """:class:`AdaptiveWindow` for one process.
 
     Args:
-        window: what is asked for. process: in any dtype.
-        reach: how many steps can be drafted from each position, on the device of the chains.
+        window: what is asked for.
+        process: the chain, in any dtype.
+        longest: steps that can be drafted from each position, shape ``(K,)``, on the device of the chains.
     """
 
-    def __init__(self, window: AdaptiveWindow, process: ReverseProcess, reach: Int[Tensor, " k"]) -> None:
-        self.window, self.reach = window, reach
-        gain = torch.where(process.sigma > 0, process.b / process.sigma, 0.0).double().to(reach.device)
+    def __init__(self, window: AdaptiveWindow, process: ReverseProcess, longest: Int[Tensor, " k"]) -> None:
+        """Precompute b/σ and the accumulated signal-to-noise ratio."""
+        self.window, self.longest = window, longest
+        gain = torch.where(process.sigma > 0, process.b / process.sigma, 0.0).double().to(longest.device)
         self.gain = gain
-        self.clock = torch.cat([gain.new_zeros(1), gain.square().cumsum(0)])
+        self.snr = torch.cat([gain.new_zeros(1), gain.square().cumsum(0)])
 
-    def __call__(self, chains: ChainBatch, active: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """As far as the product of the chances is worth it."""
-        if chains.draft_x0_error is None:
-            raise ValueError("these chains do not measure their drafts; make them with measure=True")
-        k, anchor = chains.k[active], chains.last_eval_k[active]
-        draft_x0_error, begin = chains.draft_x0_error[active], chains.draft_x0_error_from[active]
-        elapsed = (self.clock[anchor.clamp(min=0)] - self.clock[begin]).clamp(min=1e-300)
-        pace = draft_x0_error / elapsed.sqrt()
+    def __call__(self, state: ChainState) -> Int[Tensor, " n"]:
+        """Draft until the product of the predicted acceptance probabilities is below ``min_acceptance``.
+
+        Raises:
+            ValueError: the chains do not measure their drafts.
+        """
+        error, error_from = state.draft_x0_error, state.draft_x0_error_from
+        if error is None or error_from is None:
+            raise ValueError("these chains do not measure their drafts; start them with measure=True")
+        k, last = state.k, state.last_eval_k.clamp(min=0)
+        elapsed = (self.snr[last] - self.snr[error_from]).clamp(min=1e-300)
+        pace = error / elapsed.sqrt()
         step = (k[:, None] + torch.arange(self.window.max_window, device=k.device)).clamp(max=len(self.gain) - 1)
-        ahead = (self.clock[step] - self.clock[anchor.clamp(min=0)][:, None]).clamp(min=0)
+        ahead = (self.snr[step] - self.snr[last][:, None]).clamp(min=0)
         distance = torch.where(ahead > 0, self.gain[step] * pace[:, None] * ahead.sqrt(), 0.0)
-        chance = torch.special.erfc(distance / math.sqrt(8.0)).cumprod(dim=1)  # 2Φ(−v/2) = erfc(v/√8)
-        length = (chance >= self.window.min_acceptance).sum(dim=1)
-        length = torch.where(draft_x0_error.isinf(), torch.full_like(length, self.window.initial), length)
-        return torch.minimum(length, self.reach[k])
+        probability = torch.special.erfc(distance / math.sqrt(8.0)).cumprod(dim=1)  # 2Φ(−v/2) = erfc(v/√8)
+        length = (probability >= self.window.min_acceptance).sum(dim=1)
+        length = torch.where(error.isinf(), torch.full_like(length, self.window.initial), length)
+        return torch.minimum(length, self.longest[k])
 
 
-def window_lengths(window: object, reach: Int[Tensor, " k"]) -> Int[Tensor, " k"]:
-    """Steps to draft from each position, never past the steps that have noise.
+def window_lengths(window: object, longest: Int[Tensor, " k"]) -> Int[Tensor, " k"]:
+    """Tabulate a fixed window, never past the steps that have noise.
 
     Args:
-        window: a fixed :data:`Window`: at least 1 everywhere, longer than the chain is fine.
-        reach: how many steps can be drafted from each position.
+        window: whole number of steps, at least 1, or a sequence of one for each position; longer than the chain is
+            fine. numpy integers and arrays are taken as well.
+        longest: steps that can be drafted from each position, shape ``(K,)``.
+
+    Returns:
+        Steps to draft from each position, shape ``(K,)``.
 
     Raises:
-        ValueError: a length is below 1, or the sequence does not have K entries.
+        ValueError: a length is below 1 or not whole, or the sequence does not have K entries.
     """
-    lengths = torch.as_tensor(window, device=reach.device)
-    if lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(f"window={window!r}; it must be a whole number of steps")
-    if lengths.ndim and len(lengths) != len(reach):
-        raise ValueError(f"window has {len(lengths)} entries for a chain of {len(reach)} steps; give one for each step")
+    expected = "expected a whole number of steps, or one for each step of the chain"
+    if isinstance(window, str | bytes | bool):
+        raise ValueError(f"window={window!r}; {expected}")
+    try:
+        lengths = torch.as_tensor(operator.index(window) if hasattr(window, "__index__") else window)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"window={window!r}; {expected}") from None
+    lengths = lengths.to(longest.device)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool or lengths.ndim > 1:
+        raise ValueError(f"window={window!r}; {expected}")
+    if lengths.ndim and len(lengths) != len(longest):
+        raise ValueError(
+            f"window has {len(lengths)} entries for a chain of {len(longest)} steps; give one for each step"
+        )
     if (lengths < 1).any():
         raise ValueError(f"window={window!r}; draft at least 1 step a round (for none, use SequentialSampler)")
-    return torch.minimum(lengths.expand(len(reach)), reach)
+    return torch.minimum(lengths.expand(len(longest)), longest)

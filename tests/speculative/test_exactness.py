@@ -20,12 +20,12 @@ from specpolicy import (
     SequentialSampler,
     SpeculativeSampler,
 )
+from specpolicy.speculative.chain_batch import ChainBatch
 from specpolicy.speculative.denoiser import Denoiser
 from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart
 from specpolicy.speculative.exactness import check_exactness
 from specpolicy.speculative.process import per_row
 from specpolicy.speculative.random_streams import ChainGenerators
-from specpolicy.speculative.round import run_round
 from specpolicy.speculative.verifiers import AcceptedPrefix, DraftTargetGap, Rejection, Verifier
 
 
@@ -173,13 +173,15 @@ class StaleNoise(ChainGenerators):
 
 
 def test_stale_noise_after_a_block_rejection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stale_round(chains, drafter, verifier, lengths, random, initial_guess):  # type: ignore[no-untyped-def]
-        run_round(chains, drafter, verifier, lengths, random)
+    advance = ChainBatch.advance
+
+    def stale_advance(chains, active, schedule, random):  # type: ignore[no-untyped-def]
+        advance(chains, active, schedule, random)
         used = chains.log.accepted[-1]
         random.left = {chain: noise[int(used[chain]) + 1 :] for chain, noise in random.drawn.items()}
 
     monkeypatch.setattr(sampler_module, "ChainGenerators", StaleNoise)
-    monkeypatch.setattr(sampler_module, "run_round", stale_round)
+    monkeypatch.setattr(ChainBatch, "advance", stale_advance)
     assert smallest_p(1.5, BlockVerifier(), 1, 8, 7, 20_000) < 1e-12
 
 

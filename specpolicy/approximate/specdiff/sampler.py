@@ -27,8 +27,9 @@ from specpolicy.approximate.specdiff.token_cache import TokenCache, replaced
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.samplers import Trained, ddim, sequential
 from specpolicy.speculative.denoiser import Cond, Denoiser
+from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import Generators, SchedulerSampler, SequentialSampler
+from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,10 @@ from specpolicy.speculative.chain_batch import StateBuffer
 from specpolicy.speculative.denoiser import Cond, Denoiser
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.drafters.constant import FreeDrafter
+from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import Generators, SpeculativeSampler
+from specpolicy.speculative.sampler import SpeculativeSampler
 from specpolicy.speculative.verifiers import BlockVerifier, Verifier
 from specpolicy.speculative.window import AdaptiveWindow, Window
 

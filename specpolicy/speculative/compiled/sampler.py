@@ -20,15 +20,16 @@ from specpolicy.speculative.compiled.backends import (
     pad_rows,
     pad_to_bucket,
 )
-from specpolicy.speculative.compiled.round import FixedShapeRound, RoundNoise, RoundState
-from specpolicy.speculative.denoiser import Cond, Denoiser, DenoiserError, check_cond, state_dtype
+from specpolicy.speculative.compiled.round import CompiledState, FixedShapeRound
+from specpolicy.speculative.denoiser import Cond, Denoiser, DenoiserError
 from specpolicy.speculative.drafters.base import Draft
-from specpolicy.speculative.linear_chain import MultiStepTransition
+from specpolicy.speculative.inputs import Generators, check_cond, check_noise, state_dtype
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import Generators, SchedulerSampler, SequentialSampler, SpeculativeSampler
+from specpolicy.speculative.round import RoundNoise
+from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler, SpeculativeSampler
 from specpolicy.speculative.window import AdaptiveWindow
 
 
@@ -77,7 +78,7 @@ class CompiledSampler:
         self.batches = check_sizes(batches)
         # Replays are as long as they are; what they leave is cut to the windows that may draft with it.
         self._recycled = self._longest if sampler.drafter.recycles else None
-        self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[FixedShapeRound, Runner[RoundState]]] = {}
+        self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[FixedShapeRound, Runner[CompiledState]]] = {}
         if backend is not None:
             make_runner(backend)  # says now what is wrong with it
 
@@ -95,10 +96,11 @@ class CompiledSampler:
         predraft: PreDraft | None = None,
     ) -> SampleResult:
         """Sample one chain for each row of ``noise``; arguments and errors as in :class:`SpeculativeSampler`."""
+        dtype = check_noise(noise)
         check_cond(cond, len(noise))
         if predraft is not None:
             predraft.check(noise, self.process)
-        chains, dtype = len(noise), state_dtype(noise)
+        chains = len(noise)
         random = ChainGenerators(generator, chains, noise.device, dtype)
         noise, cond = pad_to_bucket(noise, cond, self.batches)
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
@@ -113,7 +115,7 @@ class CompiledSampler:
             for _ in range(math.ceil(ahead / (widths[0] + 1))):
                 state = runner.apply(rounds.advance, full_draws(random, widths[0], noise))
         while True:
-            position = state.k.tolist()
+            position = state.chains.k.tolist()
             active = [chain for chain, k in enumerate(position) if k < self.process.num_steps]
             if not active:
                 break
@@ -153,19 +155,16 @@ class CompiledSampler:
 
     def prepare(
         self, denoiser: Denoiser, noise: Tensor, cond: Cond = None
-    ) -> tuple[FixedShapeRound, Runner[RoundState], list[int]]:
+    ) -> tuple[FixedShapeRound, Runner[CompiledState], list[int]]:
         """The static rounds for this network, what runs them, and the widths that they come in."""
         dtype = state_dtype(noise)
         cuda = noise.device.type == "cuda"
         key = (id(denoiser), noise.device, noise.dtype)
         if key not in self._prepared:
             rounds = FixedShapeRound(
-                MultiStepTransition(self.process.to(noise.device, dtype)),
+                self.sampler.round_for(noise.device, dtype),
                 denoiser,  # kept, so that its id stays its own
                 noise.dtype,
-                self.sampler.drafter,
-                self.sampler.verifier,
-                self.sampler.initial_guess,
                 self.sampler.table.to(noise.device),
             )
             backend: Backend = self.backend or ("graph+inductor" if cuda else "inductor")
@@ -176,9 +175,9 @@ class CompiledSampler:
             rounds.advance(state, full_draws(random, 1, noise), cond)
         return *self._prepared[key], self.widths or _usual_widths(self._longest, cuda)
 
-    def _begin(self, noise: Tensor, record: bool, chains: int | None = None) -> RoundState:
+    def _begin(self, noise: Tensor, record: bool, chains: int | None = None) -> CompiledState:
         x, steps = noise.to(state_dtype(noise)), self.process.num_steps
-        return RoundState.start(x, steps, record, self._recycled, chains)
+        return CompiledState.start(x, steps, record, self._recycled, chains)
 
 
 def _usual_widths(longest: int, cuda: bool) -> list[int]:
@@ -268,8 +267,9 @@ class CompiledChain:
         """
         if record:
             raise ValueError("a compiled chain keeps no trajectory: record with SequentialSampler")
+        dtype = check_noise(noise)
         check_cond(cond, len(noise))
-        chains, dtype, event, count = len(noise), state_dtype(noise), noise.shape[1:], self.process.num_steps
+        chains, event, count = len(noise), noise.shape[1:], self.process.num_steps
         random = ChainGenerators(generator, chains, noise.device, dtype)
         noise, cond = pad_to_bucket(noise, cond, self.batches)
         steps, runner = self._prepare(denoiser, noise)
