@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from specpolicy.speculative.drafters.linear import LinearDrafter as LinearDrafter
     from specpolicy.speculative.drafters.linear import X0Jacobian as X0Jacobian
     from specpolicy.speculative.drafters.recycling import RecyclingDrafter as RecyclingDrafter
-    from specpolicy.speculative.initial_guess import KernelGuess as KernelGuess
     from specpolicy.speculative.initial_guess import LinearGuess as LinearGuess
     from specpolicy.speculative.initial_guess import X0Guess as X0Guess
     from specpolicy.speculative.initial_guess import ZeroGuess as ZeroGuess
@@ -52,7 +51,6 @@ _PUBLIC = {
     "Drafter": "specpolicy.speculative.drafters.base",
     "FreeDrafter": "specpolicy.speculative.drafters.constant",
     "FrozenDrafter": "specpolicy.speculative.drafters.constant",
-    "KernelGuess": "specpolicy.speculative.initial_guess",
     "LinearDrafter": "specpolicy.speculative.drafters.linear",
     "LinearGuess": "specpolicy.speculative.initial_guess",
     "ObservationError": "specpolicy.policies.observations",

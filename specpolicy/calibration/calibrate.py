@@ -222,7 +222,6 @@ def calibrate(
     analytic: bool = False,
     chains: int = 800,
     seed: int = 0,
-    most_centres: int | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> tuple[Calibration, Path]:
     """Calibrate a policy's drafter and keep the outcome beside its checkpoint.
@@ -235,8 +234,6 @@ def calibrate(
         analytic: of the chain with analytic noise, see :class:`Uncertainty`. Where the checkpoint does not know its
             x0_variance yet, as many of its longest chains are recorded first, and it is measured on them.
         chains: to record. seed: of the recording.
-        most_centres: observations that the file may hold, see :func:`fit_calibration`; 0 where they must not go with
-            the checkpoint.
         provenance: kept in the file.
 
     Returns:
@@ -263,5 +260,5 @@ def calibrate(
         process = load_x0_variance(policy.folder).chain(policy.training_scheduler, num_inference_steps)
         identity |= {"timesteps": process.timesteps.tolist(), "sigma": process.sigma.tolist()}
     recorded = record(process=process, folder=folder, identity=identity)
-    calibration = fit_calibration(process, recorded, about, most_centres)
+    calibration = fit_calibration(process, recorded, about)
     return calibration, save_calibration(calibration, policy.folder, analytic)

@@ -1,11 +1,10 @@
-"""From recorded chains to a calibration, with its worth on chains that it was not fitted on."""
+"""Fits a calibration to recorded chains, and measures its errors on chains that it was not fitted on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from specpolicy.calibration.store import Calibration
 from specpolicy.speculative.drafters.linear import X0Jacobian
-from specpolicy.speculative.initial_guess import KernelGuess, LinearGuess, X0Guess, ZeroGuess, neighbourhood
+from specpolicy.speculative.initial_guess import LinearGuess, X0Guess, ZeroGuess
 from specpolicy.speculative.linear_chain import MultiStepTransition
 from specpolicy.speculative.process import ReverseProcess
 
@@ -37,24 +36,39 @@ class RecordedChains:
     group: Int[Tensor, " n"]
 
     def __len__(self) -> int:
+        """Return N."""
         return len(self.cond)
 
     @property
     def num_steps(self) -> int:
-        """K."""
+        """K, the steps of the chains."""
         return len(self.x0)
 
     @property
     def num_groups(self) -> int:
-        """How many different groups."""
+        """Number of different groups."""
         return len(torch.unique(self.group))
 
     def where(self, kept: Bool[Tensor, " n"]) -> RecordedChains:
-        """Some of the chains."""
+        """Select chains.
+
+        Args:
+            kept: mask, shape ``(N,)``.
+
+        Returns:
+            Those where it is true.
+        """
         return RecordedChains(self.states[:, kept], self.x0[:, kept], self.cond[kept], self.group[kept])
 
     def split(self, share: float = 0.2, seed: int = 0) -> tuple[RecordedChains, RecordedChains]:
-        """Chains to fit on, and those of about ``share`` of the groups to judge by.
+        """Split the chains into those to fit on and those to evaluate with, by groups.
+
+        Args:
+            share: of the groups to evaluate with, in (0, 1).
+            seed: of the draw.
+
+        Returns:
+            Chains to fit on; chains to evaluate with.
 
         Raises:
             ValueError: there are fewer than two groups.
@@ -73,11 +87,16 @@ class RecordedChains:
 def x0_increments(
     process: ReverseProcess, chains: RecordedChains, lag: int
 ) -> tuple[Float[Tensor, "j n d"], Float[Tensor, "j n d"]]:
-    """What a drafter sees and what it should say, ``lag`` steps after the last x̂0 that it knows.
+    """Compute what a drafter sees and what it should predict, ``lag`` steps after the last x̂0 that it knows.
+
+    Args:
+        process: the chain that was recorded.
+        chains: N recorded ones.
+        lag: steps, from 1 on.
 
     Returns:
         For the steps j = lag … K − 1: the innovation x_j − x̄_j, where x̄ is the mean path from x_{j−lag} under its
-        constant x̂0; and the change of x̂0 on the way.
+        constant x̂0; and the change of x̂0 on the way. Shapes ``(K − lag, N, d)``.
     """
     states, x0, steps = chains.states, chains.x0, chains.num_steps
     begin = torch.arange(steps - lag)
@@ -87,7 +106,14 @@ def x0_increments(
 
 
 def sensitivity(process: ReverseProcess) -> Float[Tensor, " k"]:
-    """b_k/σ_k: by how many standard deviations a step is wrong if its x̂0 is wrong by one; 0 without noise."""
+    """Compute b_k/σ_k, the error of a step in its standard deviations for an error of 1 in x̂0; 0 without noise.
+
+    Args:
+        process: the chain.
+
+    Returns:
+        Shape ``(K,)``.
+    """
     return torch.where(process.sigma > 0, process.b / process.sigma.clamp(min=1e-300), 0.0)
 
 
@@ -97,18 +123,21 @@ _TINY = 1e-12
 def fit_jacobian(
     process: ReverseProcess, chains: RecordedChains, *, rank: int | None = None, lags: int = 4, ridge: float = 0.02
 ) -> X0Jacobian:
-    """Gains J_k = U diag(λ_k) Uᵀ that predict how x̂0 changes with the innovation.
+    """Fit J_k = U diag(λ_k) Uᵀ, which predicts how x̂0 changes with the innovation.
 
     U are the eigenvectors of the squared covariances of change and innovation, summed over the steps with the weight
-    that a miss there has for acceptance. Along each of them λ_k is a one-dimensional ridge regression of its own; a
+    that an error there has for acceptance. Along each of them λ_k is a one-dimensional ridge regression of its own; a
     negative one is taken for noise and becomes 0.
 
     Args:
         process: the chain that was recorded.
         chains: of :func:`record_chains`.
-        rank: keep so many directions, the weightiest first; None for all.
+        rank: number of directions, those of most weight first; None for all.
         lags: regress on changes over 1 … ``lags`` steps, those over l steps with weight 1/l².
-        ridge: of the mean variance of the innovation's coordinates.
+        ridge: relative to the mean variance of the innovation's coordinates.
+
+    Returns:
+        The Jacobian, rounded to half precision as it is stored.
 
     Raises:
         ValueError: the chains are not of this process, or too short.
@@ -125,7 +154,7 @@ def fit_jacobian(
     along = torch.einsum("ir,kij,jr->kr", basis, covariance, basis)
     variance = torch.einsum("ir,kij,jr->kr", basis, spread, basis)
     values = along / (variance + ridge * variance.mean(1, keepdim=True) + _TINY)
-    # Halves, as they are stored: what is judged is what will be read.
+    # Halves, as they are stored: what is evaluated is what will be read.
     return X0Jacobian(values.clamp(min=0).half().float(), basis.half().float().contiguous())
 
 
@@ -143,47 +172,50 @@ def _moments(
 
 
 def _weight(process: ReverseProcess) -> Float[Tensor, " k"]:
-    """How far a missed gain moves a step: its sensitivity times the noise that the state has just got."""
+    """How far an error of J moves a step: its sensitivity times the noise that the state has just got."""
     weight = sensitivity(process).float() * process.sigma.float().roll(1)
     weight[0] = 0  # what a chain starts from is no innovation
     return weight
 
 
 def _shared_basis(slopes: Float[Tensor, "k d d"]) -> Float[Tensor, "d d"]:
-    """Orthonormal columns that diagonalize symmetric matrices as well as one basis can, the weightiest first."""
+    """Orthonormal columns that diagonalize symmetric matrices as well as one basis can, those of most weight first."""
     energy = (slopes @ slopes).sum(0).double()
     return torch.linalg.eigh(energy)[1].flip(1).float()
 
 
 FIRST_WINDOW = 0.4
-"""Share of the chain that an initial guess is to draft well; about what the first round covers."""
+"""Share of the chain that an initial guess should draft well; about what the first round covers."""
 
 Fit = Callable[[ReverseProcess, RecordedChains], X0Guess]
 
 
 class GuessChoice(NamedTuple):
-    """The chosen way to fit an initial guess, and how all of them did on chains that they were not fitted on."""
+    """The chosen way to fit an initial guess.
+
+    Attributes:
+        name: of the way.
+        fit: makes the guess from any recorded chains.
+        held_out: error of every way on chains that it was not fitted on, by name.
+    """
 
     name: str
     fit: Fit
     held_out: dict[str, float]
 
 
-def fit_guess(process: ReverseProcess, chains: RecordedChains, most_centres: int = 2000) -> GuessChoice:
-    """Choose between zero, linear and kernel regressions by their error on held-out groups.
+def fit_guess(process: ReverseProcess, chains: RecordedChains) -> GuessChoice:
+    """Choose between zero and linear regressions by their error on other groups.
 
     Args:
-        process: the chain that was recorded. chains: of :func:`record_chains`.
-        most_centres: conditions that a kernel regression may keep; 0 tries none.
+        process: the chain that was recorded.
+        chains: of :func:`record_chains`.
 
     Returns:
-        The choice; its ``fit`` makes the initial guess from any recorded chains.
+        The choice.
     """
     candidates: dict[str, Fit] = {"zero": lambda *_: ZeroGuess()}
     candidates |= {f"linear, ridge {ridge:g}": partial(fit_linear_guess, ridge=ridge) for ridge in (1e-3, 1e-2, 1e-1)}
-    for length, ridge in product((0.3, 0.5, 1.0), (0.1, 0.5)) if most_centres > 0 else ():
-        kernel = partial(fit_kernel_guess, length=length, ridge=ridge, most_centres=most_centres)
-        candidates[f"kernel, length {length:g}, ridge {ridge:g}"] = kernel
     fitted_on, judged_by = chains.split(seed=1)
     held_out = {name: guess_error(process, fit(process, fitted_on), judged_by) for name, fit in candidates.items()}
     best = min(held_out, key=held_out.__getitem__)
@@ -191,7 +223,16 @@ def fit_guess(process: ReverseProcess, chains: RecordedChains, most_centres: int
 
 
 def fit_linear_guess(process: ReverseProcess, chains: RecordedChains, ridge: float = 1e-3) -> LinearGuess:
-    """Ridge regression of x̂0 on the condition; ``ridge`` is relative to the variance of a condition's numbers."""
+    """Regress x̂0 on the condition.
+
+    Args:
+        process: the chain that was recorded.
+        chains: of :func:`record_chains`.
+        ridge: relative to the variance of a condition's numbers.
+
+    Returns:
+        The regression.
+    """
     mean, scale = chains.cond.mean(0), chains.cond.std(0).clamp(min=1e-2)
     z = ((chains.cond - mean) / scale).double()
     target = early_x0(process, chains).double()
@@ -201,42 +242,36 @@ def fit_linear_guess(process: ReverseProcess, chains: RecordedChains, ridge: flo
     return LinearGuess(weight.float().contiguous(), (centre - weight @ mean.double()).float())
 
 
-def fit_kernel_guess(
-    process: ReverseProcess, chains: RecordedChains, length: float = 0.5, ridge: float = 0.1, most_centres: int = 2000
-) -> KernelGuess:
-    """Kernel ridge regression of what a linear one leaves.
+def guess_error(process: ReverseProcess, initial_guess: X0Guess, chains: RecordedChains) -> float:
+    """Measure an initial guess by the root of Σ v_k² over the first window, averaged over chains.
+
+    v is its error in standard deviations of the step. Half of the square is the information by which drafts under the
+    guess differ from the target's steps.
 
     Args:
-        process: the chain that was recorded. chains: of :func:`record_chains`.
-        length: of the kernel, in standard deviations of a condition's numbers times the root of their count.
-        ridge: relative to the kernel at distance 0.
-        most_centres: keep so many of the chains' conditions, the first ones.
-    """
-    linear = fit_linear_guess(process, chains)
-    spread = chains.cond.std(0).clamp(min=1e-2)
-    scale = 1 / (spread * length * chains.cond.shape[1] ** 0.5)
-    # Halves, as they are stored: what rounding moves, the weights can make good.
-    centres = (chains.cond[:most_centres] * scale).half().float()
-    left = early_x0(process, chains) - linear.x0(chains.x0[0], chains.cond)
-    kernel = neighbourhood(centres, centres).double() + ridge * torch.eye(len(centres))
-    weights = torch.linalg.solve(kernel, left[:most_centres].double()).half().float()
-    return KernelGuess(linear, scale, centres, weights)
+        process: the chain that was recorded.
+        initial_guess: to measure.
+        chains: that it was not fitted on.
 
-
-def guess_error(process: ReverseProcess, initial_guess: X0Guess, chains: RecordedChains) -> float:
-    """Root of Σ v_k² over the first window, averaged over chains; v is the miss in standard deviations of the step.
-
-    Half of its square is the information by which drafts under the initial guess's x̂0 differ from the target's steps.
+    Returns:
+        The error; 0 is best.
     """
     weight = _window_weight(process)
-    miss = initial_guess.x0(chains.x0[0], chains.cond) - chains.x0[: len(weight)]
-    return float((weight[:, None] * miss.square().sum(-1)).sum(0).mean().sqrt())
+    error = initial_guess.x0(chains.x0[0], chains.cond) - chains.x0[: len(weight)]
+    return float((weight[:, None] * error.square().sum(-1)).sum(0).mean().sqrt())
 
 
 def early_x0(process: ReverseProcess, chains: RecordedChains) -> Float[Tensor, "n d"]:
-    """The constant x̂0 that is nearest to a chain's own over the first window.
+    """Compute the constant x̂0 that is nearest to each chain's own over the first window.
 
     The network's value at pure noise will not do: there it is the least accurate, and predicts later ones worse.
+
+    Args:
+        process: the chain that was recorded.
+        chains: N recorded ones.
+
+    Returns:
+        Shape ``(N, d)``.
     """
     weight = _window_weight(process)
     return torch.einsum("k,knd->nd", weight / weight.sum(), chains.x0[: len(weight)])
@@ -246,26 +281,22 @@ def _window_weight(process: ReverseProcess) -> Float[Tensor, " w"]:
     return sensitivity(process)[: max(1, round(FIRST_WINDOW * process.num_steps))].float().square()
 
 
-FILE_BYTES = 1_000_000
-"""A calibration is to be a small thing beside its checkpoint."""
-
-_GAINS_BYTES = 400_000
+_JACOBIAN_BYTES = 400_000
 _LAGS = (1, 4)
 
 
 def fit_calibration(
-    process: ReverseProcess,
-    chains: RecordedChains,
-    about: Mapping[str, Any] | None = None,
-    most_centres: int | None = None,
+    process: ReverseProcess, chains: RecordedChains, about: Mapping[str, Any] | None = None
 ) -> Calibration:
-    """Fit Jacobian and guess on four fifths of the groups, judge them on the last fifth, and fit them again on all.
+    """Fit Jacobian and initial guess on four fifths of the groups, evaluate them on the rest, and refit them on all.
 
     Args:
         process: the chain that was recorded.
         chains: in random order.
-        about: kept with the result, beside the figures.
-        most_centres: observations that an initial guess may keep; None for as many as the file holds, 0 for none.
+        about: kept with the result, beside the errors.
+
+    Returns:
+        The calibration.
 
     Raises:
         ValueError: the chains are not of this process, or all of one group.
@@ -273,9 +304,8 @@ def fit_calibration(
     fitted_on, judged_by = chains.split()
     rank = rank_that_fits(chains)
     tried = fit_jacobian(process, fitted_on, rank=rank)
-    room = centres_that_fit(chains, rank)
     jacobian = fit_jacobian(process, chains, rank=rank)
-    initial_guess = fit_guess(process, chains, room if most_centres is None else min(most_centres, room))
+    initial_guess = fit_guess(process, chains)
     figures = {
         "chains": len(judged_by),
         "groups": judged_by.num_groups,
@@ -299,9 +329,16 @@ def fit_calibration(
 
 
 def mean_distance(process: ReverseProcess, jacobian: X0Jacobian | None, chains: RecordedChains, lag: int) -> float:
-    """How far a draft is from the target ``lag`` steps after the last known x̂0, in standard deviations of the step.
+    """Measure how far drafts are from the target ``lag`` steps after the last known x̂0.
 
-    The mean over the noisy steps of the median over the chains; ``None`` are the Jacobian of the free drafter.
+    Args:
+        process: the chain that was recorded.
+        jacobian: of the drafter; None for the free drafter.
+        chains: that it was not fitted on.
+        lag: steps, from 1 on.
+
+    Returns:
+        In standard deviations of the step: the mean over the noisy steps of the median over the chains.
     """
     innovation, change = x0_increments(process, chains, lag)
     if jacobian is not None:
@@ -311,13 +348,13 @@ def mean_distance(process: ReverseProcess, jacobian: X0Jacobian | None, chains: 
 
 
 def rank_that_fits(chains: RecordedChains) -> int:
-    """All directions of an event, or as many as the file has room for."""
+    """Choose the rank of a Jacobian that keeps the file small.
+
+    Args:
+        chains: to fit it on.
+
+    Returns:
+        All directions of an event, or as many as take 400 kB.
+    """
     d = chains.x0.shape[2]
-    return max(1, min(d, _GAINS_BYTES // (2 * (d + chains.num_steps))))
-
-
-def centres_that_fit(chains: RecordedChains, rank: int) -> int:
-    """Conditions that the file has room for beside the Jacobian and a linear regression."""
-    d, c = chains.x0.shape[2], chains.cond.shape[1]
-    others = 2 * rank * (d + chains.num_steps) + 4 * (d * c + d + c) + 20_000
-    return max(0, (FILE_BYTES - others) // (2 * (c + d)))
+    return max(1, min(d, _JACOBIAN_BYTES // (2 * (d + chains.num_steps))))

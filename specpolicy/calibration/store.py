@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specpolicy.policies.checkpoint import checkpoint_digest, companion
 from specpolicy.speculative.drafters.linear import X0Jacobian
-from specpolicy.speculative.initial_guess import KernelGuess, LinearGuess, X0Guess, ZeroGuess
+from specpolicy.speculative.initial_guess import LinearGuess, X0Guess, ZeroGuess
 from specpolicy.utils.files import atomic_path
 
 
@@ -23,12 +23,12 @@ class CalibrationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Gains and an initial guess for one policy and one number of steps.
+    """Fitted parts of the drafters for one policy and one number of steps.
 
     Attributes:
-        jacobian: for a :class:`~specpolicy.LinearDrafter`.
-        initial_guess: what stands in for x̂0 before the first pass.
-        about: where it comes from and what it was worth on chains that it was not fitted on, as plain JSON types.
+        jacobian: for a :class:`~specpolicy.LinearDrafter` or :class:`~specpolicy.RecyclingDrafter`.
+        initial_guess: stands in for x̂0 before the first network evaluation.
+        about: origin, and errors on chains that it was not fitted on, as plain JSON types.
     """
 
     jacobian: X0Jacobian
@@ -38,22 +38,38 @@ class Calibration:
 
 FORMAT = 2
 _HEADER = "calibration"
+_LARGEST = {"jacobian.values": 1e4, "jacobian.basis": 2.0, "initial_guess.weight": 1e6, "initial_guess.offset": 1e6}
+"""Beyond these a tensor is damaged: states and x̂0 are about 1, and columns of the basis have unit length."""
 
 
 def calibration_path(checkpoint: str | Path, num_inference_steps: int, analytic: bool = False) -> Path:
-    """Where the calibration of a checkpoint for chains of so many steps lies, with analytic noise or without."""
+    """Locate the calibration of a checkpoint.
+
+    Args:
+        checkpoint: folder of the policy.
+        num_inference_steps: K.
+        analytic: of chains with analytic noise.
+
+    Returns:
+        The path, whether there is a file or not.
+    """
     return companion(checkpoint) / f"calibration-{num_inference_steps}{'-analytic' if analytic else ''}.safetensors"
 
 
 def save_calibration(calibration: Calibration, checkpoint: str | Path, analytic: bool = False) -> Path:
-    """Write it beside the checkpoint that it is of, at once or not at all; returns the path.
+    """Write a calibration beside its checkpoint, at once or not at all.
 
     Args:
-        calibration: to write. checkpoint: that it is of.
+        calibration: to write.
+        checkpoint: that it is of.
         analytic: whether it is of chains with analytic noise.
 
+    Returns:
+        The path.
+
     Raises:
-        TypeError: the initial_guess is none of this library's.
+        TypeError: the initial guess is none of this library's.
+        CalibrationError: a number in it is not finite.
         FileNotFoundError: there is no checkpoint.
     """
     jacobian = calibration.jacobian
@@ -62,6 +78,10 @@ def save_calibration(calibration: Calibration, checkpoint: str | Path, analytic:
         tensors["jacobian.basis"] = jacobian.basis.half()
     about = {**calibration.about, "format": FORMAT, "checkpoint": checkpoint_digest(checkpoint)}
     path = calibration_path(checkpoint, jacobian.num_steps, analytic)
+    try:
+        _check_numbers(tensors)
+    except ValueError as error:
+        raise CalibrationError(f"{path} is not written: {error}; record more chains, or chains of other observations")
     content = save({name: part.contiguous() for name, part in tensors.items()}, {_HEADER: json.dumps(about)})
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
@@ -70,11 +90,19 @@ def save_calibration(calibration: Calibration, checkpoint: str | Path, analytic:
 
 
 def load_calibration(checkpoint: str | Path, num_inference_steps: int, analytic: bool = False) -> Calibration:
-    """Read the calibration of a checkpoint for chains of so many steps, with analytic noise or without.
+    """Read the calibration of a checkpoint.
+
+    Args:
+        checkpoint: folder of the policy.
+        num_inference_steps: K.
+        analytic: of chains with analytic noise.
+
+    Returns:
+        The calibration, in float32 on the CPU.
 
     Raises:
-        CalibrationError: there is none, it is damaged, or it is of other weights. The message names the command that
-            makes one.
+        CalibrationError: there is none, it is damaged, holds numbers that are not finite, or is of other weights. The
+            message names the command that makes one.
     """
     path = calibration_path(checkpoint, num_inference_steps, analytic)
     which, switch = ("analytic steps", " analytic=true") if analytic else ("steps", "")
@@ -86,46 +114,45 @@ def load_calibration(checkpoint: str | Path, num_inference_steps: int, analytic:
             about: dict[str, Any] = json.loads(file.metadata()[_HEADER])
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - no mapping
         if about["format"] != FORMAT:
-            raise KeyError(f"format {about['format']}, this version reads {FORMAT}")
+            raise ValueError(f"format {about['format']}, this version reads {FORMAT}")
+        _check_numbers(tensors)
         calibration = Calibration(
             X0Jacobian(tensors["jacobian.values"], tensors.get("jacobian.basis")), _guess_of(tensors), about
         )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        if calibration.jacobian.num_steps != num_inference_steps:
+            raise ValueError(f"it is for {calibration.jacobian.num_steps} steps")
+        digest = str(about["checkpoint"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} cannot be read ({error}); run {command} again") from error
-    if about["checkpoint"] != checkpoint_digest(checkpoint):
+    if digest != checkpoint_digest(checkpoint):
         raise CalibrationError(
-            f"{path} is of another policy: its checkpoint's SHA-256 is {about['checkpoint'][:12]}…, this one's "
+            f"{path} is of another policy: its checkpoint's SHA-256 is {digest[:12]}…, this one's "
             f"{checkpoint_digest(checkpoint)[:12]}…; run {command} again"
         )
     return calibration
 
 
-def _parts_of(initial_guess: X0Guess) -> dict[str, Tensor]:
-    if isinstance(initial_guess, ZeroGuess):
+def _check_numbers(tensors: dict[str, Tensor]) -> None:
+    """Raise ``ValueError`` for numbers that are not finite or far too large."""
+    for name, part in tensors.items():
+        if not bool(part.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity")
+        if part.numel() and float(part.abs().max()) > _LARGEST.get(name, float("inf")):
+            raise ValueError(f"{name} holds numbers up to {float(part.abs().max()):.3g}")
+
+
+def _parts_of(guess: X0Guess) -> dict[str, Tensor]:
+    if isinstance(guess, ZeroGuess):
         return {}
-    if isinstance(initial_guess, LinearGuess):
-        return {
-            "initial_guess.weight": initial_guess.weight.float(),
-            "initial_guess.offset": initial_guess.offset.float(),
-        }
-    if isinstance(initial_guess, KernelGuess):
-        return {
-            **_parts_of(initial_guess.linear),
-            "initial_guess.scale": initial_guess.scale.float(),
-            "initial_guess.centres": initial_guess.centres.half(),
-            "initial_guess.weights": initial_guess.weights.half(),
-        }
-    raise TypeError(
-        f"a {type(initial_guess).__name__} cannot be stored; expected a zero, linear or kernel initial guess"
-    )
+    if isinstance(guess, LinearGuess):
+        return {"initial_guess.weight": guess.weight.float(), "initial_guess.offset": guess.offset.float()}
+    raise TypeError(f"a {type(guess).__name__} cannot be stored; expected a zero or linear initial guess")
 
 
 def _guess_of(tensors: dict[str, Tensor]) -> X0Guess:
     if "initial_guess.weight" not in tensors:
         return ZeroGuess()
-    linear = LinearGuess(tensors["initial_guess.weight"], tensors["initial_guess.offset"])
-    if "initial_guess.centres" not in tensors:
-        return linear
-    return KernelGuess(
-        linear, tensors["initial_guess.scale"], tensors["initial_guess.centres"], tensors["initial_guess.weights"]
-    )
+    weight, offset = tensors["initial_guess.weight"], tensors["initial_guess.offset"]
+    if weight.ndim != 2 or offset.shape != weight.shape[:1]:
+        raise ValueError(f"initial guess with weight {tuple(weight.shape)} and offset {tuple(offset.shape)}")
+    return LinearGuess(weight, offset)

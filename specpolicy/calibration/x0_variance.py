@@ -104,8 +104,10 @@ def load_x0_variance(checkpoint: str | Path) -> X0Variance:
         if content["format"] != X0_VARIANCE_FORMAT:
             raise KeyError(f"format {content['format']}, this version reads {X0_VARIANCE_FORMAT}")
         x0_variance = X0Variance(torch.tensor(content["variance"], dtype=torch.float64), dict(content["about"]))
-        if x0_variance.variance.ndim != 1 or not bool((x0_variance.variance >= 0).all()):
-            raise ValueError("the variances are not a list of numbers of 0 or more")
+        if x0_variance.variance.ndim != 1 or not bool(
+            (x0_variance.variance.isfinite() & (x0_variance.variance >= 0)).all()
+        ):
+            raise ValueError("the variances are not a list of finite numbers of 0 or more")
     except (KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} cannot be read ({error}); remove it, and run {command} again") from error
     if content["checkpoint"] != checkpoint_digest(checkpoint):

@@ -31,7 +31,6 @@ def calibrate(overrides: Sequence[str]) -> None:
         analytic=cfg.analytic,
         chains=cfg.chains,
         seed=cfg.seed,
-        most_centres=cfg.centres,
         provenance={"packages": package_versions(), "git": git_revision(), "machine": machine(policy.device)},
     )
     held_out = calibration.about["held_out"]

@@ -12,7 +12,6 @@ from specpolicy.speculative.drafters.constant import FrozenDrafter as FrozenDraf
 from specpolicy.speculative.drafters.linear import LinearDrafter as LinearDrafter
 from specpolicy.speculative.drafters.linear import X0Jacobian as X0Jacobian
 from specpolicy.speculative.drafters.recycling import RecyclingDrafter as RecyclingDrafter
-from specpolicy.speculative.initial_guess import KernelGuess as KernelGuess
 from specpolicy.speculative.initial_guess import LinearGuess as LinearGuess
 from specpolicy.speculative.initial_guess import X0Guess as X0Guess
 from specpolicy.speculative.initial_guess import ZeroGuess as ZeroGuess

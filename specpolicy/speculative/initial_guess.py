@@ -1,7 +1,7 @@
-"""What stands in for x̂0 before the first network pass.
+"""Initial guesses of x̂0, which stand in for the first network evaluation.
 
-At pure noise the signal-to-noise ratio hardly moves in a step, so that a rough x̂0 drafts the first window about as well
-as the network's own would, and a pass is saved. The first batched pass verifies the drafts as any other does.
+At pure noise the signal-to-noise ratio hardly moves in a step, so a rough x̂0 drafts the first window about as well as
+the network's own would, and one evaluation is saved. The first batched evaluation verifies the drafts like any other.
 """
 
 from __future__ import annotations
@@ -16,37 +16,61 @@ from specpolicy.speculative.denoiser import Cond
 
 
 class X0Guess(ABC):
-    """Guesses x̂0 from the condition alone. Any guess keeps the sampler exact."""
+    """Predicts x̂0 from the condition alone. Any guess keeps the sampler exact."""
 
     @abstractmethod
     def x0(self, x: Float[Tensor, "n ..."], cond: Cond) -> Float[Tensor, "n ..."]:
-        """x̂0 of n chains at pure noise ``x`` under the rows of ``cond``."""
+        """Predict x̂0 of n chains at pure noise.
+
+        Args:
+            x: their states, shape ``(n, *event)``.
+            cond: their conditions.
+
+        Returns:
+            x̂0, of the shape of ``x``.
+        """
 
 
 class ZeroGuess(X0Guess):
-    """x̂0 = 0, the middle of normalized data."""
+    """Predicts x̂0 = 0, the middle of normalized data."""
 
     def x0(self, x: Float[Tensor, "n ..."], cond: Cond) -> Float[Tensor, "n ..."]:
-        """Zeros of the shape of ``x``."""
+        """Return zeros.
+
+        Args:
+            x: states, shape ``(n, *event)``.
+            cond: not looked at.
+
+        Returns:
+            Zeros of the shape of ``x``.
+        """
         return torch.zeros_like(x)
 
 
 class LinearGuess(X0Guess):
-    """x̂0 = W·cond + c, for conditions that are one tensor.
+    """Predicts x̂0 = W·cond + c, for conditions that are one tensor.
 
     Args:
-        weight: W, shape ``(event numbers, condition numbers)``.
-        offset: c, shape ``(event numbers,)``.
+        weight: W, shape ``(d, c)`` with d the numbers of an event and c those of a condition.
+        offset: c, shape ``(d,)``.
     """
 
     def __init__(self, weight: Float[Tensor, "d c"], offset: Float[Tensor, " d"]) -> None:
+        """Keep the coefficients."""
         self.weight, self.offset = weight, offset
 
     def x0(self, x: Float[Tensor, "n ..."], cond: Cond) -> Float[Tensor, "n ..."]:
-        """The regression's value.
+        """Evaluate the regression.
+
+        Args:
+            x: states, shape ``(n, *event)``; only their kind is looked at.
+            cond: shape ``(n, ...)`` with c numbers a row.
+
+        Returns:
+            x̂0, of the shape of ``x``.
 
         Raises:
-            ValueError: the condition is no tensor of the size that the regression was made for.
+            ValueError: the condition is no tensor of the size that the regression was fitted on.
         """
         flat = flat_cond(cond, self.weight.shape[1])
         if (self.weight.device, self.weight.dtype) != (x.device, x.dtype):
@@ -54,45 +78,19 @@ class LinearGuess(X0Guess):
         return torch.addmm(self.offset, flat.to(x.dtype), self.weight.T).view_as(x)
 
 
-class KernelGuess(X0Guess):
-    """x̂0 = W·cond + c + Σ_i α_i exp(−‖cond − centre_i‖² / 2): kernel ridge regression on top of a linear one.
-
-    It knows the neighbourhoods of the conditions that it was fitted on, and far from all of them it is the linear one.
+def flat_cond(cond: Cond, numbers: int) -> Float[Tensor, "n c"]:
+    """Flatten a condition that is one tensor.
 
     Args:
-        linear: W and c.
-        scale: what conditions are multiplied by, number by number, to measure distances; shape ``(c,)``.
-        centres: scaled conditions, shape ``(m, c)``.
-        weights: α, shape ``(m, event numbers)``.
+        cond: of a batch.
+        numbers: c, expected in each row.
+
+    Returns:
+        Shape ``(n, c)``.
+
+    Raises:
+        ValueError: it is no tensor, or has another size.
     """
-
-    def __init__(
-        self,
-        linear: LinearGuess,
-        scale: Float[Tensor, " c"],
-        centres: Float[Tensor, "m c"],
-        weights: Float[Tensor, "m d"],
-    ) -> None:
-        self.linear, self.scale, self.centres, self.weights = linear, scale, centres, weights
-
-    def x0(self, x: Float[Tensor, "n ..."], cond: Cond) -> Float[Tensor, "n ..."]:
-        """The regression's value. Raises ``ValueError`` as :class:`LinearGuess` does."""
-        flat = flat_cond(cond, len(self.scale)).to(x.dtype)
-        if (self.scale.device, self.scale.dtype) != (x.device, x.dtype):
-            self.scale, self.centres, self.weights = (
-                part.to(x.device, x.dtype) for part in (self.scale, self.centres, self.weights)
-            )
-        near = neighbourhood(flat * self.scale, self.centres)
-        return self.linear.x0(x, cond) + (near @ self.weights).view_as(x)
-
-
-def neighbourhood(points: Float[Tensor, "n c"], centres: Float[Tensor, "m c"]) -> Float[Tensor, "n m"]:
-    """exp(−‖point − centre‖² / 2) for each pair."""
-    return (-torch.cdist(points, centres).square() / 2).exp()
-
-
-def flat_cond(cond: Cond, numbers: int) -> Float[Tensor, "n c"]:
-    """A condition that is one tensor as rows of ``numbers``; anything else raises ``ValueError``."""
     if not isinstance(cond, Tensor) or cond[0].numel() != numbers:
         got = tuple(cond.shape) if isinstance(cond, Tensor) else type(cond).__name__
         raise ValueError(f"cond is {got}; this initial guess was fitted on tensors of {numbers} numbers a chain")

@@ -1,4 +1,4 @@
-"""Many steps of the chain at once, when each step's x̂0 is known beforehand.
+"""Multi-step transitions of the chain, for x̂0 that are known beforehand.
 
 The chain is then linear in the start x, in the x̂0_i and in the noises ξ_i::
 
@@ -19,10 +19,18 @@ from specpolicy.speculative.process import ReverseProcess
 def affine_scan(
     scale: Float[Tensor, "n w r"], shift: Float[Tensor, "n w r"], start: Float[Tensor, "n r"]
 ) -> Float[Tensor, "n w1 r"]:
-    """c_0 = start, c_{j+1} = decay_j c_j + kick_j, number by number.
+    """Compute c_0 = start, c_{j+1} = scale_j c_j + shift_j, number by number.
 
     The affine maps of neighbouring steps are composed in pairs, then pairs of pairs (Hillis and Steele 1986): about
     log2(w) operations on whole windows, so that a device does not wait for w launches.
+
+    Args:
+        scale: shape ``(n, w, r)``.
+        shift: shape ``(n, w, r)``.
+        start: shape ``(n, r)``.
+
+    Returns:
+        c_0 … c_w, shape ``(n, w + 1, r)``.
     """
     slope, offset = scale, torch.cat([shift[:, :1] + scale[:, :1] * start[:, None], shift[:, 1:]], dim=1)
     reach, window = 1, scale.shape[1]
@@ -44,6 +52,7 @@ class MultiStepTransition:
     """
 
     def __init__(self, process: ReverseProcess) -> None:
+        """Tabulate the products and the weights of constant x̂0, in float64."""
         self.process = process
         steps = process.num_steps
         a = process.a.double()
@@ -63,20 +72,25 @@ class MultiStepTransition:
         x0: Float[Tensor, "n ..."],
         noise: Float[Tensor, "n w ..."],
     ) -> Float[Tensor, "n w1 ..."]:
-        """States x_k … x_{k+w} under constant ``x0``; columns past the end of the chain are padding.
+        """Draft w steps under a constant x̂0.
 
         Args:
-            k: position of each start. x: the starts. x0: the held x̂0.
-            noise: one draw for each drafted step.
+            k: position of each start, shape ``(n,)``.
+            x: the starts, shape ``(n, *event)``.
+            x0: the constant x̂0 of each, shape ``(n, *event)``.
+            noise: one draw for each drafted step, shape ``(n, w, *event)``.
+
+        Returns:
+            x_k … x_{k+w}, shape ``(n, w + 1, *event)``; columns past the end of the chain are padding.
         """
         weights, which = self._weights(k, noise.shape[1])
         drift = (weights * self.process.b[which][:, None, :]).sum(dim=-1)
-        kicks = torch.bmm(weights * self.process.sigma[which][:, None, :], noise.flatten(2))
+        moved = torch.bmm(weights * self.process.sigma[which][:, None, :], noise.flatten(2))
         flat = (
             self._decay(k, noise.shape[1])[..., None] * x.flatten(1)[:, None]
             + drift[..., None] * x0.flatten(1)[:, None]
         )
-        return (flat + kicks).view(len(x), -1, *x.shape[1:])
+        return (flat + moved).view(len(x), -1, *x.shape[1:])
 
     def draft_per_step(
         self,
@@ -85,11 +99,23 @@ class MultiStepTransition:
         x0: Float[Tensor, "n w ..."],
         noise: Float[Tensor, "n w ..."],
     ) -> Float[Tensor, "n w1 ..."]:
-        """As :meth:`draft`, with an x̂0 of its own for each step, shape ``(n, w, *event)``."""
+        """Draft w steps, each under an x̂0 of its own.
+
+        Args:
+            k: position of each start, shape ``(n,)``.
+            x: the starts, shape ``(n, *event)``.
+            x0: x̂0 of each step, shape ``(n, w, *event)``; one that is not finite counts as 0, so that the steps before
+                it stay what they are.
+            noise: one draw for each drafted step, shape ``(n, w, *event)``.
+
+        Returns:
+            x_k … x_{k+w}, shape ``(n, w + 1, *event)``; columns past the end of the chain are padding.
+        """
         weights, which = self._weights(k, noise.shape[1])
         b, sigma = self.process.b[which][..., None], self.process.sigma[which][..., None]
-        kicks = torch.bmm(weights, b * x0.flatten(2) + sigma * noise.flatten(2))
-        flat = self._decay(k, noise.shape[1])[..., None] * x.flatten(1)[:, None] + kicks
+        finite = x0.flatten(2).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        moved = torch.bmm(weights, b * finite + sigma * noise.flatten(2))
+        flat = self._decay(k, noise.shape[1])[..., None] * x.flatten(1)[:, None] + moved
         return flat.view(len(x), -1, *x.shape[1:])
 
     def mean(
@@ -99,7 +125,17 @@ class MultiStepTransition:
         x: Float[Tensor, "n ..."],
         x0: Float[Tensor, "n ..."],
     ) -> Float[Tensor, "n ..."]:
-        """Mean of x_end given x_begin = ``x``, under constant ``x0``."""
+        """Compute the mean of x_end given x_begin, under a constant x̂0.
+
+        Args:
+            begin: position of each start, shape ``(n,)``.
+            end: position of each end, at least ``begin``, shape ``(n,)``.
+            x: the starts, shape ``(n, *event)``.
+            x0: the constant x̂0 of each, shape ``(n, *event)``.
+
+        Returns:
+            Shape ``(n, *event)``.
+        """
         return self.mean_at(begin, end[:, None], x, x0)[:, 0]
 
     def mean_at(
@@ -109,10 +145,20 @@ class MultiStepTransition:
         x: Float[Tensor, "n ..."],
         x0: Float[Tensor, "n ..."],
     ) -> Float[Tensor, "n w ..."]:
-        """As :meth:`mean`, for several ends of each chain."""
+        """Compute the means at several ends of each chain.
+
+        Args:
+            begin: position of each start, shape ``(n,)``.
+            ends: positions, shape ``(n, w)``.
+            x: the starts, shape ``(n, *event)``.
+            x0: the constant x̂0 of each, shape ``(n, *event)``.
+
+        Returns:
+            Shape ``(n, w, *event)``.
+        """
         shape = (*ends.shape, *[1] * (x.ndim - 1))
-        scale, drift = (table[begin[:, None], ends].view(shape) for table in (self.products, self.drifts))
-        return scale * x[:, None] + drift * x0[:, None]
+        decay, drift = (table[begin[:, None], ends].view(shape) for table in (self.products, self.drifts))
+        return decay * x[:, None] + drift * x0[:, None]
 
     def _weights(self, k: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """P(k+i+1, k+j) for i < j, shape ``(n, w + 1, w)``, and the position k + i of each step, ``(n, w)``."""
@@ -131,7 +177,7 @@ class MultiStepTransition:
 
 
 def max_draft_lengths(process: ReverseProcess) -> Int[Tensor, " k"]:
-    """How many steps from each position on can be drafted: those with σ > 0 in an unbroken run, but the chain's last.
+    """Count the steps that can be drafted from each position: those with σ > 0 in an unbroken run, but the chain's last.
 
     A round makes one step more than it keeps of its draft, so that at most K − 1 − k steps are drafted from position k:
     k + drafted + 1 ≤ K whatever is kept.

@@ -16,14 +16,11 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from specpolicy.speculative.denoiser import Cond
-from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart, UnverifiedTail
+from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart, UnverifiedTail, within_bounds
 from specpolicy.speculative.initial_guess import X0Guess
 from specpolicy.speculative.linear_chain import MultiStepTransition
 from specpolicy.speculative.process import ReverseProcess, per_row
 from specpolicy.speculative.verifiers import DraftTargetGap, Rejection, Verifier
-
-_DRAFT_BOUND = 1e4
-"""A draft that leaves this multiple of its start's largest number (at least 1) is not a state of any chain."""
 
 
 class ChainState(NamedTuple):
@@ -181,11 +178,14 @@ class SpeculativeRound:
             state: n chains, unevaluated. cond: their conditions.
 
         Returns:
-            The chains with the guess as their last evaluation; unchanged without an initial guess.
+            The chains with the guess as their last evaluation, 0 where it is not finite or far out of bounds; unchanged
+            without an initial guess.
         """
         if self.initial_guess is None:
             return state
-        return state.evaluated(self.initial_guess.x0(state.x, cond).to(state.x.dtype))
+        x0 = self.initial_guess.x0(state.x, cond).to(state.x.dtype)
+        sound = within_bounds(x0.flatten(1)[:, None], state.x)[:, 0]
+        return state.evaluated(torch.where(per_row(sound, x0), x0, 0.0))
 
     def draft(
         self, state: ChainState, noise: Float[Tensor, "n w ..."], length: Int[Tensor, " n"], cond: Cond
@@ -199,23 +199,16 @@ class SpeculativeRound:
             cond: conditions of the chains.
 
         Returns:
-            The draft; the noises that it was made with; and its length. A draft ends before a state that is not
-            finite or far outside the chain, which a Jacobian that does not fit may lead to: that costs evaluations,
-            and the numbers beyond never reach the network.
+            The draft; the noises that it was made with; and its length. A draft ends before a step whose x̂0 is not
+            finite or far out of bounds: that costs evaluations, never a sample.
         """
         if state.tail is not None:
             noise = state.tail.noises(noise)
         last_eval = (state.last_eval_k, state.last_eval_x, state.last_eval_x0)
         draft = self.drafter.draft(DraftStart(self.transition, state.k, state.x, *last_eval, noise, cond, state.tail))
-        # Where the draft leaves the chain: false for NaN as well.
-        bound = (_DRAFT_BOUND * state.x.abs().flatten(1).amax(dim=1).clamp(min=1.0))[:, None]
-        sound_x0 = draft.x0.abs().flatten(2).amax(dim=2) <= bound
-        sound = (draft.states[:, 1:].abs().flatten(2).amax(dim=2) <= bound) & sound_x0
-        drafted = sound.cumprod(dim=1)
-        kept = torch.cat([torch.zeros_like(drafted[:, :1]), drafted], dim=1).bool()  # the first state is the start
-        x0 = torch.where(_per_column(sound_x0, noise), draft.x0, 0.0)
-        states = torch.where(_per_column(kept, noise), draft.states, state.x[:, None])
-        return Draft(states, x0), noise, torch.minimum(length, drafted.sum(dim=1))
+        # Each x̂0 is known before the noise of its step, so that a length found from it keeps the sampler exact.
+        sound = within_bounds(draft.x0.flatten(2), state.x).expand(-1, noise.shape[1])
+        return draft, noise, torch.minimum(length, sound.cumprod(dim=1).sum(dim=1))
 
     def verify(
         self,

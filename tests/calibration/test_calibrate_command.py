@@ -10,7 +10,6 @@ import torch
 from calibration_fakes import sampler_of
 
 from specpolicy import LinearDrafter, ReverseProcess, SpeculativeSampler, ZeroGuess, samplers
-from specpolicy.calibration.fit import FILE_BYTES
 from specpolicy.calibration.store import CalibrationError, load_calibration
 from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
@@ -91,7 +90,7 @@ def test_mistakes(
 def test_shipped_calibrations_belong_to_their_checkpoints(task: str, steps: int) -> None:
     calibration = load_calibration(ROOT / "checkpoints" / task, steps)
     assert calibration.jacobian.num_steps == steps
-    assert (ROOT / "checkpoints" / task / f"calibration-{steps}.safetensors").stat().st_size < FILE_BYTES
+    assert (ROOT / "checkpoints" / task / f"calibration-{steps}.safetensors").stat().st_size < 300_000
     held_out = calibration.about["held_out"]
     assert all(each["linear"] < 0.9 * each["free"] for each in held_out["distance"].values())
     assert held_out["initial_guess"][calibration.about["initial_guess"]] < 0.7 * held_out["initial_guess"]["zero"]

@@ -1,4 +1,4 @@
-"""The linear drafter: what it drafts, what good jacobian are worth, and that bad ones cost passes only."""
+"""The linear drafter: what it drafts, what a good Jacobian saves, and that a bad one only costs evaluations."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from specpolicy import (
     FreeDrafter,
     LinearDrafter,
     LinearGuess,
+    RecyclingDrafter,
     ReflectionVerifier,
     ResidualVerifier,
     SpeculativeSampler,
@@ -20,7 +21,8 @@ from specpolicy import (
     X0Jacobian,
     ZeroGuess,
 )
-from specpolicy.speculative.drafters.base import DraftStart
+from specpolicy.speculative.compiled.sampler import CompiledSampler
+from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart
 from specpolicy.speculative.exactness import check_exactness
 from specpolicy.speculative.linear_chain import MultiStepTransition
 from specpolicy.speculative.verifiers import Verifier
@@ -181,3 +183,69 @@ def test_jacobian_of_another_process_are_refused(steps: int, dim: int) -> None:
 
 def test_it_says_what_it_is() -> None:
     assert repr(LinearDrafter(jacobian_of(20, 4, rank=2))) == "LinearDrafter(K=20, rank=2)"
+
+
+# ---- Jacobians that overflow
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e20, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("make", "verifier"),
+    [(LinearDrafter, BlockVerifier()), (LinearDrafter, ReflectionVerifier()), (RecyclingDrafter, ResidualVerifier())],
+)
+def test_a_jacobian_that_overflows_costs_evaluations_and_never_a_nan(
+    scale: float, make: Any, verifier: Verifier
+) -> None:
+    scheduler, process = ddpm(12)
+    asked: list[float] = []
+    target = mixture(scheduler, 3)
+
+    def network(x, timestep, cond):  # type: ignore[no-untyped-def]
+        asked.append(float(x.abs().max()))
+        return target(x, timestep, cond)
+
+    drafter = make(X0Jacobian(torch.full((12, 3), scale, dtype=torch.float32)))
+    noise = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    eager = SpeculativeSampler(process, drafter, verifier, 6, ZeroGuess())
+    for sampler in (eager, CompiledSampler(eager, "plain")):
+        result = sampler(network, noise, generator=torch.Generator().manual_seed(2), record=True)
+        assert torch.isfinite(result.sample).all()
+        assert result.trajectory is not None and torch.isfinite(result.trajectory).all()
+        assert (result.passes <= 12).all()
+    assert all(size < 1e6 for size in asked)  # NaN is not
+
+
+class Diverging(Drafter):
+    """Its x̂0 is infinite as soon as the drafted state is positive: windows end there."""
+
+    def draft(self, start: DraftStart) -> Draft:
+        process, states, x0s = start.chain.process, [start.x], []
+        for step in range(start.noise.shape[1]):
+            k = (start.k + step).clamp(max=process.num_steps - 1)
+            x0s.append(torch.where(states[-1] > 0, torch.inf, start.last_eval_x0))
+            sane = x0s[-1].nan_to_num(posinf=0.0)
+            states.append(process.step(states[-1], sane, k, start.noise[:, step]))
+        return Draft(torch.stack(states, 1), torch.stack(x0s, 1))
+
+
+@pytest.mark.parametrize("verifier", [BlockVerifier(), ReflectionVerifier()])
+def test_windows_that_end_before_an_overflow_are_exact(verifier: Verifier) -> None:
+    """An x̂0 is known before the noise of its step: a length found from it does not spoil the distribution."""
+    scheduler, process = ddpm(8)
+    noise, generator = chains(20_000, 1)
+    result = SpeculativeSampler(process, Diverging(), verifier, 6)(
+        mixture(scheduler, 1, scale=0.3), noise, generator=generator, record=True
+    )
+    assert result.proposed is not None
+    assert len(set(result.proposed.flatten().tolist()) - {-1}) > 3, "windows were cut"
+    assert check_exactness(process, result).smallest > 1e-3
+
+
+def test_a_jacobian_that_diverges_is_exact() -> None:
+    scheduler, process = ddpm(8)
+    noise, generator = chains(20_000, 1)
+    drafter = LinearDrafter(X0Jacobian(torch.full((8, 1), 300.0, dtype=torch.float64)))
+    result = SpeculativeSampler(process, drafter, window=6)(
+        mixture(scheduler, 1, scale=0.3), noise, generator=generator, record=True
+    )
+    assert check_exactness(process, result).smallest > 1e-3

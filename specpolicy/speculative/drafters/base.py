@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from specpolicy.speculative.denoiser import Cond
@@ -75,6 +75,24 @@ class UnverifiedTail(NamedTuple):
         """To draft with: the old noises as far as there are any, then ``fresh`` ones."""
         old = torch.arange(fresh.shape[1], device=fresh.device) < self.num_noises[:, None]
         return torch.where(old.view(*old.shape, *[1] * (fresh.ndim - 2)), self.width(fresh.shape[1]).noise, fresh)
+
+
+_BOUND = 1e4
+
+
+def within_bounds(x0: Float[Tensor, "n w d"], x: Float[Tensor, "n ..."]) -> Bool[Tensor, "n w"]:
+    """Find the x̂0 that a draft may use: finite, and not far outside the range of the data and of the chain.
+
+    Args:
+        x0: predictions, shape ``(n, w, d)``.
+        x: states of the chains, shape ``(n, *event)``.
+
+    Returns:
+        Whether all numbers of a prediction are at most 1e4 times the largest of the state, or 1e4 if that is below 1;
+        shape ``(n, w)``.
+    """
+    bound = _BOUND * x.abs().flatten(1).amax(dim=1).clamp(min=1.0)
+    return x0.abs().amax(dim=2) <= bound[:, None]  # false for NaN
 
 
 def _columns(part: Tensor, which: Int[Tensor, "n w"]) -> Tensor:

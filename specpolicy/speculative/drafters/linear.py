@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart
+from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart, within_bounds
 from specpolicy.speculative.linear_chain import affine_scan
 from specpolicy.speculative.process import ReverseProcess
 
@@ -124,5 +124,7 @@ class LinearDrafter(Drafter):
         noise = jacobian.project(start.noise.flatten(2))
         innovation = affine_scan(a + b * values, sigma * noise, jacobian.project(away.flatten(1)))
         answer = jacobian.expand(values * innovation[:, :-1])
+        # A Jacobian that does not fit can make the innovation grow without bound: then the last x̂0 is the better draft.
+        answer = torch.where(within_bounds(answer, start.x)[..., None], answer, 0.0)
         x0 = (start.last_eval_x0.flatten(1)[:, None] + answer).view_as(start.noise)
         return Draft(start.chain.draft_per_step(start.k, start.x, x0, start.noise), x0)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart, UnverifiedTail
+from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart, UnverifiedTail, within_bounds
 from specpolicy.speculative.drafters.linear import JacobianCache, X0Jacobian
 from specpolicy.speculative.linear_chain import affine_scan
 
@@ -91,7 +91,9 @@ class RecyclingDrafter(Drafter):
             at_turn = torch.where(
                 (column > turn)[..., None] & (turn >= 0)[..., None], _at(answer, old.num_noises)[:, None], 0
             )
-            base = base + jacobian.expand(answer + at_turn)
+            response = jacobian.expand(answer + at_turn)
+            # As in a linear draft: what grows without bound is left out.
+            base = base + torch.where(within_bounds(response, start.x)[..., None], response, 0.0)
         x0 = base.view_as(start.noise)
         return Draft(start.chain.draft_per_step(start.k, start.x, x0, start.noise), x0)
 
