@@ -81,7 +81,9 @@ def save_calibration(calibration: Calibration, checkpoint: str | Path, analytic:
     try:
         _check_numbers(tensors)
     except ValueError as error:
-        raise CalibrationError(f"{path} is not written: {error}; record more chains, or chains of other observations")
+        raise CalibrationError(
+            f"{path} is not written: {error}; record more chains, or chains of other observations"
+        ) from error
     content = save({name: part.contiguous() for name, part in tensors.items()}, {_HEADER: json.dumps(about)})
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:

@@ -177,7 +177,7 @@ class MultiStepTransition:
 
 
 def max_draft_lengths(process: ReverseProcess) -> Int[Tensor, " k"]:
-    """Count the steps that can be drafted from each position: those with σ > 0 in an unbroken run, but the chain's last.
+    """Count the steps that can be drafted from each position: an unbroken run with σ > 0, without the chain's last.
 
     A round makes one step more than it keeps of its draft, so that at most K − 1 − k steps are drafted from position k:
     k + drafted + 1 ≤ K whatever is kept.

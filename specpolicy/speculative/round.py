@@ -22,6 +22,9 @@ from specpolicy.speculative.linear_chain import MultiStepTransition
 from specpolicy.speculative.process import ReverseProcess, per_row
 from specpolicy.speculative.verifiers import DraftTargetGap, Rejection, Verifier
 
+_X0_BOUND = 1e6
+"""Unclipped x̂0 of ε-networks reach 1/√ᾱ, about 1e4 at the first timesteps of a cosine schedule."""
+
 
 class ChainState(NamedTuple):
     """Where n chains are between two rounds, one row a chain.
@@ -207,7 +210,7 @@ class SpeculativeRound:
         last_eval = (state.last_eval_k, state.last_eval_x, state.last_eval_x0)
         draft = self.drafter.draft(DraftStart(self.transition, state.k, state.x, *last_eval, noise, cond, state.tail))
         # Each x̂0 is known before the noise of its step, so that a length found from it keeps the sampler exact.
-        sound = within_bounds(draft.x0.flatten(2), state.x).expand(-1, noise.shape[1])
+        sound = within_bounds(draft.x0.flatten(2), state.x, _X0_BOUND).expand(-1, noise.shape[1])
         return draft, noise, torch.minimum(length, sound.cumprod(dim=1).sum(dim=1))
 
     def verify(

@@ -261,6 +261,7 @@ class SequentialSampler:
     def __init__(self, process: ReverseProcess) -> None:
         """Keep the process."""
         self.process = process
+        self._placed: dict[tuple[torch.device, torch.dtype], ReverseProcess] = {}
 
     def __repr__(self) -> str:
         """Name the number of steps."""
@@ -294,7 +295,10 @@ class SequentialSampler:
         """
         dtype = check_noise(noise)
         check_cond(cond, len(noise))
-        process = self.process.to(noise.device, dtype)
+        place = (noise.device, dtype)
+        if place not in self._placed:
+            self._placed[place] = self.process.to(*place)
+        process = self._placed[place]
         random = ChainGenerators(generator, len(noise), noise.device, dtype)
         x = noise.to(dtype)
         states, found = [x], []

@@ -14,6 +14,8 @@ from torch.special import log_ndtr, ndtr
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _NEWTON_STEPS = 32
 _TOLERANCE = 1e-9
+_NO_OVERLAP = 60.0
+"""Distance from which on a residual is the target's own normal distribution to the last bit."""
 
 
 def residual_support_end(log_c: Float64[Tensor, "*n"], v: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
@@ -49,7 +51,7 @@ def draw_residual(
     Args:
         uniform: in [0, 1). log_c: ln c, at most 0. v: positive.
     """
-    v = v.clamp(min=1e-9)
+    v = v.clamp(min=1e-9, max=_NO_OVERLAP)
     end = residual_support_end(log_c, v)
     top = residual_log_cdf(end, log_c, v)
     want = (-uniform.clamp(min=1e-16).log()).sqrt()
@@ -66,7 +68,9 @@ def draw_residual(
         low, high = torch.where(below, u, low), torch.where(below, high, u)
         have = (top - value).clamp(min=0).sqrt()
         moved = u + 2 * have * (have - want) * (value - log_density).exp()
-        moved = torch.where((moved >= low) & (moved <= high), moved, (low + high) / 2)
+        # Far in the upper tail F rounds to 1, have to 0, and Newton's step to none: bisection goes on from there.
+        usable = (moved >= low) & (moved <= high) & ((have > 0) | (want < _TOLERANCE))
+        moved = torch.where(usable, moved, (low + high) / 2)
         step, u = moved - u, moved
         if _may_sync() and bool((step.abs() <= _TOLERANCE).all()):
             break

@@ -135,7 +135,10 @@ def window_lengths(window: object, longest: Int[Tensor, " k"]) -> Int[Tensor, " 
     if isinstance(window, str | bytes | bool):
         raise ValueError(f"window={window!r}; {expected}")
     try:
-        lengths = torch.as_tensor(operator.index(window) if hasattr(window, "__index__") else window)  # type: ignore[arg-type]
+        try:
+            lengths = torch.as_tensor(operator.index(window))  # type: ignore[arg-type]
+        except TypeError:
+            lengths = torch.as_tensor(window)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"window={window!r}; {expected}") from None
     lengths = lengths.to(longest.device)

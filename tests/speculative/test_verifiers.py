@@ -9,7 +9,7 @@ import torch
 
 from specpolicy import BlockVerifier, ReflectionVerifier, ResidualVerifier
 from specpolicy.speculative import verifiers
-from specpolicy.speculative.verifiers import DraftTargetGap, Rejection, Verifier
+from specpolicy.speculative.verifiers import DraftTargetGap, Rejection, Verifier, draw_residual
 
 VERIFIERS = [ReflectionVerifier(), ResidualVerifier(), BlockVerifier()]
 
@@ -103,3 +103,13 @@ def test_corners_stay_finite(verifier: Verifier, size: float) -> None:
     )
     u = verifier.repair(rejection)
     assert torch.isfinite(u).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 1e-6])
+@pytest.mark.parametrize("distance", [25.0, 40.0, 1e3, 1e6])
+def test_residuals_of_far_drafts_are_the_target(distance: float, scale: float) -> None:
+    """Where draft and target do not overlap, the residual is the target's own normal distribution."""
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_c = torch.full_like(uniform, scale).log()
+    drawn = draw_residual(uniform, log_c, torch.full_like(uniform, distance))
+    torch.testing.assert_close(drawn, torch.special.ndtri(uniform), rtol=1e-5, atol=1e-4)

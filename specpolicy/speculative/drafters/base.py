@@ -77,21 +77,18 @@ class UnverifiedTail(NamedTuple):
         return torch.where(old.view(*old.shape, *[1] * (fresh.ndim - 2)), self.width(fresh.shape[1]).noise, fresh)
 
 
-_BOUND = 1e4
-
-
-def within_bounds(x0: Float[Tensor, "n w d"], x: Float[Tensor, "n ..."]) -> Bool[Tensor, "n w"]:
-    """Find the x̂0 that a draft may use: finite, and not far outside the range of the data and of the chain.
+def within_bounds(x0: Float[Tensor, "n w d"], x: Float[Tensor, "n ..."], factor: float = 1e4) -> Bool[Tensor, "n w"]:
+    """Find the predictions that a draft may use: finite, and not far outside the range of the data and of the chain.
 
     Args:
-        x0: predictions, shape ``(n, w, d)``.
+        x0: predictions of x̂0 or of its change, shape ``(n, w, d)``.
         x: states of the chains, shape ``(n, *event)``.
+        factor: numbers may be so many times as large as the largest of the state, or as 1 if that is below 1.
 
     Returns:
-        Whether all numbers of a prediction are at most 1e4 times the largest of the state, or 1e4 if that is below 1;
-        shape ``(n, w)``.
+        Shape ``(n, w)``.
     """
-    bound = _BOUND * x.abs().flatten(1).amax(dim=1).clamp(min=1.0)
+    bound = factor * x.abs().flatten(1).amax(dim=1).clamp(min=1.0)
     return x0.abs().amax(dim=2) <= bound[:, None]  # false for NaN
 
 
