@@ -45,8 +45,8 @@ def make_process(policy: Trained, num_inference_steps: int, analytic: bool = Fal
         policy: loaded from a checkpoint if noise is to be analytic.
         num_inference_steps: K.
         analytic: timesteps closer to each other towards the sample, and noise that makes up for long steps, see
-            :class:`~specpolicy.calibration.X0Variance`: much closer to the law of the longest chain. False takes the
-            scheduler's timesteps and noise.
+            :class:`~specpolicy.calibration.X0Variance`: much closer to the distribution of the longest chain. False
+            takes the scheduler's timesteps and noise.
 
     Raises:
         CalibrationError: the checkpoint does not know its x0_variance.
@@ -58,7 +58,7 @@ def make_process(policy: Trained, num_inference_steps: int, analytic: bool = Fal
 
 
 def sequential(policy: Trained, num_inference_steps: int, analytic: bool = False) -> SequentialSampler:
-    """A chain, see :func:`make_process`, with one network pass a step."""
+    """A chain, see :func:`make_process`, with one network evaluation a step."""
     return SequentialSampler(make_process(policy, num_inference_steps, analytic))
 
 
@@ -70,12 +70,13 @@ def speculative(
     window: Window | str,
     analytic: bool = False,
 ) -> SpeculativeSampler:
-    """The same chain in rounds; exactly its law if the verifier is exact.
+    """The same chain in rounds; exactly its distribution if the verifier is exact.
 
     Args:
         policy: loaded from a checkpoint if its windows are asked for, or analytic noise.
         num_inference_steps: K.
-        drafter, verifier: of the :class:`SpeculativeSampler`.
+        drafter: of the :class:`SpeculativeSampler`.
+        verifier: of the :class:`SpeculativeSampler`.
         window: likewise; or ``"auto"``, those that ``specpolicy tune`` chose for this checkpoint and device.
         analytic: see :func:`make_process`.
 
@@ -103,8 +104,8 @@ def calibrated(
         num_inference_steps: K, of chain and calibration.
         verifier: of the :class:`SpeculativeSampler`.
         window: likewise; or ``"auto"``, as for :func:`speculative`.
-        initial_guess: what stands in for x̂0 before the first pass: ``"fitted"``, ``"zero"``, or None for a pass at pure
-            noise.
+        initial_guess: what stands in for x̂0 before the first evaluation: ``"fitted"``, ``"zero"``, or None for
+            an evaluation at pure noise.
         drafter: made with the Jacobian; :class:`~specpolicy.RecyclingDrafter` wants a causal verifier.
         analytic: see :func:`make_process`.
 
@@ -152,7 +153,7 @@ def default(
 
 
 def ddim(policy: Trained, num_inference_steps: int, eta: float = 0.0) -> SchedulerSampler:
-    """Few-step DDIM (Song et al. 2021). Approximate: not the law of the training chain."""
+    """Few-step DDIM (Song et al. 2021). Approximate: not the distribution of the training chain."""
     few = DDIMScheduler.from_config(_scheduler(policy).config)
     return SchedulerSampler(few, num_inference_steps, {"eta": eta})
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 import specpolicy
-from specpolicy.speculative.distributed import RanksApart, SplitDenoiser, SplitSampler
+from specpolicy.speculative.distributed import RanksDisagreeError, SplitDenoiser, SplitSampler
 
 PROGRAM = """
 import sys
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from diffusers import DDPMScheduler
 import specpolicy
-from specpolicy.distributed import RanksApart, SplitSampler
+from specpolicy.speculative.distributed import RanksDisagreeError, SplitSampler
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -45,7 +45,7 @@ same = bool(torch.allclose(result.sample, alone.sample, atol=1e-5)) and bool((re
 said = [f"same {same}, shared {0.4 * whole < mine < 0.75 * whole}"]
 try:
     SplitSampler(sampler)(denoiser, noise, cond=cond, generator=torch.Generator().manual_seed(2 + rank))
-except RanksApart as error:
+except RanksDisagreeError as error:
     said.append(str(error))
 Path(sys.argv[1], str(rank)).write_text("\\n".join(said))
 dist.destroy_process_group()
@@ -95,7 +95,7 @@ def test_a_group_of_one_computes_everything(alone: None) -> None:
 def test_without_a_group_the_error_says_how_to_get_one() -> None:
     with pytest.raises(RuntimeError, match="torchrun"):
         SplitDenoiser(identity)
-    assert issubclass(RanksApart, RuntimeError)
+    assert issubclass(RanksDisagreeError, RuntimeError)
 
 
 def test_exact_or_not_is_the_samplers_own_to_say() -> None:

@@ -1,4 +1,4 @@
-"""Recording, fitting and storing, in one go."""
+"""Calibrates a policy: records chains, fits Jacobian and initial guess, stores them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from specpolicy.calibration.store import Calibration, CalibrationError, save_cal
 from specpolicy.calibration.x0_variance import load_x0_variance, measure_x0_variance, save_x0_variance, x0_variance_path
 from specpolicy.policies.checkpoint import checkpoint_digest, file_digest
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.inputs import check_whole, seeded_generator
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.sampler import SequentialSampler
 from specpolicy.utils.digests import source_digest
@@ -119,7 +120,7 @@ def _origin(kind: str, path: Path) -> dict[str, Any]:
 
 
 PART = 50
-"""Chains that share a pass, a stream of random numbers and a file."""
+"""Chains that share a network evaluation, a stream of random numbers and a file."""
 
 RECORDING = "recording.json"
 
@@ -140,7 +141,8 @@ def record_chains(
     own.
 
     Args:
-        policy: whose chains. process: of which steps.
+        policy: whose chains.
+        process: of which steps.
         histories: to condition on. Without as many as chains, each is taken several times.
         folder: for the parts.
         chains: how many; rounded up to whole parts of 50.
@@ -163,7 +165,7 @@ def record_chains(
             if done[part]:
                 continue
             which = order[part * PART : (part + 1) * PART]
-            recorded = _record(policy, process, histories, which, torch.Generator().manual_seed(seed * 100_003 + part))
+            recorded = _record(policy, process, histories, which, seeded_generator(seed * 100_003 + part))
             with atomic_path(file) as temporary:
                 temporary.write_bytes(save(recorded))
             bar.advance(PART)
@@ -193,7 +195,7 @@ def _record(
 def _order(available: int, wanted: int, seed: int) -> Int[Tensor, " m"]:
     """Which history each chain gets: all in random order, again and again. A longer list begins as a shorter one."""
     rounds = -(-wanted // available)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     return torch.cat([torch.randperm(available, generator=generator) for _ in range(rounds)])[:wanted]
 
 
@@ -231,9 +233,10 @@ def calibrate(
         histories: observations to record chains at; none that the policy is to be judged on.
         num_inference_steps: K.
         folder: for the recorded chains, so that an interrupted call can be gone on with.
-        analytic: of the chain with analytic noise, see :class:`Uncertainty`. Where the checkpoint does not know its
+        analytic: of the chain with analytic noise, see :class:`X0Variance`. Where the checkpoint does not know its
             x0_variance yet, as many of its longest chains are recorded first, and it is measured on them.
-        chains: to record. seed: of the recording.
+        chains: to record.
+        seed: of the recording.
         provenance: kept in the file.
 
     Returns:
@@ -245,8 +248,8 @@ def calibrate(
     """
     if policy.folder is None:
         raise CalibrationError("the policy was not loaded from a checkpoint: save it first, and load it from there")
-    if chains < 1:
-        raise ValueError(f"chains={chains}; record at least 1, better several hundred")
+    check_whole("chains", chains)
+    check_whole("seed", seed, 0)
     about = {"observations": histories.origin, "seed": seed, "provenance": dict(provenance or {})}
     identity: dict[str, Any] = {"checkpoint": checkpoint_digest(policy.folder)}
     record = partial(record_chains, policy, histories=histories, chains=chains, seed=seed)

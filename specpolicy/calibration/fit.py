@@ -27,7 +27,7 @@ class RecordedChains:
         x0: the network's x̂0 at the first K of them, shape ``(K, N, d)``.
         cond: their conditions, shape ``(N, c)``.
         group: whole numbers; chains of one group have conditions that resemble each other (one episode, or one and the
-            same observation) and are never on both sides of a held-out split. Shape ``(N,)``.
+            same observation) and are never on both sides of a split. Shape ``(N,)``.
     """
 
     states: Float[Tensor, "k1 n d"]
@@ -76,7 +76,7 @@ class RecordedChains:
         groups = torch.unique(self.group)
         if len(groups) < 2:
             raise ValueError(
-                "all chains are of one episode or observation, so that none can be held out; record more of them"
+                "all chains are of one episode or observation, so none can be kept for evaluation; record more of them"
             )
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
         held_out = groups[order[: max(1, round(share * len(groups)))]]

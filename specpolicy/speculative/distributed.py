@@ -1,7 +1,7 @@
-"""One batched pass shared by the ranks of ``torch.distributed``: for networks that a single device computes too slowly.
+"""Network evaluations shared by the ranks of ``torch.distributed``, for networks that are too slow on one device.
 
 Every rank runs the whole program with the same seeds, as in other distributed inference; only the rows of the network's
-batch are divided. Verification batches are what makes this worth while: a sequential sampler has one row to compute.
+batch are divided. Verification gives batches to divide, where a sequential sampler has one row.
 
     torchrun --nproc-per-node=2 examples/sample_over_ranks.py
 
@@ -22,8 +22,8 @@ from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.result import SampleResult
 
 
-class RanksApart(RuntimeError):
-    """The ranks of a group were asked for different things; their samples would be worthless."""
+class RanksDisagreeError(RuntimeError):
+    """The ranks of a group were asked for different things; their samples would be meaningless."""
 
 
 class SplitDenoiser:
@@ -43,6 +43,7 @@ class SplitDenoiser:
     """
 
     def __init__(self, denoiser: Denoiser, group: dist.ProcessGroup | None = None, least: int = 2) -> None:
+        """Check that there is a process group."""
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError(
                 "no process group: start with torchrun and call torch.distributed.init_process_group() first"
@@ -50,10 +51,18 @@ class SplitDenoiser:
         self.denoiser, self.group, self.least = denoiser, group, max(least, 2)
 
     def __call__(self, x: Float[Tensor, "n ..."], timestep: Int[Tensor, " n"], cond: Cond) -> Float[Tensor, "n ..."]:
-        """One pass over ``n`` rows, of which this rank computes ⌈n / ranks⌉.
+        """Evaluate the network on ``n`` rows, of which this rank computes ⌈n / ranks⌉.
+
+        Args:
+            x: noisy points, shape ``(n, *event)``.
+            timestep: of each, shape ``(n,)``.
+            cond: conditions with leading dimension n.
+
+        Returns:
+            The output of all rows.
 
         Raises:
-            RanksApart: another rank came with other rows.
+            RanksDisagreeError: another rank came with other rows.
         """
         ranks = dist.get_world_size(self.group)
         if len(x) < self.least or ranks == 1:
@@ -69,27 +78,29 @@ class SplitDenoiser:
         return torch.cat(parts)[: len(x)]
 
     def _check_in_step(self, x: Tensor, timestep: Tensor, ranks: int) -> None:
-        """Compare what the ranks were asked for: otherwise a stray seed gives samples of no law at all."""
+        """Compare what the ranks were asked for: otherwise a stray seed gives samples of no distribution at all."""
         asked = torch.stack([x.new_tensor(len(x), dtype=torch.float64), x.double().sum(), timestep.double().sum()])
         seen = [torch.empty_like(asked) for _ in range(ranks)]
         dist.all_gather(seen, asked, group=self.group)
         if not all(torch.allclose(each, asked, rtol=1e-6, atol=1e-6, equal_nan=True) for each in seen):
             told = [f"{int(each[0])} rows with sum {float(each[1]):.6g}" for each in seen]
-            raise RanksApart(
+            raise RanksDisagreeError(
                 f"the ranks ask for different rows ({'; '.join(told)}): give all of them the same noise, conditions "
                 "and equally seeded generators"
             )
 
 
 class SplitSampler:
-    """A sampler whose network passes are shared by all ranks; for :meth:`DiffusionPolicy.act` and everywhere else.
+    """A sampler whose network evaluations are shared by all ranks, for every place that takes a sampler.
 
     Args:
         sampler: any; sequential ones gain only where many chains are sampled at once.
-        group, least: as for :class:`SplitDenoiser`.
+        group: as for :class:`SplitDenoiser`.
+        least: as for :class:`SplitDenoiser`.
     """
 
     def __init__(self, sampler: Any, group: dist.ProcessGroup | None = None, least: int = 2) -> None:
+        """Keep the sampler."""
         self.sampler, self.group, self.least = sampler, group, least
         self.exact: bool = sampler.exact
 

@@ -1,4 +1,4 @@
-"""Is a sampler exact? Tests of the noises that drove its recorded trajectories."""
+"""Tests of exactness: the noises that drove recorded trajectories must be independent standard normal numbers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from specpolicy.speculative.result import SampleResult
 
 
 def innovations(process: ReverseProcess, result: SampleResult) -> Float[Tensor, "k b ..."]:
-    """z_k = (x_{k+1} − a_k x_k − b_k x̂0_k) / σ_k for every step with noise, in float64.
+    """Compute z_k = (x_{k+1} − a_k x_k − b_k x̂0_k) / σ_k for every step with noise, in float64.
 
-    If the trajectory has the law of the sequential sampler, all of these are independent standard normal numbers,
-    whatever the network is.
+    If the trajectory has the distribution of the sequential sampler, all of these are independent standard normal
+    numbers, whatever the network is.
 
     Args:
         process: the chain that was sampled.
@@ -103,7 +103,7 @@ def check_exactness(
 
 
 def _project(z: Tensor, direction: Tensor) -> Tensor:
-    """z · e with e = direction normalized; NaN where there is no direction."""
+    """Project z on the normalized direction; NaN where there is none."""
     norm = torch.linalg.vector_norm(direction, dim=-1)
     along = (z * direction).sum(-1) / norm
     return torch.where(norm > 1e-7, along, torch.nan)

@@ -35,6 +35,7 @@ class PreDraft:
     noise: Float[Tensor, "k b ..."]
 
     def __post_init__(self) -> None:
+        """Check the shapes."""
         steps = len(self.states) - 1
         expected = (steps, *self.states.shape[1:])
         if self.states.ndim < 3 or steps < 1 or self.x0.shape != expected or self.noise.shape != expected:
@@ -55,7 +56,7 @@ class PreDraft:
 
     @staticmethod
     def of(process: ReverseProcess, result: SampleResult) -> PreDraft:
-        """Take the noises out of a recorded result of an exact sampler.
+        """Recover the noises of a recorded result of an exact sampler.
 
         Args:
             process: the chain that was sampled.
@@ -76,7 +77,15 @@ class PreDraft:
         return PreDraft(states, x0, noise.to(states.dtype))
 
     def check(self, noise: Tensor, process: ReverseProcess) -> None:
-        """Raise ``ValueError`` unless this can be replayed from ``noise`` in ``process``."""
+        """Check that this can be replayed.
+
+        Args:
+            noise: that the sampler was given, shape ``(B, *event)``.
+            process: of the sampler.
+
+        Raises:
+            ValueError: the steps, shapes, kinds or numbers differ.
+        """
         if self.num_steps != process.num_steps:
             raise ValueError(
                 f"the pre-draft has {self.num_steps} steps and the sampler's process {process.num_steps}; "

@@ -1,4 +1,4 @@
-"""Which timesteps a short chain stops at."""
+"""The reverse process: a chain of Gaussian steps, and the timesteps of short ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class X0Thresholding:
 
 @dataclass(frozen=True)
 class ReverseProcess:
-    """A reverse diffusion with K steps, index k = 0 … K − 1 from noise to sample::
+    """A reverse diffusion with K steps.
+
+    Step k = 0 … K − 1 leads from noise to sample::
 
         x_{k+1} = a_k x_k + b_k x̂0(x_k, t_k) + σ_k z_k,        z_k ~ N(0, I)
 
@@ -72,6 +74,7 @@ class ReverseProcess:
     analytic: bool = False
 
     def __post_init__(self) -> None:
+        """Check that every coefficient is finite."""
         for name in ("a", "b", "sigma", "from_state", "from_output", "unlimited", "carried"):
             values = getattr(self, name)
             if values is not None and not bool(values.isfinite().all()):
@@ -83,7 +86,7 @@ class ReverseProcess:
 
     @property
     def num_steps(self) -> int:
-        """K, the number of steps of the chain: what a sequential sampler pays in network passes."""
+        """K, the number of steps of the chain: the network evaluations of a sequential sampler."""
         return len(self.timesteps)
 
     @staticmethod
@@ -130,8 +133,8 @@ class ReverseProcess:
 
         x_{k+1} given x_k has the variance σ_k² + b_k² Var(x0 | x_k), of which a DDPM chain keeps the first part alone.
         The second is nothing where steps are short, and a chain of few, long steps without it is too narrow: with it,
-        such a chain comes close to the long one's law (Bao et al. 2022, Analytic-DPM, theorem 1). Steps without noise
-        keep none.
+        such a chain comes close to the long one's distribution (Bao et al. 2022, Analytic-DPM, theorem 1). Steps
+        without noise keep none.
 
         Args:
             x0_variance: mean over coordinates of Var(x0 | x_k), at the timestep of each step.
@@ -202,7 +205,12 @@ def dense_timesteps(num_train_timesteps: int, num_inference_steps: int, power: f
     ``t_i = (T − 1) (1 − i / (K − 1))^power``, rounded, and moved up where two would be the same.
 
     Args:
-        num_train_timesteps: T. num_inference_steps: K, from 2 to T. power: 1 spaces evenly; at least that.
+        num_train_timesteps: T.
+        num_inference_steps: K, from 2 to T.
+        power: 1 spaces evenly; at least that.
+
+    Returns:
+        K timesteps.
 
     Raises:
         ValueError: K or the power is out of range.

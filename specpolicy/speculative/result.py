@@ -1,4 +1,4 @@
-"""What a sampler hands back."""
+"""Samples with their network evaluations and rounds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SampleResult:
-    """Samples and their account.
+    """Samples and what they cost.
 
     Attributes:
         sample: shape ``(B, *event)``, dtype of the noise that was handed in.
-        passes: network passes that each chain had to wait for in this call, in sequence, shape ``(B,)``. With a
-            pre-draft these are the passes after the true condition was known; what the pre-draft took is not in them.
+        passes: sequential network evaluations of each chain in this call, shape ``(B,)``. With a pre-draft those after
+            the true condition was known; what the pre-draft took is not counted.
         evaluations: rows that the network computed for each chain, shape ``(B,)``.
         start: position in the chain (0 … K − 1) at which each round began, −1 once a chain was finished,
             shape ``(rounds, B)``; None for samplers without rounds.
@@ -47,11 +47,13 @@ class SampleResult:
         accepted: Int[Tensor, "rounds b"],
         **parts: Any,
     ) -> SampleResult:
-        """Make the result of a sampler that works in rounds, and check that its account adds up.
+        """Make the result of a sampler that works in rounds, and check that its rounds add up.
 
         Args:
-            steps: K. position: where each chain stands now; K if it is finished.
-            start, accepted: as in the attributes, on the CPU.
+            steps: K.
+            position: of each chain now; K if it is finished.
+            start: as in the attributes, on the CPU.
+            accepted: as in the attributes, on the CPU.
             **parts: the other attributes.
 
         Raises:
@@ -63,7 +65,7 @@ class SampleResult:
             brought = start[0] + torch.where(accepted >= 0, accepted + 1, 0).sum(dim=0)
             if bool((brought != position).any() or (position > steps).any()):
                 raise RuntimeError(
-                    f"the account of the rounds is wrong: chains of {steps} steps stand at {position.tolist()} after "
+                    f"the rounds do not add up: chains of {steps} steps stand at {position.tolist()} after "
                     f"{brought.tolist()} steps; this is a defect of the sampler, and its samples cannot be trusted"
                 )
         return SampleResult(start=start, accepted=accepted, **parts)

@@ -178,7 +178,8 @@ class SpeculativeRound:
         """Take the initial guess for the x̂0 of chains that start.
 
         Args:
-            state: n chains, unevaluated. cond: their conditions.
+            state: n chains, unevaluated.
+            cond: their conditions.
 
         Returns:
             The chains with the guess as their last evaluation, 0 where it is not finite or far out of bounds; unchanged
@@ -264,7 +265,10 @@ class SpeculativeRound:
         """Make one step of the target: :meth:`verify` of windows without drafts, at the price of a sequential step.
 
         Args:
-            state, draft, target_x0, draws: as for :meth:`verify`; of the draft only the start counts.
+            state: as for :meth:`verify`.
+            draft: as for :meth:`verify`; only its start counts.
+            target_x0: as for :meth:`verify`.
+            draws: as for :meth:`verify`.
 
         Returns:
             The chains after the round, and what it did.

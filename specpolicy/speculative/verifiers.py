@@ -1,4 +1,4 @@
-"""Block verification: all steps of a window are judged together."""
+"""Verification of drafted windows: how many steps are accepted, and how the first rejected one is repaired."""
 
 from __future__ import annotations
 
@@ -19,12 +19,28 @@ _NO_OVERLAP = 60.0
 
 
 def residual_support_end(log_c: Float64[Tensor, "*n"], v: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
-    """u*, the largest value that the residual takes."""
+    """Compute u*, the largest value that the residual takes.
+
+    Args:
+        log_c: ln c, at most 0.
+        v: distance of draft and target, positive.
+
+    Returns:
+        u*, of the same shape.
+    """
     return v / 2 + log_c / v
 
 
 def residual_mass(log_c: Float64[Tensor, "*n"], v: Float64[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
-    """Z(c, v) = ∫ max(0, c φ(u) − φ(u − v)) du, in [0, 1]; zero at v = 0."""
+    """Compute Z(c, v) = ∫ max(0, c φ(u) − φ(u − v)) du.
+
+    Args:
+        log_c: ln c, at most 0.
+        v: distance of draft and target, 0 or more.
+
+    Returns:
+        Z in [0, 1], zero at v = 0.
+    """
     safe = v.clamp(min=1e-12)
     end = residual_support_end(log_c, safe)
     z = (log_c.exp() * ndtr(end) - ndtr(end - safe)).clamp(0.0, 1.0)
@@ -34,7 +50,16 @@ def residual_mass(log_c: Float64[Tensor, "*n"], v: Float64[Tensor, "*n"]) -> Flo
 def residual_log_cdf(
     u: Float64[Tensor, " n"], log_c: Float64[Tensor, " n"], v: Float64[Tensor, " n"]
 ) -> Float64[Tensor, " n"]:
-    """ln(c Φ(u) − Φ(u − v)) for u ≤ u*; stable far out in the lower tail."""
+    """Compute ln(c Φ(u) − Φ(u − v)), stable far out in the lower tail.
+
+    Args:
+        u: at most u*, shape ``(n,)``.
+        log_c: ln c, at most 0, shape ``(n,)``.
+        v: distance of draft and target, positive, shape ``(n,)``.
+
+    Returns:
+        Shape ``(n,)``.
+    """
     whole = log_c + log_ndtr(u)
     return whole + torch.log1p(-(log_ndtr(u - v) - whole).exp().clamp(max=1 - 1e-16))
 
@@ -49,7 +74,12 @@ def draw_residual(
     four steps are the rule; where nobody may look at the numbers on the way (in a captured round) all are made.
 
     Args:
-        uniform: in [0, 1). log_c: ln c, at most 0. v: positive.
+        uniform: in [0, 1), shape ``(n,)``.
+        log_c: ln c, at most 0, shape ``(n,)``.
+        v: distance of draft and target, positive, shape ``(n,)``.
+
+    Returns:
+        u, shape ``(n,)``.
     """
     v = v.clamp(min=1e-9, max=_NO_OVERLAP)
     end = residual_support_end(log_c, v)
@@ -115,7 +145,7 @@ class DraftTargetGap:
 
     @property
     def valid(self) -> Bool[Tensor, "n w"]:
-        """Which columns are not padding."""
+        """Mask of the columns that are not padding."""
         return torch.arange(self.distance.shape[1], device=self.length.device) < self.length[:, None]
 
     @property
@@ -157,7 +187,7 @@ class Verifier(ABC):
     """Decides how many drafted steps are kept and repairs the first one that is not.
 
     Attributes:
-        exact: whether the law of the chain is exactly that of the sequential sampler.
+        exact: whether the distribution of the chain is exactly that of the sequential sampler.
         causal: whether no decision depends on noises of later steps. A repair then keeps the part of the rejected
             noise that is orthogonal to e, and the noises beyond the rejected step may be drafted with again.
     """
@@ -167,11 +197,26 @@ class Verifier(ABC):
 
     @abstractmethod
     def judge(self, comparison: DraftTargetGap, uniform: Float64[Tensor, "n w"]) -> AcceptedPrefix:
-        """Decide τ for every chain, with one uniform number in [0, 1) for each step."""
+        """Decide how many drafted steps of each chain are accepted.
+
+        Args:
+            comparison: draft against target, for n chains and windows of up to w steps.
+            uniform: one number in [0, 1) for each step, shape ``(n, w)``.
+
+        Returns:
+            The accepted prefixes.
+        """
 
     @abstractmethod
     def repair(self, rejection: Rejection) -> Float64[Tensor, " n"]:
-        """Noise coordinate along e, measured from the target's mean, that replaces the rejected step's."""
+        """Draw the noise coordinate along e, measured from the target's mean, that replaces the rejected step's.
+
+        Args:
+            rejection: of n chains.
+
+        Returns:
+            Shape ``(n,)``.
+        """
 
 
 class StepwiseVerifier(Verifier):
@@ -194,12 +239,19 @@ class ReflectionVerifier(StepwiseVerifier):
     """
 
     def repair(self, rejection: Rejection) -> Float64[Tensor, " n"]:
-        """The mirrored coordinate."""
+        """Mirror the coordinate."""
         return -rejection.noise_along_gap
 
 
 def residual_repair(rejection: Rejection) -> Float64[Tensor, " n"]:
-    """A coordinate from the residual max(0, c · target − draft), normalized (Soen et al., Prop. 3.1)."""
+    """Draw a coordinate from the residual max(0, c · target − draft), normalized (Soen et al., Prop. 3.1).
+
+    Args:
+        rejection: of n chains.
+
+    Returns:
+        Shape ``(n,)``.
+    """
     return draw_residual(rejection.uniform, rejection.log_scale, rejection.distance)
 
 
@@ -207,7 +259,7 @@ class ResidualVerifier(StepwiseVerifier):
     """Judge step by step; draw the first rejected step from max(0, target − draft), normalized. Exact."""
 
     def repair(self, rejection: Rejection) -> Float64[Tensor, " n"]:
-        """A residual draw with c = 1."""
+        """Draw from the residual with c = 1."""
         return residual_repair(rejection)
 
 
@@ -232,8 +284,8 @@ class BlockVerifier(Verifier):
         total = torch.cat([start, comparison.log_ratio.cumsum(dim=1)], dim=1)
         log_p = total - total.cummax(dim=1).values  # ℓ_0 … ℓ_w
         z = residual_mass(log_p[:, :-1], comparison.distance)  # Z(p_i, v_{i+1}), i = 0 … w − 1
-        miss = -torch.expm1(log_p)
-        inner = torch.where(miss[:, :-1] > 0, z / (z + miss[:, :-1]).clamp(min=1e-300), 1.0)
+        rest = -torch.expm1(log_p)  # 1 − p_i
+        inner = torch.where(rest[:, :-1] > 0, z / (z + rest[:, :-1]).clamp(min=1e-300), 1.0)
         step = torch.arange(width + 1, device=z.device)
         last = step == comparison.length[:, None]
         chance = torch.where(last, log_p.exp(), torch.cat([inner, torch.ones_like(start)], dim=1))
@@ -242,5 +294,5 @@ class BlockVerifier(Verifier):
         return AcceptedPrefix(accepted, log_p.gather(1, accepted[:, None]).squeeze(1))
 
     def repair(self, rejection: Rejection) -> Float64[Tensor, " n"]:
-        """A residual draw with c = p_τ."""
+        """Draw from the residual with c = p_τ."""
         return residual_repair(rejection)

@@ -1,9 +1,9 @@
-"""Windows for one device: what a pass costs there, how far drafts are kept, and the lengths that follow."""
+"""Window lengths tuned to one device: cost of its network evaluations, acceptance of drafts, best lengths."""
 
 from specpolicy.tuning.acceptance import AcceptanceProfile as AcceptanceProfile
 from specpolicy.tuning.acceptance import record_profile as record_profile
 from specpolicy.tuning.cost_model import RoundCost as RoundCost
-from specpolicy.tuning.cost_model import measure_passes as measure_passes
+from specpolicy.tuning.cost_model import measure_evaluations as measure_evaluations
 from specpolicy.tuning.store import WindowsError as WindowsError
 from specpolicy.tuning.store import load_windows as load_windows
 from specpolicy.tuning.store import sampler_key as sampler_key

@@ -43,6 +43,7 @@ class AcceptanceProfile:
     neighbours: int = NEIGHBOURS
 
     def __post_init__(self) -> None:
+        """Check the shapes."""
         rounds = {len(self.start), len(self.accepted), len(self.chain)}
         if len(rounds) > 1 or rounds == {0} or len(self.reach) != self.num_steps:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a round costs on this device."""
+"""Cost of a round on this device, by its rows."""
 
 from __future__ import annotations
 
@@ -15,25 +15,32 @@ from specpolicy.utils.progress import progress_bar
 
 @dataclass(frozen=True)
 class RoundCost:
-    """Time of a pass by its rows, and of all else in a round.
+    """Time of a network evaluation by its rows, and of all else in a round.
 
     Attributes:
-        rows, milliseconds: measured passes, rows rising; in between it is interpolated, beyond extrapolated.
+        rows, milliseconds: measured evaluations, rows rising; in between it is interpolated, beyond extrapolated.
         overhead_ms: drafting and verification of a round, whatever its length.
         overhead_row_ms: of each row more.
-        extra_pass: whether each round begins with a pass of its own over one row.
-        opened: whether the first round does without a pass at pure noise.
+        extra_evaluation: whether each round begins with an evaluation of its own, of one row.
+        has_initial_guess: whether the first round does without an evaluation at pure noise.
     """
 
     rows: Sequence[int]
     milliseconds: Sequence[float]
     overhead_ms: float = 0.0
     overhead_row_ms: float = 0.0
-    extra_pass: bool = False
-    opened: bool = False
+    extra_evaluation: bool = False
+    has_initial_guess: bool = False
 
-    def of_pass(self, rows: int) -> float:
-        """Milliseconds of a pass over so many rows."""
+    def of_evaluation(self, rows: int) -> float:
+        """Interpolate the milliseconds of an evaluation.
+
+        Args:
+            rows: evaluated at once.
+
+        Returns:
+            Milliseconds.
+        """
         x, y = self.rows, self.milliseconds
         if rows > x[-1] and len(x) > 1:
             return y[-1] + (rows - x[-1]) * max(0.0, (y[-1] - y[-2]) / (x[-1] - x[-2]))
@@ -41,15 +48,15 @@ class RoundCost:
 
     def __call__(self, position: int, window: int) -> float:
         """Milliseconds of a round that begins at ``position`` and drafts ``window`` steps."""
-        # Where the x̂0 of the start is found beforehand, the pass over the window need not repeat it.
-        beforehand = self.extra_pass if position else not self.opened
+        # Where the x̂0 of the start is found beforehand, the evaluation of the window need not repeat it.
+        beforehand = self.extra_evaluation if position else not self.has_initial_guess
         rows = window + (0 if beforehand else 1)
-        passes = (self.of_pass(1) if beforehand else 0.0) + (self.of_pass(rows) if rows else 0.0)
+        passes = (self.of_evaluation(1) if beforehand else 0.0) + (self.of_evaluation(rows) if rows else 0.0)
         return passes + self.overhead_ms + self.overhead_row_ms * rows
 
 
-def measure_passes(
-    run_pass: Callable[[int], None],
+def measure_evaluations(
+    evaluate: Callable[[int], None],
     rows: Sequence[int],
     *,
     repeats: int = 20,
@@ -57,14 +64,15 @@ def measure_passes(
     synchronize: Callable[[], None] | None = None,
     seed: int = 0,
 ) -> list[float]:
-    """Median milliseconds of passes over so many rows.
+    """Measure the median milliseconds of network evaluations.
 
     They take turns in shuffled order, so that what disturbs the machine hits all of them alike.
 
     Args:
-        run_pass: one network pass over so many rows.
+        evaluate: evaluates the network once on so many rows.
         rows: how many.
-        repeats: counted passes of each. warmup: passes of each before these, which are not.
+        repeats: counted evaluations of each.
+        warmup: evaluations of each before these, which are not counted.
         synchronize: waits for the device.
         seed: of the order.
 
@@ -75,12 +83,12 @@ def measure_passes(
         raise ValueError(f"rows={list(rows)}, repeats={repeats}, warmup={warmup}: there is nothing to measure")
     wait = synchronize or (lambda: None)
     turns, taken = np.random.default_rng(seed), np.zeros((repeats, len(rows)))
-    with progress_bar("timing passes", repeats + warmup) as bar:
+    with progress_bar("timing evaluations", repeats + warmup) as bar:
         for repeat in range(-warmup, repeats):
             for index in turns.permutation(len(rows)):
                 wait()
                 begin = time.perf_counter_ns()
-                run_pass(rows[index])
+                evaluate(rows[index])
                 wait()
                 if repeat >= 0:
                     taken[repeat, index] = (time.perf_counter_ns() - begin) / 1e6

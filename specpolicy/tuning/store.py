@@ -39,7 +39,7 @@ def sampler_key(sampler: SpeculativeSampler) -> str:
         "none" if part is None else type(part).__name__ for part in (sampler.verifier, sampler.initial_guess)
     )
     analytic = ", analytic noise" if sampler.process.analytic else ""
-    return f"K={sampler.process.num_steps}{analytic}, {sampler.drafter.name}, {verifier}, initial_guess {initial_guess}"
+    return f"K={sampler.process.num_steps}{analytic}, {sampler.drafter.name}, {verifier}, initial guess {initial_guess}"
 
 
 def save_windows(entry: dict[str, Any], key: str, checkpoint: str | Path, device: torch.device | str) -> Path:
@@ -48,7 +48,11 @@ def save_windows(entry: dict[str, Any], key: str, checkpoint: str | Path, device
     Args:
         entry: ``windows`` (K whole numbers), and whatever tells where they come from, as plain JSON types.
         key: see :func:`sampler_key`.
-        checkpoint: folder of the policy. device: that they were measured on.
+        checkpoint: folder of the policy.
+        device: that they were measured on.
+
+    Returns:
+        The path.
     """
     path, digest = windows_path(checkpoint, device), checkpoint_digest(checkpoint)
     content: dict[str, Any] = {"format": FORMAT, "checkpoint": digest, "samplers": {}}

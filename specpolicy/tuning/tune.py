@@ -1,4 +1,4 @@
-"""Measuring, planning and comparing, in one go."""
+"""Tunes windows: measures costs and acceptance, chooses window lengths."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specpolicy.policies.diffusion_policy import DiffusionPolicy, draw_noise
+from specpolicy.speculative.inputs import seeded_generator
 from specpolicy.speculative.linear_chain import max_draft_lengths
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import SpeculativeSampler
 from specpolicy.tuning.acceptance import AcceptanceProfile, record_profile
-from specpolicy.tuning.cost_model import RoundCost, TimedCall, fit_overhead, measure_passes, timed_call
+from specpolicy.tuning.cost_model import RoundCost, TimedCall, fit_overhead, measure_evaluations, timed_call
 from specpolicy.tuning.windows import WindowChoice, choose_windows
 from specpolicy.utils.progress import progress_bar
 
@@ -70,7 +71,7 @@ def tune_windows(
         observations: arrays of shape ``(n, n_obs_steps, dim)`` to draw chunks at.
         longest: window to consider.
         chains: to record rounds of, at least.
-        repeats: counted passes of each batch size.
+        repeats: timed evaluations of each batch size.
         seed: of all draws.
 
     Raises:
@@ -96,7 +97,7 @@ def tune_windows(
 def _profile(
     policy: DiffusionPolicy, sampler: SpeculativeSampler, cond: Tensor, longest: int, repeats: int, seed: int
 ) -> AcceptanceProfile:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     with progress_bar("recording rounds", repeats) as bar:
 
         def run(listening: SpeculativeSampler) -> SampleResult:
@@ -115,14 +116,14 @@ def measure_rounds(
     device = policy.device
     wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
     rows = [each for each in _ROWS if each <= longest] + [longest + 1]
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     points = draw_noise((max(rows), *policy.event_shape), generator, device)
     timestep = sampler.process.timesteps.to(device)[:1].expand(max(rows))
 
-    def run_pass(count: int) -> None:
+    def evaluate(count: int) -> None:
         policy(points[:count], timestep[:count], cond[:1].expand(count, -1))
 
-    milliseconds = measure_passes(run_pass, rows, repeats=repeats, synchronize=wait, seed=seed)
+    milliseconds = measure_evaluations(evaluate, rows, repeats=repeats, synchronize=wait, seed=seed)
     windows, calls = sorted({min(4, longest), min(12, longest), longest}), list[TimedCall]()
     with progress_bar("timing rounds", len(windows) * _OVERHEAD_CALLS) as bar:
         for window in windows:
@@ -130,7 +131,7 @@ def measure_rounds(
                 sampler.process, sampler.drafter, sampler.verifier, window, sampler.initial_guess
             )
             for call in range(_OVERHEAD_CALLS):
-                here, one = cond[call % len(cond)][None], [torch.Generator().manual_seed(seed + call)]
+                here, one = cond[call % len(cond)][None], [seeded_generator(seed + call)]
                 noise = draw_noise((1, *policy.event_shape), one, device)
                 calls.append(timed_call(lambda net, f=fixed, h=here, n=noise, g=one: f(net, n, h, g), policy, wait))  # type: ignore[misc]
                 bar.advance()

@@ -89,7 +89,7 @@ def test_from_observations_to_windows(checkpoint: Path, observations: Path, caps
     said = capsys.readouterr().out
     assert "expected: " in said and "measured, tuned: " in said and "sampler.window=auto" in said
     content = json.loads(windows_path(checkpoint, "cpu").read_text())
-    entry = content["samplers"]["K=20, FreeDrafter, BlockVerifier, initial_guess none"]
+    entry = content["samplers"]["K=20, FreeDrafter, BlockVerifier, initial guess none"]
     assert len(entry["windows"]) == 20 and entry["expected_ms"] <= entry["best_constant"]["expected_ms"]
     assert entry["measured"]["tuned"]["calls"] == 3 and "constant 12" in entry["measured"]
     assert str(checkpoint.parent) not in json.dumps(content), "no paths of this machine"

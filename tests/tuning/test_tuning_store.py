@@ -21,7 +21,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_samplers_are_told_apart() -> None:
     process = ReverseProcess.from_scheduler(DDPMScheduler(100), 10)
     free = SpeculativeSampler(process, FreeDrafter(), BlockVerifier())
-    assert sampler_key(free) == "K=10, FreeDrafter, BlockVerifier, initial_guess none"
+    assert sampler_key(free) == "K=10, FreeDrafter, BlockVerifier, initial guess none"
     others = [
         SpeculativeSampler(process, FrozenDrafter()),
         SpeculativeSampler(process, initial_guess=ZeroGuess()),

@@ -1,4 +1,4 @@
-"""From any sampler to its compiled twin."""
+"""Samplers with compiled or captured steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from specpolicy.speculative.window import AdaptiveWindow
 
 
 class CompiledSampler:
-    """A :class:`SpeculativeSampler` whose rounds are compiled or captured: same call, same law.
+    """A :class:`SpeculativeSampler` whose rounds are compiled or captured: same call, same distribution.
 
     On a CPU, and wherever ``widths`` has more than one entry, the host reads the chains' positions before each round
     and draws exactly the numbers that the sampler itself would draw: equal seeds give equal samples, up to the rounding
@@ -65,6 +65,7 @@ class CompiledSampler:
         widths: Sequence[int] | None = None,
         batches: Sequence[int] | None = None,
     ) -> None:
+        """Check and keep the settings; see the class."""
         if isinstance(sampler.window, AdaptiveWindow):
             raise ValueError(
                 "an adaptive window changes its length from round to round, and compiled rounds have fixed shapes: "
@@ -83,6 +84,7 @@ class CompiledSampler:
             make_runner(backend)  # says now what is wrong with it
 
     def __repr__(self) -> str:
+        """Name the parts."""
         return f"CompiledSampler({self.sampler!r}, backend={self.backend!r})"
 
     @torch.no_grad()
@@ -235,7 +237,7 @@ class CompiledChain:
 
     Args:
         process: the chain; without noise it is deterministic DDIM (:meth:`ReverseProcess.deterministic`).
-        exact: whether this is the law that the network was trained for; few-step DDIM is approximate.
+        exact: whether this is the distribution that the network was trained for; few-step DDIM is approximate.
         backend: see :data:`Backend`. None: ``graph+inductor`` for noise on CUDA, ``inductor`` elsewhere.
         batches: batch sizes to prepare, as for :class:`CompiledSampler`.
 
@@ -246,6 +248,7 @@ class CompiledChain:
     def __init__(
         self, process: ReverseProcess, exact: bool, backend: Backend | None = None, batches: Sequence[int] | None = None
     ) -> None:
+        """Check and keep the settings; see the class."""
         self.process, self.exact, self.backend = process, exact, backend
         self.batches = check_sizes(batches)
         self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[_Steps, Runner[_Walk]]] = {}
@@ -253,8 +256,9 @@ class CompiledChain:
             make_runner(backend)
 
     def __repr__(self) -> str:
-        law = "exact" if self.exact else "approximate"
-        return f"CompiledChain(K={self.process.num_steps}, {law}, backend={self.backend!r})"
+        """Name the parts."""
+        kind = "exact" if self.exact else "approximate"
+        return f"CompiledChain(K={self.process.num_steps}, {kind}, backend={self.backend!r})"
 
     @torch.no_grad()
     def __call__(
@@ -275,14 +279,14 @@ class CompiledChain:
         steps, runner = self._prepare(denoiser, noise)
         noisy = (self.process.sigma > 0).tolist()
         zero = torch.zeros(noise.shape, dtype=dtype, device=noise.device)
-        kicks = [pad_rows(random.noise(event), len(noise)) if each else zero for each in noisy]
+        noises = [pad_rows(random.noise(event), len(noise)) if each else zero for each in noisy]
         start = torch.zeros(1, dtype=torch.long, device=noise.device)
         runner.start(_Walk(noise.to(dtype, copy=True), start, torch.ones_like(start, dtype=torch.bool)), cond)
         if noise.device.type == "cuda":
-            walk = runner.apply(steps.all, torch.stack(kicks))
+            walk = runner.apply(steps.all, torch.stack(noises))
         else:
-            for kick in kicks:
-                walk = runner.apply(steps.one, kick)
+            for noise_k in noises:
+                walk = runner.apply(steps.one, noise_k)
         if not bool(walk.finite):
             raise DenoiserError("denoiser returned NaN or infinity; check its weights, inputs and dtype")
         passes = torch.full((chains,), count, dtype=torch.long)
@@ -308,18 +312,19 @@ class _Steps:
     """One step, and all of them."""
 
     def __init__(self, process: ReverseProcess, denoiser: Denoiser, dtype: torch.dtype, compiled: bool) -> None:
+        """Check and keep the settings; see the class."""
         self.process, self.denoiser, self.dtype = process, denoiser, dtype
         self.one: Function[_Walk] = compiled_function(self._one) if compiled else self._one
 
-    def _one(self, walk: _Walk, kick: Tensor, cond: Any) -> _Walk:
+    def _one(self, walk: _Walk, noise_k: Tensor, cond: Any) -> _Walk:
         k = walk.k.expand(len(walk.x))
         output = self.denoiser(walk.x.to(self.dtype), self.process.timesteps[k], cond)
         x0 = self.process.x0(walk.x, output.to(walk.x.dtype), k)
-        return _Walk(self.process.step(walk.x, x0, k, kick), walk.k + 1, walk.finite & output.isfinite().all())
+        return _Walk(self.process.step(walk.x, x0, k, noise_k), walk.k + 1, walk.finite & output.isfinite().all())
 
-    def all(self, walk: _Walk, kicks: Tensor, cond: Any) -> _Walk:
-        for kick in kicks.unbind():
-            walk = self.one(walk, kick, cond)
+    def all(self, walk: _Walk, noises: Tensor, cond: Any) -> _Walk:
+        for noise_k in noises.unbind():
+            walk = self.one(walk, noise_k, cond)
         return walk
 
 

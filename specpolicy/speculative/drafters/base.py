@@ -114,7 +114,7 @@ class DraftStart:
         last_eval_k, last_eval_x, last_eval_x0: position, state and x̂0 of the latest evaluation of the target.
         noise: the noises ξ to draft with, shape ``(n, w, *event)``.
         cond: the conditions of these chains, for drafters that run a network of their own.
-        tail: for drafters that recycle: what the last pass said of steps not reached. ``noise`` begins with its
+        tail: for drafters that recycle: what the last evaluation found of steps not reached. ``noise`` begins with its
             noises.
     """
 
@@ -149,7 +149,7 @@ class Drafter(ABC):
     verifier makes the result exact whatever the drafter does.
 
     Attributes:
-        refreshes: whether each round first spends a network pass on the target's x̂0 at its present state.
+        refreshes: whether each round first evaluates the target's x̂0 at its present state.
         recycles: whether it drafts with noises of the last round that its verifier has not looked at; see
             :class:`~specpolicy.speculative.drafters.base.UnverifiedTail`.
     """

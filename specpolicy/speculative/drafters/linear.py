@@ -1,4 +1,4 @@
-"""Drafts that know how x̂0 answers to the noise that they themselves draw."""
+"""Drafts with a fitted Jacobian ∂x̂0/∂x, and its storage."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class X0Jacobian:
     basis: Float[Tensor, "d r"] | None = None
 
     def __post_init__(self) -> None:
+        """Check the shapes."""
         if self.values.ndim != 2 or (self.basis is not None and self.basis.shape[-1] != self.values.shape[1]):
             basis = None if self.basis is None else tuple(self.basis.shape)
             raise ValueError(f"jacobian {tuple(self.values.shape)} with basis {basis}; expected (K, r) and (d, r)")
@@ -61,13 +62,14 @@ class X0Jacobian:
 
 
 class JacobianCache:
-    """Gains wherever they are asked for, brought there once.
+    """A Jacobian on every device and in every dtype that it is used in, copied once.
 
     Args:
         jacobian: on any device, in any dtype.
     """
 
     def __init__(self, jacobian: X0Jacobian) -> None:
+        """Keep the Jacobian."""
         self.jacobian = jacobian
         self._placed: dict[tuple[torch.device, torch.dtype], X0Jacobian] = {}
 
@@ -92,21 +94,23 @@ class JacobianCache:
 class LinearDrafter(Drafter):
     """x̂0 at a drafted state = f + J_k (x − x̄): linear in the innovation, with Jacobian fitted once per network.
 
-    f is the x̂0 at the anchor, and x̄ the mean path from there under constant f. In the basis of the Jacobian the
+    f is the last evaluated x̂0, and x̄ the mean path from there under constant f. In the basis of the Jacobian the
     innovation c = Uᵀ(x − x̄) obeys c_{j+1} = (a_j + b_j λ_j) c_j + σ_j Uᵀξ_j number by number, so that a window is
-    drafted at once, by a few products and one recurrence. No network pass of its own; zero Jacobian make it the free
-    drafter.
+    drafted at once, by a few products and one recurrence. No network evaluation of its own; a zero Jacobian makes it
+    the free drafter.
 
     Args:
-        jacobian: of the process that is to be sampled and the network that samples it. Wrong ones cost passes, never
-            exactness.
+        jacobian: of the process that is to be sampled and the network that samples it. A wrong one costs evaluations,
+            never exactness.
     """
 
     def __init__(self, jacobian: X0Jacobian) -> None:
+        """Keep the Jacobian."""
         self.jacobian = jacobian
         self._on = JacobianCache(jacobian)
 
     def __repr__(self) -> str:
+        """Name steps and rank."""
         return f"LinearDrafter(K={self.jacobian.num_steps}, rank={self.jacobian.values.shape[1]})"
 
     def draft(self, start: DraftStart) -> Draft:

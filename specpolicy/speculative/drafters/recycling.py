@@ -1,4 +1,4 @@
-"""Drafts from what the last pass said of steps that were not reached."""
+"""Drafts that reuse network outputs beyond the first rejected step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from specpolicy.speculative.linear_chain import affine_scan
 class RecyclingDrafter(Drafter):
     """x̂0 at a drafted state = the target's x̂0 at the old state of that step + J_k (x − old x), with the old noises.
 
-    Rows that a pass has paid for and the verifier has thrown away are thus used. The difference from the old path has
+    Rows that were evaluated and rejected are thus used. The difference from the old path has
     no noise in it, only what the repair moved and the errors of the old drafts; so even without a Jacobian (J = 0) the
     old x̂0 is nearer than the latest one. Where the old path ends or is left, and in a first round, drafts go on as
     those of :class:`~specpolicy.LinearDrafter`: from the last x̂0, with the Jacobian for the innovation. See
@@ -23,7 +23,7 @@ class RecyclingDrafter(Drafter):
 
     Args:
         jacobian: of the process that is to be sampled and the network that samples it; None for J = 0. Wrong ones cost
-            passes, never exactness.
+            evaluations, never exactness.
         trust: the old path is left where a draft is farther from it than this share of its distance from x̄, the mean
             path since the last known x̂0: an old x̂0 is then no better a guess than the last one. Above 0.
 
@@ -34,12 +34,14 @@ class RecyclingDrafter(Drafter):
     recycles = True
 
     def __init__(self, jacobian: X0Jacobian | None = None, trust: float = 0.5) -> None:
+        """Check the settings."""
         if not trust > 0:
             raise ValueError(f"trust={trust}; give a share above 0, or infinity to follow the old path to its end")
         self.jacobian, self.trust = jacobian, trust
         self._on = None if jacobian is None else JacobianCache(jacobian)
 
     def __repr__(self) -> str:
+        """Name the settings."""
         inside = (
             "no Jacobian"
             if self.jacobian is None
@@ -101,7 +103,7 @@ class RecyclingDrafter(Drafter):
 def _answer(start: DraftStart, old: UnverifiedTail, jacobian: X0Jacobian) -> Float[Tensor, "n w r"]:
     """J (x − where x̂0 is measured from) at each step, in the Jacobian's basis.
 
-    Along the old path the difference from it grows by what the old drafts missed; at the turn it begins anew, as the
+    Along the old path the difference from it grows by the errors of the old drafts; at the turn it begins anew, as the
     innovation since then.
     """
     process, turn = start.chain.process, old.num_noises[:, None]
@@ -110,8 +112,8 @@ def _answer(start: DraftStart, old: UnverifiedTail, jacobian: X0Jacobian) -> Flo
     a, b, sigma = (coefficient[k][..., None] for coefficient in (process.a, process.b, process.sigma))
     mean = start.chain.mean(start.last_eval_k, start.k, start.last_eval_x, start.last_eval_x0).flatten(1)
     away = start.x.flatten(1) - torch.where(turn < 0, mean, old.states[:, 0].flatten(1))
-    missed = b * jacobian.project((old.target_x0[:, :-1] - old.drafted_x0).flatten(2))
-    shift = torch.where((column < turn)[..., None], missed, sigma * jacobian.project(start.noise.flatten(2)))
+    errors = b * jacobian.project((old.target_x0[:, :-1] - old.drafted_x0).flatten(2))
+    shift = torch.where((column < turn)[..., None], errors, sigma * jacobian.project(start.noise.flatten(2)))
     scale = torch.where((column == turn)[..., None], 0.0, a + b * jacobian.values[k])
     return jacobian.values[k] * affine_scan(scale, shift, jacobian.project(away))[:, :-1]
 
