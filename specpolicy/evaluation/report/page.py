@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -108,7 +108,7 @@ def _section(results: TaskResults, anchor: str, settings: ReportSettings, beside
         columns=[
             column for column in columns if column not in (SAMPLER, DISTRIBUTION) and column.title not in _LEFT_OUT
         ],
-        caption=caption_of(results.rows, reference),
+        caption=caption_of([replace(row, steps=None) for row in results.rows], reference),
         pictures=pictures_of(results, budget),
         videos=_videos(results.folder, beside) if settings.videos else [],
         provenance=provenance_of(results),
