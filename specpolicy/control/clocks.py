@@ -107,9 +107,9 @@ class SimulatedLatencyClock:
     A computation is therefore done in one piece when it is begun, its outcome is handed over when its time has come,
     and the same seeds give the same episode on any machine.
 
-    The latency is that of a whole inference, and of a draft, which is one. Finishing a draft is charged by its share in
-    passes: its own passes over the mean of the whole inferences of the episode so far (there always is one: the first).
-    A measured latency is charged as measured. Passes are all charged alike, however many rows they have.
+    The latency is that of a whole inference, and of a draft, which is one. Finishing a draft takes its share: its own
+    network evaluations (NFE) over the mean of the episode's whole inferences so far (there always is one: the first). A
+    measured latency counts as measured. Every network evaluation counts the same, however many rows it has.
 
     Args:
         rate_hz: ticks a second.

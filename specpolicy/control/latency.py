@@ -1,4 +1,4 @@
-"""How long an inference takes: measured on the spot, or drawn from a law, so that an experiment repeats anywhere."""
+"""How long an inference takes: measured on the spot, or drawn from a distribution, repeatably."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 
 class Latency(Protocol):
-    """The duration of computations."""
+    """The duration of inferences."""
 
     def seconds(self, random: np.random.Generator, measured: float | None, share: float) -> float:
-        """The duration of one.
+        """Draw the duration of one inference.
 
         Args:
             random: the episode's own stream.
-            measured: how long the computation took here; None if it shared its passes with others.
-            share: what it takes of a whole inference, in passes.
+            measured: how long the inference took here, seconds; None if it shared a batch with others.
+            share: what it takes of a whole inference, in network evaluations (NFE).
         """
         ...
 

@@ -40,7 +40,7 @@ class ControlMetrics:
         missed: share of the clock's ticks without an action, late or skipped, for which the executor had planned one.
         border_jump, inner_jump: mean L2 distance of consecutive actions of the policy in the environment's units, where
             the chunk changes and where it does not.
-        passes: mean sequential passes of whole inferences; finish_passes: of those that finish a draft.
+        passes: mean network evaluations (NFE) of whole inferences; finish_passes: of those that finish a draft.
         acceptance: mean share of accepted drafted steps.
         faults: how often each fault occurred.
         stopped: episodes that a guard ended.

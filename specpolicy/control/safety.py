@@ -135,7 +135,7 @@ class UnsafeAction(RuntimeError):
     """An action that no guard may let through reached the end of the filter: a bug of this library."""
 
 
-class PolicyFailed(RuntimeError):
+class InferenceFailed(RuntimeError):
     """The policy gave no usable chunk, and no guards are there to respond."""
 
 
@@ -363,29 +363,29 @@ class NoFilter:
         self.reason: str | None = None
 
     def admit(self, record: InferenceRecord, result: InferenceResult, buffer: ActionBuffer, tick: int) -> Chunk | None:
-        """Put a chunk into the buffer. Raises :class:`PolicyFailed` if there is none, or if it is not finite."""
+        """Put a chunk into the buffer. Raises :class:`InferenceFailed` if there is none, or if it is not finite."""
         problem = chunk_problem(result)
         if problem is None and not np.isfinite(np.asarray(result.actions)[: self._n_action_steps]).all():
             problem = "the policy gave NaN or infinite actions"
         if problem is not None:
             record.error = problem
-            raise PolicyFailed(problem)
+            raise InferenceFailed(problem)
         assert result.actions is not None
         record.handover = tick
         return buffer.add(record, result.actions, tick)
 
     def note_draft(self, record: InferenceRecord, result: InferenceResult) -> bool:
-        """Raise :class:`PolicyFailed` if a draft failed."""
+        """Raise :class:`InferenceFailed` if a draft failed."""
         if result.error is not None:
             record.error = result.error
-            raise PolicyFailed(result.error)
+            raise InferenceFailed(result.error)
         return True
 
     def send(self, context: TickContext, buffer: ActionBuffer) -> SentAction:
         """Return the planned action."""
         planned = buffer.action(context.tick)
         if planned is None:
-            raise PolicyFailed("there is no action to play; without guards only a world that waits can be controlled")
+            raise InferenceFailed("there is no action to play; without guards the world must wait for the policy")
         return SentAction(planned.action, "planned", planned.chunk)
 
 

@@ -18,7 +18,7 @@ from specpolicy.control.executors import Executor
 from specpolicy.control.inference import InferenceRequest, InferenceResult
 from specpolicy.control.latency import Latency
 from specpolicy.control.loop import ControlCoroutine, ControlSetup, check_count, control_steps
-from specpolicy.control.safety import Guards, PolicyFailed
+from specpolicy.control.safety import Guards, InferenceFailed
 from specpolicy.control.trace import EpisodeTrace
 from specpolicy.rollout.workers import WorkerError, make_workers
 from specpolicy.utils.errors import format_exception
@@ -149,7 +149,7 @@ class EpisodeHandler:
         except StopIteration as end:
             trace: EpisodeTrace = end.value
             return trace
-        except PolicyFailed as error:
+        except InferenceFailed as error:
             return EpisodeCrash(f"policy: {error}", self._trace)
         except Exception as error:
             return self._crashed(error)
