@@ -138,6 +138,9 @@ def _plain(tree: Any, name: str) -> Any:
 def written(path: Path) -> Iterator[Path]:
     """Give a temporary path that replaces ``path`` when the block succeeds; say in one line why it cannot be written.
 
+    Args:
+        path: the file to write.
+
     Raises:
         ResultsError: the disk is full, read-only, gone, ...
     """

@@ -108,7 +108,12 @@ def plot_summary(
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure, in the format of the path's suffix, completely or not at all."""
+    """Write a figure, in the format of the path's suffix, completely or not at all.
+
+    Args:
+        figure: the figure.
+        path: a PNG, SVG or PDF file, whichever the suffix says.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
@@ -179,7 +184,11 @@ def rounds_by_tenth(latency: LatencyRun) -> dict[str, NDArray[np.float64]]:
 
 
 def style_axes(axes: Axes) -> None:
-    """Give axes a light grid and no box."""
+    """Give axes a light grid and no box.
+
+    Args:
+        axes: which.
+    """
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
     axes.grid(color=GRID, linewidth=0.6)
@@ -187,7 +196,11 @@ def style_axes(axes: Axes) -> None:
 
 
 def log_ticks(axes: Axes) -> None:
-    """Make the horizontal axis logarithmic, with plain numbers 1, 2, 5, 10 or, where these would crowd, 1, 10, 100."""
+    """Make the horizontal axis logarithmic, with plain numbers 1, 2, 5, 10 or, where these would crowd, 1, 10, 100.
+
+    Args:
+        axes: with final limits.
+    """
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 150 * low else (1.0,), numticks=12))
@@ -196,7 +209,11 @@ def log_ticks(axes: Axes) -> None:
 
 
 def latency_of(row: SummaryRow) -> Estimate | None:
-    """Look up the latency that a row is drawn at, in ms: injected or measured in the loop, else the timed median."""
+    """Look up the latency that a row is drawn at, in ms: injected or measured in the loop, else the timed median.
+
+    Args:
+        row: see :func:`summarize`.
+    """
     if row.loop is not None:
         return None if row.loop.latency_ms is None else Estimate(*3 * (row.loop.latency_ms,))
     return row.latency.p50 if row.latency else None

@@ -68,7 +68,11 @@ def _schema() -> Any:
 
 
 def new_shard(folder: Path) -> Path:
-    """Choose the path of a new shard; names sort by time."""
+    """Choose the path of a new shard; names sort by time.
+
+    Args:
+        folder: the results folder.
+    """
     return folder / f"episodes-{time.time_ns():020d}-{os.getpid()}-{next(_COUNTER)}.parquet"
 
 
@@ -102,7 +106,11 @@ def _digest(rows: list[dict[str, Any]]) -> str:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """List all shards, oldest first."""
+    """List all shards, oldest first.
+
+    Args:
+        folder: the results folder.
+    """
     return sorted(folder.glob("episodes-*.parquet"))
 
 
@@ -201,7 +209,11 @@ class ObservationKeeper:
         self._earlier = (folder / OBSERVATIONS).exists()
 
     def keep(self, observations: Sequence[Observation]) -> None:
-        """Write what the run has recorded so far."""
+        """Write what the run has recorded so far.
+
+        Args:
+            observations: by key arrays of shape ``(1, n_obs_steps, dim)``.
+        """
         if observations and not self._earlier:
             write_observations(observations, self._folder)
 

@@ -72,7 +72,12 @@ class Column(Generic[Row]):
 
 
 def informative(columns: Sequence[Column[Row]], rows: Sequence[Row]) -> list[Column[Row]]:
-    """Leave out the columns in which every cell is missing."""
+    """Leave out the columns in which every cell is missing.
+
+    Args:
+        columns: all of them.
+        rows: of the table.
+    """
     return [column for column in columns if any(column.cell(row) != NOTHING for row in rows)]
 
 
@@ -124,12 +129,20 @@ def terminal(
 
 
 def milliseconds(value: float) -> str:
-    """Format with three digits: ``3.27``, ``54.1``, ``133``."""
+    """Format with three digits: ``3.27``, ``54.1``, ``133``.
+
+    Args:
+        value: in ms.
+    """
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def p_text(value: float) -> str:
-    """Format a p value with two decimals, or with one significant digit where it is small."""
+    """Format a p value with two decimals, or with one significant digit where it is small.
+
+    Args:
+        value: in [0, 1].
+    """
     return f"{value:.2f}" if value >= 0.095 else f"{value:.1g}"
 
 
@@ -157,7 +170,11 @@ def interval_cell(estimate: Estimate | None, form: str, scale: float = 1) -> Cel
 
 
 def number_ranges(numbers: Sequence[int]) -> str:
-    """Format whole numbers with runs drawn together: ``3, 7–9``."""
+    """Format whole numbers with runs drawn together: ``3, 7–9``.
+
+    Args:
+        numbers: in any order, repetitions included.
+    """
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:
@@ -168,7 +185,12 @@ def number_ranges(numbers: Sequence[int]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Format a count: ``1 episode``, ``2 episodes``."""
+    """Format a count: ``1 episode``, ``2 episodes``.
+
+    Args:
+        number: how many.
+        noun: of one.
+    """
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
@@ -348,7 +370,11 @@ def markdown_table(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
 
 
 def json_table(rows: Sequence[Any]) -> str:
-    """Render every number of the rows as JSON: intervals as ``[value, low, high]``, ``null`` where nothing is known."""
+    """Render every number of the rows as JSON: intervals as ``[value, low, high]``, ``null`` where nothing is known.
+
+    Args:
+        rows: dataclasses, e.g. of :func:`summarize`.
+    """
     return json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n"
 
 

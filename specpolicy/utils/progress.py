@@ -27,7 +27,13 @@ class Bar:
 
 @contextmanager
 def progress_bar(description: str, total: int, completed: int = 0) -> Iterator[Bar]:
-    """Show a bar on standard error while the block runs; nothing if that is not a terminal."""
+    """Show a bar on standard error while the block runs; nothing if that is not a terminal.
+
+    Args:
+        description: the text in front of the bar.
+        total: number of steps.
+        completed: of them, at the start.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

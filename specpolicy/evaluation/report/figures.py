@@ -65,7 +65,11 @@ def pictures_of(results: TaskResults, budget: RealTimeBudget | None) -> list[Pic
 
 
 def data_uri(figure: Figure) -> str:
-    """Encode a figure as an SVG image that needs nothing outside itself."""
+    """Encode a figure as an SVG image that needs nothing outside itself.
+
+    Args:
+        figure: laid out.
+    """
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "specpolicy"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -114,20 +118,32 @@ def _figures(results: TaskResults, budget: RealTimeBudget | None) -> Iterator[tu
 
 
 def tradeoff(results: TaskResults) -> Figure | None:
-    """Draw latency against success, intervals on both axes."""
+    """Draw latency against success, intervals on both axes.
+
+    Args:
+        results: of one task.
+    """
     if not any(row.success and latency_of(row) for row in results.rows):
         return None
     return _framed(lambda axes: draw_success(axes, results.rows, results.styles))
 
 
 def rounds_lines(results: TaskResults) -> Figure | None:
-    """Draw where along the chain rounds begin; see :func:`rounds_by_tenth`."""
+    """Draw where along the chain rounds begin; see :func:`rounds_by_tenth`.
+
+    Args:
+        results: of one task.
+    """
     rounds = rounds_by_tenth(results.latency) if results.latency else {}
     return _framed(lambda axes: draw_rounds(axes, rounds, results.styles)) if rounds else None
 
 
 def acceptance_lines(results: TaskResults) -> Figure | None:
-    """Draw the probability that a drafted step is accepted, along the chain, with 95 % bands."""
+    """Draw the probability that a drafted step is accepted, along the chain, with 95 % bands.
+
+    Args:
+        results: of one task.
+    """
     logs = results.latency.samplers if results.latency else {}
     found = {name: acceptance for name, log in logs.items() if (acceptance := acceptance_of(log)) is not None}
     if not found:
@@ -149,12 +165,21 @@ def acceptance_lines(results: TaskResults) -> Figure | None:
 
 
 def steps_lines(results: TaskResults) -> Figure | None:
-    """Draw the share of episodes that have succeeded within so many environment steps."""
+    """Draw the share of episodes that have succeeded within so many environment steps.
+
+    Args:
+        results: of one task.
+    """
     return _success_lines(results, lambda record: float(record.steps), "environment steps")
 
 
 def seconds_lines(results: TaskResults, budget: RealTimeBudget | None) -> Figure | None:
-    """Draw the same against the seconds of a robot that stands still while its policy computes."""
+    """Draw the same against the seconds of a robot that stands still while its policy computes.
+
+    Args:
+        results: of one task.
+        budget: of its robot, if known.
+    """
     medians = {row.sampler: row.latency.p50.value / 1e3 for row in results.rows if row.latency and row.latency.p50}
     if budget is None or not medians:
         return None
@@ -168,7 +193,12 @@ def seconds_lines(results: TaskResults, budget: RealTimeBudget | None) -> Figure
 
 
 def latency_ridges(results: TaskResults, budget: RealTimeBudget | None) -> Figure | None:
-    """Draw the density of the timed calls on a logarithmic axis, each call a tick below it, with median and p95."""
+    """Draw the density of the timed calls on a logarithmic axis, each call a tick below it, with median and p95.
+
+    Args:
+        results: of one task.
+        budget: of its robot, if known.
+    """
     logs = results.latency.samplers if results.latency else {}
     rows = [row for row in results.rows if row.sampler in logs and logs[row.sampler].nanoseconds]
     if not rows:
@@ -199,7 +229,11 @@ def latency_ridges(results: TaskResults, budget: RealTimeBudget | None) -> Figur
 
 
 def nfe_ridges(results: TaskResults) -> Figure | None:
-    """Draw the share of chunks by the number of network evaluations, on a logarithmic axis."""
+    """Draw the share of chunks by the number of network evaluations, on a logarithmic axis.
+
+    Args:
+        results: of one task.
+    """
     counts: dict[str, list[int]] = {}
     for record in results.records:
         counts.setdefault(record.sampler, []).extend(record.passes)

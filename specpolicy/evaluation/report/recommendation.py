@@ -57,7 +57,11 @@ def recommend(results: TaskResults) -> list[Recommendation]:
 
 
 def differs(row: SummaryRow) -> bool:
-    """Tell whether the success rate differs from the reference's by more than chance."""
+    """Tell whether the success rate differs from the reference's by more than chance.
+
+    Args:
+        row: see :func:`summarize`.
+    """
     return row.difference is not None and row.p_value is not None and row.p_value < SIGNIFICANT
 
 
@@ -70,7 +74,11 @@ class Caution:
 
 
 def cautions_of(results: TaskResults) -> list[Caution]:
-    """List all cautions that apply, the grave ones first."""
+    """List all cautions that apply, the grave ones first.
+
+    Args:
+        results: of one task.
+    """
     grave = [*results.problems, *_success(results), *_machines(results)]
     light = [*_gaps(results), *_provenance(results)]
     return [Caution(text, grave=True) for text in grave] + [Caution(text, grave=False) for text in light]

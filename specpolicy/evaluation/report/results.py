@@ -134,7 +134,11 @@ def budget_of(results: TaskResults, control_hz: float | None) -> RealTimeBudget 
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """Return ``value`` if it is a mapping, else an empty one: manifests may hold anything."""
+    """Return ``value`` if it is a mapping, else an empty one: manifests may hold anything.
+
+    Args:
+        value: anything.
+    """
     return value if isinstance(value, Mapping) else {}
 
 
@@ -293,6 +297,10 @@ def read_folder(folder: str | Path, reference: str | None = None) -> tuple[list[
 def read_task(folder: Path, reference: str | None = None) -> TaskResults:
     """Read one results folder; see :func:`read_folder`.
 
+    Args:
+        folder: the results folder.
+        reference: the sampler to compare with, or None.
+
     Raises:
         ManifestError: its manifest is missing or damaged.
         ReportError: it holds neither episodes nor timed calls, or has no sampler called ``reference``.
@@ -356,7 +364,11 @@ class Provenance:
 
 
 def provenance_of(results: TaskResults) -> Provenance:
-    """Collect what is known of the origin of a task's results."""
+    """Collect what is known of the origin of a task's results.
+
+    Args:
+        results: of the task.
+    """
     runs = results.manifest.provenance[::-1]
     crashes = [record for record in results.records if record.crashed]
     sources = [results.latency.provenance if results.latency else {}, *runs]
