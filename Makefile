@@ -57,7 +57,7 @@ reality: install
 	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=recorded timeline=false \
 	    sampler=free_block20 executor=predrafting out=benchmarks/results/reality/recorded/$$task || exit 1; \
 	done
-	$(BIN)/python benchmarks/what_latency_costs.py
+	$(BIN)/python benchmarks/bench_latency_injection.py
 	$(BIN)/python benchmarks/readme_tables.py
 
 test: install $(VENV)/.robomimic
@@ -77,10 +77,10 @@ $(VENV)-lerobot/.installed:
 
 # What this machine can measure of latency in some minutes; benchmarks/gpu.sh is for one with a GPU.
 bench: install
-	$(BIN)/python benchmarks/where_does_a_round_go.py tool_hang
-	$(BIN)/python benchmarks/latency_of_a_chunk.py tool_hang --batches
-	$(BIN)/python benchmarks/what_acceptance_costs.py tool_hang
-	$(BIN)/python benchmarks/how_it_scales.py
+	$(BIN)/python benchmarks/profile_rounds.py tool_hang
+	$(BIN)/python benchmarks/bench_chunk_latency.py tool_hang --batches
+	$(BIN)/python benchmarks/bench_acceptance.py tool_hang
+	$(BIN)/python benchmarks/bench_scaling.py
 
 lint: install
 	$(BIN)/ruff check .

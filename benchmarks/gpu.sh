@@ -12,16 +12,16 @@ part() {
 }
 "$python" -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "no CUDA device here")' || exit 1
 "$python" -m pytest -q tests/speculative/test_compiled.py -k cuda || failed=1
-part benchmarks/where_does_a_round_go.py --channels 256 512 1024 --device cuda --calls 100
-part benchmarks/where_does_a_round_go.py square --device cuda --calls 100
-part benchmarks/latency_of_a_chunk.py square --device cuda --calls 50 --batches 8 64
+part benchmarks/profile_rounds.py --channels 256 512 1024 --device cuda --calls 100
+part benchmarks/profile_rounds.py square --device cuda --calls 100
+part benchmarks/bench_chunk_latency.py square --device cuda --calls 50 --batches 8 64
 # the network that Diffusion Policy publishes, at the acceptance of a trained one
-part benchmarks/latency_of_a_chunk.py square --widen 4 --device cuda --calls 30 --batches 8 --only ddpm ddim10 ddim5 \
+part benchmarks/bench_chunk_latency.py square --widen 4 --device cuda --calls 30 --batches 8 --only ddpm ddim10 ddim5 \
   "free block, window 24" "linear block, window 40" "linear recycled, window 40" "linear recycled, window 99" \
   "linear block, K = 20, window 12" "linear recycled, K = 20, window 12"
-part benchmarks/latency_of_a_chunk.py tool_hang --device cuda --calls 50 --batches 8 64
+part benchmarks/bench_chunk_latency.py tool_hang --device cuda --calls 50 --batches 8 64
 # Transport's network is Tool Hang's, its event twice as large
-part benchmarks/latency_of_a_chunk.py transport --device cuda --calls 50 --batches --only ddpm ddim10 ddim5 \
+part benchmarks/bench_chunk_latency.py transport --device cuda --calls 50 --batches --only ddpm ddim10 ddim5 \
   "linear block, window 40" "linear recycled, window 99" "linear recycled, K = 20, window 12"
-part benchmarks/how_it_scales.py --device cuda --calls 50
+part benchmarks/bench_scaling.py --device cuda --calls 50
 exit $failed

@@ -48,14 +48,14 @@ class ReverseProcess:
         timesteps: the scheduler's timestep of each step, shape ``(K,)``.
         a, b, sigma: coefficients of each step, shape ``(K,)``. A step with σ = 0 is deterministic.
         from_state, from_output: x̂0 = from_state · x + from_output · (network output), shape ``(K,)``.
-        limit: clipping or thresholding of x̂0.
-        unlimited: weight of the x̂0 *before* the limit in the x̂0 that the chain uses, shape ``(K,)``; None where it is 0
-            throughout. DDIM has such weights, since diffusers limits x̂0 but keeps the ε from before the limit.
+        thresholding: clipping or thresholding of x̂0.
+        unclipped_weight: weight of the x̂0 *before* clipping in the x̂0 that the chain uses, shape ``(K,)``; None where
+            it is 0 throughout. DDIM has such weights, since diffusers clips x̂0 but keeps the ε from before.
         carried: weight of the state in it, shape ``(K,)``; None where it is 0 throughout. A DDIM step between equal
-            noise levels moves the state by no multiple of any x̂0 (b = 0), but by √ᾱ (limit(x̂0) − x̂0): it is told
+            noise levels moves the state by no multiple of any x̂0 (b = 0), but by √ᾱ (clip(x̂0) − x̂0): it is told
             as a = 0, b = 1 and an x̂0_used that is the next state itself. In full::
 
-                x̂0_used = limit(x̂0) + unlimited (x̂0 − limit(x̂0)) + carried (x − limit(x̂0))
+                x̂0_used = clip(x̂0) + unclipped_weight (x̂0 − clip(x̂0)) + carried (x − clip(x̂0))
         analytic: whether σ makes up for the spread of x0 around x̂0, see :meth:`with_analytic_variance`.
 
     Raises:
@@ -68,14 +68,14 @@ class ReverseProcess:
     sigma: Float[Tensor, " k"]
     from_state: Float[Tensor, " k"]
     from_output: Float[Tensor, " k"]
-    limit: X0Thresholding
-    unlimited: Float[Tensor, " k"] | None = None
+    thresholding: X0Thresholding
+    unclipped_weight: Float[Tensor, " k"] | None = None
     carried: Float[Tensor, " k"] | None = None
     analytic: bool = False
 
     def __post_init__(self) -> None:
         """Check that every coefficient is finite."""
-        for name in ("a", "b", "sigma", "from_state", "from_output", "unlimited", "carried"):
+        for name in ("a", "b", "sigma", "from_state", "from_output", "unclipped_weight", "carried"):
             values = getattr(self, name)
             if values is not None and not bool(values.isfinite().all()):
                 step = int((~values.isfinite()).nonzero()[0])
@@ -105,7 +105,7 @@ class ReverseProcess:
             num_inference_steps: K. None keeps the timesteps that the scheduler has already been set to.
             timesteps: a custom, falling list of timesteps instead (DDPM only).
             eta: DDIM's η, the share of DDPM's noise to keep; must be positive (Song et al. 2021, equation 16).
-            use_clipped_model_output: DDIM only: whether ε is computed again from the limited x̂0, as the argument of
+            use_clipped_model_output: DDIM only: whether ε is computed again from the clipped x̂0, as the argument of
                 ``DDIMScheduler.step`` of that name says.
 
         Raises:
@@ -162,14 +162,14 @@ class ReverseProcess:
     def x0(
         self, x: Float[Tensor, "n ..."], output: Float[Tensor, "n ..."], k: Int[Tensor, " n"]
     ) -> Float[Tensor, "n ..."]:
-        """The x̂0 that step ``k`` uses, from state and network output, converted and limited as the scheduler does."""
+        """The x̂0 that step ``k`` uses, from state and network output, converted and clipped as the scheduler does."""
         raw = per_row(self.from_state[k], x) * x + per_row(self.from_output[k], x) * output
-        limited = self.limit(raw)
-        used = limited
-        if self.unlimited is not None:
-            used = limited + per_row(self.unlimited[k], x) * (raw - limited)
+        clipped = self.thresholding(raw)
+        used = clipped
+        if self.unclipped_weight is not None:
+            used = clipped + per_row(self.unclipped_weight[k], x) * (raw - clipped)
         if self.carried is not None:
-            used = used + per_row(self.carried[k], x) * (x - limited)
+            used = used + per_row(self.carried[k], x) * (x - clipped)
         return used
 
     def mean(

@@ -137,7 +137,7 @@ def _indexes_schedule(scheduler: Any) -> bool:
     return _is(scheduler, "DDPMScheduler") or _is(scheduler, "DDIMScheduler")
 
 
-def _limit(config: Any) -> X0Thresholding:
+def _thresholding(config: Any) -> X0Thresholding:
     """Clipping or thresholding; settings that early schedulers do not have are as diffusers sets them today."""
     if getattr(config, "thresholding", False):
         quantile = getattr(config, "dynamic_thresholding_ratio", 0.995)
@@ -209,7 +209,7 @@ def _read_ddpm(scheduler: Any) -> ReverseProcess:
         sigma=_ddpm_noise(config, t, beta, (1 - before) / (1 - now) * beta),
         from_state=from_state,
         from_output=from_output,
-        limit=_limit(config),
+        thresholding=_thresholding(config),
     )
 
 
@@ -256,9 +256,9 @@ def _read_ddim(scheduler: Any, eta: float, use_clipped_model_output: bool) -> Re
         raise ValueError(f"eta={eta} is too large: it adds more noise than a step removes; use 0 < eta <= 1")
     a = direction.clamp(min=0).sqrt() / (1 - now).sqrt()
     b = before.sqrt() - a * now.sqrt()
-    limit, unlimited, carried = _limit(config), None, None
-    if limit != X0Thresholding() and not use_clipped_model_output:
-        a, b, unlimited, carried = _with_epsilon_kept(now, a, b)
+    thresholding, unclipped_weight, carried = _thresholding(config), None, None
+    if thresholding != X0Thresholding() and not use_clipped_model_output:
+        a, b, unclipped_weight, carried = _with_epsilon_kept(now, a, b)
     return ReverseProcess(
         timesteps=t,
         a=a,
@@ -266,8 +266,8 @@ def _read_ddim(scheduler: Any, eta: float, use_clipped_model_output: bool) -> Re
         sigma=torch.where(sigma > _NO_NOISE, sigma, 0.0),
         from_state=from_state,
         from_output=from_output,
-        limit=limit,
-        unlimited=unlimited,
+        thresholding=thresholding,
+        unclipped_weight=unclipped_weight,
         carried=carried,
     )
 
@@ -275,13 +275,13 @@ def _read_ddim(scheduler: Any, eta: float, use_clipped_model_output: bool) -> Re
 def _with_epsilon_kept(
     now: Float64[Tensor, " k"], a: Float64[Tensor, " k"], b: Float64[Tensor, " k"]
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(a, b, unlimited, carried) of a limited x̂0 with the ε from before the limit; see :class:`ReverseProcess`.
+    """(a, b, unclipped_weight, carried) of a clipped x̂0 with the ε from before the limit; see :class:`ReverseProcess`.
 
     mean = a x + √ᾱ' limit(x̂0) − a √ᾱ x̂0, whose weights of x̂0 add up to b. Between equal noise levels (a = 1, b = 0,
     and no noise) nothing can be divided by b, and the mean itself takes the place of x̂0.
     """
     equal = b < _EQUAL_LEVELS
-    unlimited = torch.where(equal, -now.sqrt(), -a * now.sqrt() / torch.where(equal, 1.0, b))
+    unclipped_weight = torch.where(equal, -now.sqrt(), -a * now.sqrt() / torch.where(equal, 1.0, b))
     carried = equal.double() if bool(equal.any()) else None
-    kept = unlimited if bool((unlimited != 0).any()) else None
+    kept = unclipped_weight if bool((unclipped_weight != 0).any()) else None
     return torch.where(equal, 0.0, a), torch.where(equal, 1.0, b), kept, carried

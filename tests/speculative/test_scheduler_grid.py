@@ -246,6 +246,6 @@ def test_an_early_scheduler_without_later_settings() -> None:
     early.config = SimpleNamespace(num_train_timesteps=100, variance_type="fixed_small", clip_sample=True)
     early.alphas_cumprod, early.timesteps = new.alphas_cumprod, new.timesteps
     expected, found = ReverseProcess.from_scheduler(new, 100), ReverseProcess.from_scheduler(early, 100)
-    assert found.limit == expected.limit and found.limit.clip == 1.0
+    assert found.thresholding == expected.thresholding and found.thresholding.clip == 1.0
     for name in ("timesteps", "a", "b", "sigma", "from_state", "from_output"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name

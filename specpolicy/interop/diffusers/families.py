@@ -340,6 +340,6 @@ def _euler_ancestral(scheduler: Any) -> PipelineChain:
         sigma=up,
         from_state=torch.ones_like(now) if epsilon else 1 / whole,
         from_output=-now if epsilon else -now / whole.sqrt(),
-        limit=X0Thresholding(),
+        thresholding=X0Thresholding(),
     )
     return PipelineChain(process, scheduler.timesteps.cpu(), whole.rsqrt())

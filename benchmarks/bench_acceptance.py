@@ -1,6 +1,6 @@
 """What does block verification save over judging step by step, and what does it cost?
 
-    python benchmarks/what_acceptance_costs.py square
+    python benchmarks/bench_acceptance.py square
 
 Free drafts, several windows; the same observations and random streams for all verifiers. Passes and accepted steps a
 round do not depend on the machine. What judging costs is timed apart from the network, on windows as they occur.

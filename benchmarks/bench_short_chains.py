@@ -1,6 +1,6 @@
 """How short may a chain be? Distance from the law of 100 steps, for three ways to take fewer, all in one run.
 
-    python benchmarks/how_short_a_chain.py pusht square tool_hang transport
+    python benchmarks/bench_short_chains.py pusht square tool_hang transport
 
 *ddpm* takes the scheduler's evenly spaced timesteps and its noise; *analytic* takes timesteps dense towards the sample
 and noise that makes up for what long steps leave out (``x0_variance.json`` beside the checkpoint); *ddim* takes no

@@ -1,7 +1,7 @@
 """How do passes grow with the chain and the event, and time with the network and its rows?
 
-    python benchmarks/how_it_scales.py
-    python benchmarks/how_it_scales.py --device cuda --calls 50
+    python benchmarks/bench_scaling.py
+    python benchmarks/bench_scaling.py --device cuda --calls 50
 
 Passes: free drafts and block verification on mixtures of Gaussians whose denoiser is known in closed form, so that no
 training blurs them; steps, event size and window vary. Time: U-Nets of random weights from 1 to 200 M parameters, a

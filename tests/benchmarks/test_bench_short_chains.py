@@ -1,11 +1,11 @@
-"""``benchmarks/how_short_a_chain.py``: what it measures, and what its committed results say."""
+"""``benchmarks/bench_short_chains.py``: what it measures, and what its committed results say."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import how_short_a_chain
+import bench_short_chains
 import numpy as np
 import pytest
 
@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[2]
 def test_it_measures_every_way_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(how_short_a_chain, "RESULTS", tmp_path)
-    monkeypatch.setattr(how_short_a_chain, "STEPS", (10, 5))
+    monkeypatch.setattr(bench_short_chains, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench_short_chains, "STEPS", (10, 5))
     monkeypatch.setattr("sys.argv", ["x", "pusht", "--observations", "2", "--chunks", "10"])
-    how_short_a_chain.main()
+    bench_short_chains.main()
     told, kept = capsys.readouterr().out, (tmp_path / "pusht.json").read_bytes()
     assert told.count("\n| 10 |") == told.count("\n| 5 |") == 3 and (tmp_path / "distance_against_steps.png").exists()
     found = json.loads(kept)
@@ -27,7 +27,7 @@ def test_it_measures_every_way_once(
         *(f"{way}{steps}" for way in ("ddpm", "analytic", "ddim") for steps in (10, 5)),
     }
     assert all(2 < low <= mean <= high <= 10 for mean, low, high in found["passes"].values())
-    how_short_a_chain.main()
+    bench_short_chains.main()
     assert (tmp_path / "pusht.json").read_bytes() == kept, "not measured again"
 
 

@@ -1,12 +1,12 @@
-"""What are a drafter, an initial guess and a window worth? Passes and time of a shipped policy, all in one run.
+"""Network evaluations and time of a shipped policy by drafter, initial guess and window, all in one run.
 
-    python benchmarks/what_a_drafter_is_worth.py square
-    python benchmarks/what_a_drafter_is_worth.py tool_hang
+    python benchmarks/bench_drafters.py square
+    python benchmarks/bench_drafters.py tool_hang
 
-Passes: one chunk at each observation, all of them in a batch; the interval is over observations. Time: single chunks on
+Evaluations: one chunk at each observation, all of them in a batch; the interval is over observations. Time: single chunks on
 one thread, samplers in turn on the same observations, as ratios of medians; that of the processor's time hardly depends
 on what else the machine does, that of the clock does. The observations are of episodes that the calibration has not
-seen. An interrupted run goes on; results in ``benchmarks/results/drafters/<task>.json``, the passes of all tasks beside
+seen. An interrupted run goes on; results in ``benchmarks/results/drafters/<task>.json``, those of all tasks beside
 one another in ``table.md``.
 """
 

@@ -1,7 +1,7 @@
 """Where does the time of a round go: the network, or what is around it?
 
-    python benchmarks/where_does_a_round_go.py square
-    python benchmarks/where_does_a_round_go.py --channels 256 512 1024 --device cuda
+    python benchmarks/profile_rounds.py square
+    python benchmarks/profile_rounds.py --channels 256 512 1024 --device cuda
 
 A whole round (draft, pass, verification, residual, advance) is timed beside the same pass alone and beside one row of
 it, eager and compiled, all in turn. The floor is what the device needs at least: to read the weights once, and to do

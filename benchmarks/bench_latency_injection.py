@@ -1,6 +1,6 @@
 """What does latency cost on a robot that does not wait? Table and figure of what ``make reality`` has run.
 
-    python benchmarks/what_latency_costs.py
+    python benchmarks/bench_latency_injection.py
 
 Injected latencies show how each task falls with the time that an inference is said to take, whoever takes it; recorded
 ones put the samplers where this machine's measurements place them. Reads the episodes of

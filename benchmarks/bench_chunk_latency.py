@@ -1,8 +1,8 @@
 """How long does a robot wait for a chunk, whatever computes it? Everything side by side, in one run.
 
-    python benchmarks/latency_of_a_chunk.py square
-    python benchmarks/latency_of_a_chunk.py tool_hang --device cuda --calls 100
-    python benchmarks/latency_of_a_chunk.py square --widen 4 --only ddpm ddim10 "linear block, window 24" --batches
+    python benchmarks/bench_chunk_latency.py square
+    python benchmarks/bench_chunk_latency.py tool_hang --device cuda --calls 100
+    python benchmarks/bench_chunk_latency.py square --widen 4 --only ddpm ddim10 "linear block, window 24" --batches
 
 Batch 1 is what a robot waits for; other batch sizes are timed eagerly, without ParaDiGMS, which runs its chains one by
 one here. Rivals are treated as well as ours: the plain diffusers loop as users run it, the same chains compiled (on a

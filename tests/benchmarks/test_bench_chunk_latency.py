@@ -1,4 +1,4 @@
-"""``benchmarks/latency_of_a_chunk.py``: what it measures of a shipped policy, what it writes, what it refuses."""
+"""``benchmarks/bench_chunk_latency.py``: what it measures of a shipped policy, what it writes, what it refuses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-import latency_of_a_chunk
+import bench_chunk_latency
 import pytest
 import side_by_side
 
@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[2]
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pusht").symlink_to(ROOT / "benchmarks" / "results" / "pusht")
     monkeypatch.setattr(side_by_side, "RESULTS", tmp_path)
-    monkeypatch.setattr(latency_of_a_chunk, "peers", lambda policy, compiled: ({}, {"LeRobot": "left out: a test"}))
+    monkeypatch.setattr(bench_chunk_latency, "peers", lambda policy, compiled: ({}, {"LeRobot": "left out: a test"}))
     return tmp_path
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["latency_of_a_chunk.py", *arguments])
-    latency_of_a_chunk.main()
+    monkeypatch.setattr(sys, "argv", ["bench_chunk_latency.py", *arguments])
+    bench_chunk_latency.main()
 
 
 def test_the_chosen_samplers_are_measured(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
