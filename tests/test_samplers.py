@@ -94,3 +94,33 @@ def test_one_switch_compiles_all_samplers_alike(policy: DiffusionPolicy, command
     recipe = recipe_of(compose(command, ["sampler=free_adaptive", "compile=plain"]), predrafts)
     with pytest.raises(ValueError, match="fixed shapes"):
         instantiate(recipe)(policy)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ddpm", {"num_inference_steps": 500}, "num_inference_steps=500 is more than num_train_timesteps=100"),
+        ("ddim10", {"num_inference_steps": 101}, "num_inference_steps=101 is more than num_train_timesteps=100"),
+        ("free_block", {"num_inference_steps": 0}, "num_inference_steps=0"),
+        ("free_block", {"window": 0}, "window=0; draft at least 1 step"),
+        ("free_block", {"window": "long"}, "window='long'; give a number of steps"),
+        ("recycled", {"window": 2.5}, "window=2.5; expected a whole number of steps"),
+        ("auto", {"num_inference_steps": "many"}, "num_inference_steps='many'; it must be a whole number"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(
+    policy: DiffusionPolicy, name: str, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        samplers.load(name, policy, **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["ddpm20", "recycled20", "ddim10"])
+def test_policies_in_other_precisions(name: str, dtype: torch.dtype) -> None:
+    made = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "square").to(dtype)
+    with np.load(ROOT / "tests" / "policies" / "square_observations.npz") as arrays:
+        observation = {key: arrays[key][:1] for key in arrays.files}
+    chunk = made.predict_action(observation, samplers.load(name, made), [torch.Generator().manual_seed(0)])
+    assert chunk.actions.dtype == np.float32
+    assert np.isfinite(chunk.actions).all()
