@@ -3,11 +3,11 @@
     python benchmarks/bench_drafters.py square
     python benchmarks/bench_drafters.py tool_hang
 
-Evaluations: one chunk at each observation, all of them in a batch; the interval is over observations. Time: single chunks on
-one thread, samplers in turn on the same observations, as ratios of medians; that of the processor's time hardly depends
-on what else the machine does, that of the clock does. The observations are of episodes that the calibration has not
-seen. An interrupted run goes on; results in ``benchmarks/results/drafters/<task>.json``, those of all tasks beside
-one another in ``table.md``.
+Evaluations: one chunk at each observation, all of them in a batch; the interval is over observations. Time: single
+chunks on one thread, samplers in turn on the same observations, as ratios of medians; that of the processor's time
+hardly depends on what else the machine does, that of the clock does. The observations are of episodes that the
+calibration has not seen. An interrupted run goes on; results in ``benchmarks/results/drafters/<task>.json``, the
+evaluations of all tasks beside one another in ``table.md``.
 """
 
 from __future__ import annotations
