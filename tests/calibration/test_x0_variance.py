@@ -145,12 +145,12 @@ def test_shipped_short_chains_belong_to_their_checkpoints(task: str) -> None:
 def test_ten_analytic_steps_come_closer_to_the_long_chain_than_ten_of_ddim_in_fewer_evaluations() -> None:
     policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "pusht")
     with np.load(ROOT / "benchmarks" / "results" / "pusht" / "observations.npz") as arrays:
-        picked = {name: np.repeat(arrays[name][[5, 15, 25]], 80, axis=0) for name in arrays.files}
+        picked = {name: np.repeat(arrays[name][[5, 15, 25]], 150, axis=0) for name in arrays.files}
     drawn = {}
     for number, name in enumerate(("ddpm", "ddim10", "analytic10", "analytic10_recycled")):
         generator = torch.Generator().manual_seed(number)
         result = policy.predict_action(picked, sampler_of(name, policy), generator, record=True).result
-        drawn[name] = result.sample.flatten(1).double().numpy().reshape(3, 80, -1)
+        drawn[name] = result.sample.flatten(1).double().numpy().reshape(3, 150, -1)
     distance = {
         name: np.mean([energy_distance(a, b).distance for a, b in zip(drawn[name], drawn["ddpm"], strict=True)])
         for name in drawn
