@@ -324,6 +324,9 @@ def _robomimic(policy: Any) -> _Adapter | None:
             nets = algorithm.nets if algorithm.ema is None else algorithm.ema.averaged_model
             nets = nets["policy"]
             steps = {key: obs_dict[key] for key in algorithm.obs_shapes}
+            for key, part in steps.items():  # frames are not stacked where the policy sees but one
+                if part.ndim - 1 == len(algorithm.obs_shapes[key]):
+                    steps[key] = part.unsqueeze(1)
             batch = len(next(iter(steps.values())))
             goals = None if not goal_dict else {key: goal.flatten(0, 1) for key, goal in goal_dict.items()}
             features = nets["obs_encoder"](obs={key: part.flatten(0, 1) for key, part in steps.items()}, goal=goals)
@@ -366,7 +369,6 @@ def _process(adapter: _Adapter, chain: str | None) -> tuple[ReverseProcess, list
         raise UnsupportedPolicy(f"chain={chain!r}; expected None for the policy's own, or 'ddpm'")
     names, config = _names(adapter.scheduler), dict(adapter.scheduler.config)
     train_steps = config.get("num_train_timesteps", 1000)
-    config.setdefault("clip_sample_range", 1.0)
     if "DDPMScheduler" not in names and "DDIMScheduler" not in names:
         raise UnsupportedPolicy(
             f"the policy's scheduler is a {type(adapter.scheduler).__name__}; DDPMScheduler can be sampled exactly, "

@@ -184,22 +184,21 @@ class ObservationGroupEncoder(nn.Module):
         return self.gain * torch.cat([obs[key] for key in sorted(obs)], dim=-1)
 
 
-def _nets(gain: float) -> nn.ModuleDict:
-    return nn.ModuleDict(
-        {"policy": nn.ModuleDict({"obs_encoder": ObservationGroupEncoder(gain), "noise_pred_net": RobomimicUnet()})}
-    )
+def _nets(gain: float, frames: int) -> nn.ModuleDict:
+    parts = {"obs_encoder": ObservationGroupEncoder(gain), "noise_pred_net": RobomimicUnet(cond=frames * OBSERVED)}
+    return nn.ModuleDict({"policy": nn.ModuleDict(parts)})
 
 
 class DiffusionPolicyUNet:
     """robomimic's algorithm: no module itself; the averaged copy is what plays."""
 
-    def __init__(self, averaged: bool = True, deterministic: bool = False) -> None:
-        self.nets, self.ac_dim = _nets(5.0), ACTIONS
-        self.ema = SimpleNamespace(averaged_model=_nets(1.0)) if averaged else None
+    def __init__(self, averaged: bool = True, deterministic: bool = False, frames: int = STEPS) -> None:
+        self.nets, self.ac_dim, self.frames = _nets(5.0, frames), ACTIONS, frames
+        self.ema = SimpleNamespace(averaged_model=_nets(1.0, frames)) if averaged else None
         self.obs_shapes = {"eef": (2,), "grip": (1,)}
         self.noise_scheduler = ddim() if deterministic else ddpm()
         self.algo_config = SimpleNamespace(
-            horizon=SimpleNamespace(observation_horizon=STEPS, action_horizon=4, prediction_horizon=HORIZON),
+            horizon=SimpleNamespace(observation_horizon=frames, action_horizon=4, prediction_horizon=HORIZON),
             ddpm=SimpleNamespace(enabled=not deterministic, num_inference_timesteps=100),
             ddim=SimpleNamespace(enabled=deterministic, num_inference_timesteps=10),
         )
@@ -207,7 +206,8 @@ class DiffusionPolicyUNet:
 
     def _get_action_trajectory(self, obs_dict: dict[str, Tensor], goal_dict: Any = None) -> Tensor:
         nets = (self.nets if self.ema is None else self.ema.averaged_model)["policy"]
-        flat = {key: obs_dict[key].flatten(0, 1) for key in self.obs_shapes}
+        frames = {key: obs_dict[key] if obs_dict[key].ndim == 3 else obs_dict[key][:, None] for key in self.obs_shapes}
+        flat = {key: part.flatten(0, 1) for key, part in frames.items()}
         cond = nets["obs_encoder"](obs=flat, goal=goal_dict).reshape(len(obs_dict["eef"]), -1)
         x = torch.randn(len(cond), HORIZON, ACTIONS)
         part = self.algo_config.ddpm if self.algo_config.ddpm.enabled else self.algo_config.ddim
@@ -215,7 +215,7 @@ class DiffusionPolicyUNet:
         for t in self.noise_scheduler.timesteps:
             output = nets["noise_pred_net"](sample=x, timestep=t, global_cond=cond)
             x = self.noise_scheduler.step(output, t, x).prev_sample
-        return x[:, STEPS - 1 : STEPS + 3]
+        return x[:, self.frames - 1 : self.frames + 3]
 
     @torch.no_grad()
     def get_action(self, obs_dict: dict[str, Tensor], goal_dict: Any = None) -> Tensor:

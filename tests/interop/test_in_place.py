@@ -38,7 +38,9 @@ def _stanford(policy: Any) -> Tensor:
 
 
 def _robomimic(policy: Any) -> Tensor:
-    return policy._get_action_trajectory(obs_dict=EEF)
+    # observations are not stacked where the policy sees but one step
+    obs = EEF if policy.frames > 1 else {key: part[:, -1] for key, part in EEF.items()}
+    return policy._get_action_trajectory(obs_dict=obs)
 
 
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Tensor]]] = {
@@ -47,6 +49,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Tensor]]] = {
     "inpainting": (lambda: DiffusionUnetLowdimPolicy(inpainting=True), _stanford),
     "transformer": (DiffusionTransformerLowdimPolicy, _stanford),
     "robomimic": (DiffusionPolicyUNet, _robomimic),
+    "robomimic of one step": (lambda: DiffusionPolicyUNet(frames=1), _robomimic),
     "robomimic without average": (lambda: DiffusionPolicyUNet(averaged=False), _robomimic),
 }
 

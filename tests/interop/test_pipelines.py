@@ -97,7 +97,7 @@ def test_innovations_are_standard_normal(name: str, many: dict[str, Any], how: d
 def test_images_agree_in_law_with_the_stock_ones() -> None:
     pipeline = tiny.ddpm(size=2)
     stock = call("ddpm", pipeline, (1,), batch_size=300)
-    with accelerate(pipeline, FrozenDrafter(), ReflectionVerifier(), window=4):
+    with accelerate(pipeline, drafter=FrozenDrafter(), verifier=ReflectionVerifier(), window=4):
         fast = call("ddpm", pipeline, (2,), batch_size=300)
     for pixel in range(4):
         first, second = (images.flatten(1)[:, pixel].numpy() for images in (stock, fast))
