@@ -73,7 +73,7 @@ def _version(package: str) -> str:
 
 @contextmanager
 def _without_notices() -> Iterator[None]:
-    """Drop what robosuite logs about its optional file of private macros; every other record passes."""
+    """Drop what robosuite logs about its optional file of private macros; every other record is kept."""
 
     def is_no_notice(record: logging.LogRecord) -> bool:
         return record.module != "macros"

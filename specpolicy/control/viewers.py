@@ -117,7 +117,7 @@ class RerunView:
 
     Args:
         title: names the recordings.
-        save: write ``.rrd`` files beside this path, ``<stem>-seed<seed>-<repeat>.rrd``, instead of opening the viewer.
+        save: write ``.rrd`` files beside this path, ``<name>-seed<seed>-<repeat>.rrd``, instead of starting the viewer.
 
     Raises:
         ImportError: rerun-sdk is not installed; the message names the extra.

@@ -126,7 +126,7 @@ def read_demonstrations(
         others: keys of further vectors to read, of any length.
         action_dim: coordinates that an action must have; None: as many as in the first episode.
         filter_key: name of a mask: only its episodes are used. None: those of ``mask/train`` if the file has it, else
-            all that are not in ``mask/valid``. ``"all"``: every episode, of which ``validation_demos`` are held out,
+            all that are not in ``mask/valid``. ``"all"``: every episode, ``validation_demos`` of them for validation,
             those of ``mask/valid`` first.
 
     Returns:

@@ -211,7 +211,7 @@ def train_policy(
         settings: how to train.
         out: folder of the run; see :class:`TrainingLoop`.
         device: where to train.
-        validation_demos: episodes held out at least; see :func:`read_demonstrations`.
+        validation_demos: least number of validation episodes; see :func:`read_demonstrations`.
         teacher: a policy to distil into this one, usually smaller; its normalizers are taken over. None: learn from the
             demonstrations alone.
         noise_draws: noises and timesteps for each pair in a step. The images of a pair are encoded once, so that more

@@ -96,6 +96,9 @@ def test_the_readme_fits_on_three_screens() -> None:
     assert "make test" in readme
 
 
+# What a hand holds and how far it opens are the words of the field in an environment.
+_OF_HANDS = (r"held", r"openings?")
+
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -105,7 +108,7 @@ def test_words_of_the_field(word: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in [*modules(), *DOCUMENTS]
-        if path.name != "glossary.md"
+        if path.name != "glossary.md" and not (word in _OF_HANDS and "specpolicy_envs" in path.parts)
         for number, line in prose_of(path)
         if banned.search(_ALLOWED.sub("", line))
     ]

@@ -1,4 +1,4 @@
-"""How performances of one expert differ from each other."""
+"""Randomize an expert's episodes."""
 
 from __future__ import annotations
 

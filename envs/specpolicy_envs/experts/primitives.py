@@ -126,7 +126,7 @@ def pick(
         arm: the arm that grasps; its gripper is opened first.
         at: where the hand closes, live.
         thinnest: opening below which the fingers hold nothing, m.
-        beside: from ``at`` to where the fingers miss what they should grasp, m, in the hand's own axes, shape ``(3,)``.
+        beside: from ``at`` to where the fingers close beside it, m, in the hand's own axes, shape ``(3,)``.
         height: where the descent begins, m above ``at``.
         tolerance: how near the funnel's end the fingers close, m.
         allowance: the funnel's; above ``tolerance`` the fingers never close above ``at``.

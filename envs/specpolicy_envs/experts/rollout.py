@@ -31,7 +31,7 @@ class Performance:
             from wherever a disturbance has brought the arm.
         executed_actions: what was done: the above with disturbances; played after ``env.reset(seed=seed)`` they give
             all states, bit for bit.
-        taught: whether the action is worth learning: not while a fault is made on purpose, only to be repaired,
+        taught: whether the action is an example to learn from: not while a fault is made on purpose,
             shape ``(T,)``.
         rewards: 1 where the task was done after the action, else 0, shape ``(T,)``.
         dones: 1 where the reward is 1 and at the last step, else 0, shape ``(T,)``.
@@ -61,13 +61,13 @@ def perform(env: RobosuiteEnv, expert: Expert, seed: int, variety: Randomization
     """Let an expert play the episode that a seed names.
 
     It goes on until the task has been done for :data:`HOLD` steps in a row, the plan is given up, or time is over. The
-    same arguments give the same performance, bit for bit.
+    same arguments give the same episode, bit for bit.
 
     Args:
         env: the expert's task, unwrapped: an episode must go on after its first success.
         expert: who plays.
         seed: an integer ≥ 0; the initial state is that of ``env.reset(seed=seed)``.
-        variety: how performances differ; None for the default of :class:`Randomization`.
+        variety: how episodes differ; None for the default of :class:`Randomization`.
     """
     observation, _ = env.reset(seed=seed)
     rng = np.random.default_rng(np.random.SeedSequence([_DOMAIN, seed]))

@@ -22,7 +22,7 @@ from specpolicy_envs.experts.geometry import (
 from specpolicy_envs.experts.primitives import Motion, follow, grip, pick, reach
 
 _RADIUS = 0.0097  # of the ring's opening
-_HOOK_TILT = np.radians(60.0)  # of the ring's axis above the arm while the hook's end passes
+_HOOK_TILT = np.radians(60.0)  # of the ring's axis above the arm while the hook's end moves through it
 _RESTING_TILT = np.radians(15.0)
 _FREE_TILT = np.radians(40.0)  # from here on the ring cannot jam
 _AXIS, _ACROSS = np.array([np.cos(_HOOK_TILT), np.sin(_HOOK_TILT)]), np.array([-np.sin(_HOOK_TILT), np.cos(_HOOK_TILT)])

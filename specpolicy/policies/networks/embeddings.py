@@ -36,7 +36,7 @@ class TimestepEmbedding(nn.Module):
 class FourierFeatures(nn.Module):
     """A vector followed by the sines and cosines of its coordinates at doubling frequencies.
 
-    Perceptrons learn functions that change fast late or never, and where a part must go into a hole, a millimetre
+    MLPs learn functions that change fast late or never, and where a part must go into a hole, a millimetre
     changes the action while it is a few thousandths of a normalized coordinate (Tancik et al. 2020, section 5).
 
     Args:

@@ -1,7 +1,7 @@
-"""A residual perceptron over the whole action chunk, for machines where the U-Net's convolutions are too slow.
+"""A residual MLP over the whole action chunk, for machines where the U-Net's convolutions are too slow.
 
 Every weight is used once a row, so one row costs little more than reading the weights, and further rows cost less than
-the first: on a CPU this is the network whose batched verification is cheap. Residual perceptrons with layer norm as
+the first: on a CPU this is the network whose batched verification is cheap. Residual MLPs with layer norm as
 denoisers of actions: Hansen-Estruch et al. 2023 (IDQL), Ren et al. 2024 (DPPO).
 """
 
