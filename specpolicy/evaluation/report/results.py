@@ -14,14 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from specpolicy.evaluation.latency import CallLog, LatencyRun
+from specpolicy.evaluation.latency import LatencyRun
 from specpolicy.evaluation.manifest import MANIFEST, Manifest
 from specpolicy.evaluation.plots import SamplerStyle, styles_of
 from specpolicy.evaluation.results import read_results, shard_paths
-from specpolicy.evaluation.statistics import ratio_of_sums
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import counted, milliseconds, number_ranges
 from specpolicy.rollout.episodes import EpisodeResult
@@ -40,57 +36,6 @@ class ReportSettings:
     reference: str | None = None
     videos: bool = True
     control_hz: Callable[[str], float | None] = lambda task: None
-
-
-_PARTS = 25  # of the chain
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """Acceptance by part of the chain; entry ``i`` of each array belongs to one part.
-
-    Attributes:
-        position: middle of the part, 0 (noise) to 100 (action).
-        rate: share of its drafted steps that were accepted, of those that verification reached.
-        error: standard error of the rate, between calls; NaN where it is not known.
-        overall: the share over the whole chain.
-    """
-
-    position: NDArray[np.float64]
-    rate: NDArray[np.float64]
-    error: NDArray[np.float64]
-    overall: float
-
-
-def acceptance_of(log: CallLog) -> Acceptance | None:
-    """Compute the acceptance of a sampler along the chain.
-
-    A round that starts at ``s``, drafts ``d`` steps and accepts ``a`` of them has accepted the steps ``s … s + a − 1``
-    and, if ``a < d``, rejected step ``s + a``; it says nothing of later ones.
-
-    Args:
-        log: its timed calls.
-
-    Returns:
-        The acceptance; None if there are no rounds or the log does not say how much each of them drafted.
-    """
-    if not log.rounds or not log.drafted:
-        return None
-    steps = max(start + accepted + 1 for call in log.rounds for start, accepted in call)
-    parts = min(_PARTS, steps)
-    tried, taken = np.zeros((2, len(log.rounds), steps))
-    for call, (rounds, drafted) in enumerate(zip(log.rounds, log.drafted, strict=True)):
-        for (start, accepted), length in zip(rounds, drafted, strict=True):
-            tried[call, start : start + accepted + (accepted < length)] += 1
-            taken[call, start : start + accepted] += 1
-    edges = np.linspace(0, steps, parts + 1).round().astype(int)[:-1]
-    tried, taken = np.add.reduceat(tried, edges, axis=1), np.add.reduceat(taken, edges, axis=1)
-    known = np.flatnonzero(tried.sum(axis=0))
-    if not len(known):
-        return None
-    found = np.array([ratio_of_sums(taken[:, part], tried[:, part]) for part in known])
-    middles = 100 * (edges + np.append(edges[1:], steps)) / 2 / steps
-    return Acceptance(middles[known], found[:, 0], found[:, 1], float(taken.sum() / tried.sum()))
 
 
 @dataclass(frozen=True)

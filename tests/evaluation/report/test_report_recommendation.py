@@ -11,13 +11,13 @@ from report_fakes import SAMPLERS, episodes, timed, write_folder
 from specpolicy import samplers
 from specpolicy.config import compose, to_container
 from specpolicy.evaluation.latency import CallLog
+from specpolicy.evaluation.report.figures import acceptance_along_chain
 from specpolicy.evaluation.report.recommendation import cautions_of, differs, recommend
 from specpolicy.evaluation.report.results import (
     CHAINS,
     RealTimeBudget,
     TargetDistribution,
     TaskResults,
-    acceptance_of,
     read_task,
     target_distribution_of,
 )
@@ -90,13 +90,13 @@ def test_a_distribution_is_known_from_recipes_of_this_library_alone() -> None:
 def test_acceptance_counts_accepted_steps_and_the_first_rejection() -> None:
     # Steps 0-3 drafted, 2 accepted, 2 rejected; 3-6 drafted and accepted; 7 needs no draft; 8 drafted and rejected.
     one = CallLog(True, [1], [3], [9], [[[0, 2], [3, 4], [8, 0], [9, 0]]], [[4, 4, 1, 0]])
-    found = acceptance_of(one)
+    found = acceptance_along_chain(one)
     assert found is not None
     np.testing.assert_allclose(found.position, [5, 15, 25, 35, 45, 55, 65, 85])
     np.testing.assert_allclose(found.rate, [1, 1, 0, 1, 1, 1, 1, 0])
     assert found.overall == pytest.approx(6 / 8)
-    assert acceptance_of(CallLog(True, [1], [3], [9], one.rounds)) is None
-    assert acceptance_of(CallLog(True, [1], [3], [9])) is None
+    assert acceptance_along_chain(CallLog(True, [1], [3], [9], one.rounds)) is None
+    assert acceptance_along_chain(CallLog(True, [1], [3], [9])) is None
 
 
 def test_numbers_as_they_are_shown() -> None:
