@@ -1,6 +1,6 @@
-"""Samplers that are *not* exact: they trade the law of the chain for fewer passes of the target network.
+"""Samplers that are *not* exact: they trade the distribution of the chain for fewer evaluations of the network.
 
-Everything here says ``exact = False``. What samples the chain's own law is in :mod:`specpolicy.speculative`.
+Everything here says ``exact = False``. What samples the chain's own distribution is in :mod:`specpolicy.speculative`.
 """
 
 from specpolicy.approximate.asdsv import AsdsvResult as AsdsvResult

@@ -196,11 +196,11 @@ class DraftSchedule:
 class AsdsvSampler:
     """Rounds of drafting with a smaller network, checked at both ends. Approximate.
 
-    A round at x_k: the draft network makes γ steps from x_k. Its prediction at x_k is held against the target's, and so
-    is that at the last point from which it stepped. Closer than the threshold at both: all γ steps are taken. Not: all
-    are dropped, and the target makes one step from x_k. The last check of a round and the first of the next one share a
-    batch of two rows, so that an accepted round waits for one pass of the target; so does a round whose first check
-    fails, where no further step is drafted.
+    A round at x_k: the draft network makes γ steps from x_k. Its prediction at x_k is compared with the target's,
+    and so is that at the last point from which it stepped. If both are within the threshold, all γ steps are taken.
+    If not, all are dropped, and the target makes one step from x_k. The last check of a round and the first of the
+    next one share a batch of two rows, so that an accepted round waits for one pass of the target; so does a round
+    whose first check fails, where no further step is drafted.
 
     Args:
         process: the chain; unlike for exact speculation it may be one without noise.

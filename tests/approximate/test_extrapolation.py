@@ -66,7 +66,7 @@ def test_each_token_keeps_its_own_times() -> None:
     index = torch.tensor([[0], [2]])
     for time in (6.0, 3.0):
         history.push(linear(time).gather(1, index[..., None].expand(-1, -1, 4)), time, index)
-    assert history.held.tolist() == [[3, 2, 2], [2, 2, 3]]
+    assert history.count.tolist() == [[3, 2, 2], [2, 2, 3]]
     assert history.times[:, 0, 0].tolist() == [3.0, 6.0, 8.0] and history.times[:2, 0, 1].tolist() == [8.0, 9.0]
     torch.testing.assert_close(history.predict(3.0, NONE), linear(3.0), rtol=1e-4, atol=1e-4)
     computed = history.predict(3.0, NONE)[0, 0]

@@ -2,7 +2,7 @@
 
 Neighbouring steps of a chain find similar features. So only the most important tokens of each pass are computed; the
 others come from the cache, copied or extrapolated. The samples are near those of the whole network, and of another
-law: everything here says ``exact = False``. What samples the chain's own law is in :mod:`specpolicy.speculative`.
+distribution: everything here says ``exact = False``. Exact samplers are in :mod:`specpolicy.speculative`.
 """
 
 from specpolicy.approximate.specdiff.families import FAMILIES as FAMILIES

@@ -25,7 +25,7 @@ def heads(
     return parts if norm is None else norm(parts)
 
 
-def joined(mixed: Float[Tensor, "b heads tokens part"]) -> Float[Tensor, "b tokens width"]:
+def merge_heads(mixed: Float[Tensor, "b heads tokens part"]) -> Float[Tensor, "b tokens width"]:
     """The parts of all heads beside one another."""
     return mixed.transpose(1, 2).flatten(2)
 
@@ -48,7 +48,7 @@ class SelfAttention:
         query = heads(attn, attn.to_q, hidden_states, attn.norm_q)
         key = heads(attn, attn.to_k, hidden_states, attn.norm_k)
         value = heads(attn, attn.to_v, hidden_states)
-        return left(attn, joined(self.current().attend(self.layer, query, key, value)))
+        return left(attn, merge_heads(self.current().attend(self.layer, query, key, value)))
 
 
 def install_dit(network: Any, current: Current, stack: ExitStack) -> None:
@@ -73,13 +73,13 @@ class JointAttention:
         key = heads(attn, attn.to_k, hidden_states, attn.norm_k)
         value = heads(attn, attn.to_v, hidden_states)
         if encoder_hidden_states is None:
-            return left(attn, joined(self.current().attend(self.layer, query, key, value)))
+            return left(attn, merge_heads(self.current().attend(self.layer, query, key, value)))
         told = encoder_hidden_states
         query = torch.cat([query, heads(attn, attn.add_q_proj, told, attn.norm_added_q)], 2)
         key = torch.cat([key, heads(attn, attn.add_k_proj, told, attn.norm_added_k)], 2)
         value = torch.cat([value, heads(attn, attn.add_v_proj, told)], 2)
         layout = Layout(context=told.shape[1])
-        mixed = joined(self.current().attend(self.layer, query, key, value, layout))
+        mixed = merge_heads(self.current().attend(self.layer, query, key, value, layout))
         patches, context = mixed[:, : hidden_states.shape[1]], mixed[:, hidden_states.shape[1] :]
         return left(attn, patches), context if attn.context_pre_only else attn.to_add_out(context)
 
@@ -127,7 +127,7 @@ class RotaryAttention:
         if image_rotary_emb is not None:
             positions = cache.positions(layout)
             query, key = (_rotated(each, image_rotary_emb, positions) for each in (query, key))
-        mixed = joined(cache.attend(self.layer, query, key, value, layout))
+        mixed = merge_heads(cache.attend(self.layer, query, key, value, layout))
         if told is None:  # a single block projects by itself
             return mixed
         context, patches = mixed[:, : told.shape[1]], mixed[:, told.shape[1] :]
@@ -174,7 +174,7 @@ def _mix(current: Current, layer: int, causal: bool, query: Tensor, key: Tensor,
 
 
 @dataclass(frozen=True)
-class Family:
+class CachedFamily:
     """One kind of network.
 
     Attributes:
@@ -186,16 +186,16 @@ class Family:
     times: float = 1.0
 
 
-FAMILIES: dict[str, Family] = {
-    "TransformerDenoiser": Family(install_policy),
-    "DiTTransformer2DModel": Family(install_dit),
-    "SD3Transformer2DModel": Family(install_sd3),
-    "FluxTransformer2DModel": Family(install_flux, times=1000.0),
+FAMILIES: dict[str, CachedFamily] = {
+    "TransformerDenoiser": CachedFamily(install_policy),
+    "DiTTransformer2DModel": CachedFamily(install_dit),
+    "SD3Transformer2DModel": CachedFamily(install_sd3),
+    "FluxTransformer2DModel": CachedFamily(install_flux, times=1000.0),
 }
 """The networks that can be cached, by class name: this library's own, and three of diffusers."""
 
 
-def find_network(denoiser: Any) -> tuple[nn.Module, Family]:
+def find_network(denoiser: Any) -> tuple[nn.Module, CachedFamily]:
     """The network inside a policy or any other module that can be cached, and its kind.
 
     Raises:

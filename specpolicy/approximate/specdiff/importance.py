@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 class CachingError(ValueError):
-    """A network, a pipeline or the order of its passes does not fit token caching; the message says why."""
+    """A network, a pipeline or the order of its evaluations does not fit token caching; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class CacheSettings:
         ratio: share of the tokens that a pass takes from the cache, 0 to 1; at least one token is always computed.
         copied: share of the importance, 0 to 1, that the least important tokens hold together whose features are
             copied; other cached ones are extrapolated. 0 extrapolates all of them, 1 copies them all. Published: 0.1.
-        speculative: passes spent ahead of the chain to see which tokens will be looked at later. 0 goes without.
+        speculative: evaluations ahead of the chain to see which tokens will be looked at later. 0 goes without.
             Published: 2.
 
     Raises:
@@ -41,7 +41,7 @@ class CacheSettings:
         if not 0 <= self.copied <= 1:
             raise ValueError(f"copied={self.copied}; a share of the importance is 0 to 1")
         if self.speculative < 0:
-            raise ValueError(f"speculative={self.speculative}; passes ahead of the chain are 0 or more")
+            raise ValueError(f"speculative={self.speculative}; evaluations ahead of the chain are 0 or more")
 
     def computed(self, tokens: int) -> int:
         """How many of so many tokens a pass computes."""

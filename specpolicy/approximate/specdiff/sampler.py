@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from specpolicy.approximate.specdiff.families import Family, find_network
+from specpolicy.approximate.specdiff.families import CachedFamily, find_network
 from specpolicy.approximate.specdiff.importance import (
     CacheSettings,
     CachingError,
@@ -37,7 +37,7 @@ class CachedResult(SampleResult):
     """As :class:`SampleResult`. ``passes`` and ``evaluations`` contain the speculative ones.
 
     Attributes:
-        work: passes of each chain, each weighed by the share of the tokens that it computed, shape ``(B,)``.
+        work: evaluations of each chain, each weighted by the share of the tokens that it computed, shape ``(B,)``.
     """
 
     work: Float[Tensor, " b"] | None = None
@@ -48,7 +48,7 @@ Ask: TypeAlias = Callable[[Tensor, float], Tensor]
 
 
 class CachedChain:
-    """Passes of one batch of chains that stand at the same times; the network's layers answer to :attr:`tokens`.
+    """Evaluations of one batch of chains at the same times; the network's layers read :attr:`tokens`.
 
     The first pass computes all tokens; its answer is what the speculative steps follow. Later ones compute as many as
     the settings say.
@@ -58,7 +58,7 @@ class CachedChain:
 
     Attributes:
         tokens: the cache of the chain that goes on.
-        passes: network passes so far, speculative ones included.
+        passes: network evaluations so far, speculative ones included.
         work: the same in whole passes: a pass that computes half of the tokens counts as half.
     """
 
@@ -134,7 +134,7 @@ def cached(denoiser: Any, settings: CacheSettings, course: DenoisingTrajectory |
 
 
 class CachedSampler:
-    """Another sampler's chain, step for step, whose passes compute a part of the tokens. Approximate.
+    """Another sampler's chain, step for step, whose evaluations compute a part of the tokens. Approximate.
 
     *Not exact*: features of tokens that are not computed are copied or extrapolated, and other tokens see their old
     keys and values. Only with ``ratio=0`` are the samples those of ``inner``.
@@ -203,7 +203,7 @@ def specdiff(
     speculative: int = 2,
     eta: float | None = None,
 ) -> CachedSampler:
-    """A chain whose passes take part of the action tokens from a cache, after SpecDiff. Approximate.
+    """A chain whose evaluations take part of the action tokens from a cache, after SpecDiff. Approximate.
 
     Args:
         policy: with a transformer network; or the scheduler of a pipeline with one.
@@ -315,13 +315,13 @@ def cache(pipeline: Any, ratio: float = 0.5, copied: float = 0.1, speculative: i
     return Caching(pipeline, CacheSettings(ratio, copied, speculative))
 
 
-def _check(network: Any, family: Family) -> None:
+def _check(network: Any, family: CachedFamily) -> None:
     """Let the cache in and out once, so that a network that does not fit is refused at once."""
     with ExitStack() as stack:
         family.install(network, lambda: CachedChain(CacheSettings(speculative=0), None).tokens, stack)
 
 
-def _served(network: Any, family: Family, pipeline: Any, chain: CachedChain) -> Any:
+def _served(network: Any, family: CachedFamily, pipeline: Any, chain: CachedChain) -> Any:
     """In the place of the network's ``forward``: the same, through ``chain``."""
     forward = network.forward
     signature = inspect.signature(forward)

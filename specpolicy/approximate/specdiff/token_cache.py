@@ -23,7 +23,7 @@ def attend(
 ) -> tuple[Float[Tensor, "b heads asking width"], Float[Tensor, "b asked"]]:
     """Scaled dot-product attention, and the attention on each key, summed over heads and queries.
 
-    The scores are held at once, as fused attention does not: ``b · heads · asking · asked`` numbers.
+    All scores are in memory at once, as fused attention does not: ``b · heads · asking · asked`` numbers.
 
     Args:
         query, key, value: as for ``torch.nn.functional.scaled_dot_product_attention``.
@@ -32,7 +32,7 @@ def attend(
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
-    # in float32 at least; a sum of thousands of bfloat16 numbers is worth nothing
+    # in float32 at least; a sum of thousands of bfloat16 numbers is too inaccurate
     share = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     return share.to(value.dtype) @ value, share.sum((1, 2))
 
@@ -49,13 +49,13 @@ class FeatureHistory:
 
     Attributes:
         features: newest first, shape ``(KEPT, b, tokens, width)``. times: theirs, shape ``(KEPT, b, tokens)``.
-        held: how many of them there are, shape ``(b, tokens)``.
+        count: how many of them there are, shape ``(b, tokens)``.
     """
 
     def __init__(self, like: Float[Tensor, "b tokens width"]) -> None:
         self.features = like.new_zeros((KEPT, *like.shape))
         self.times = torch.zeros((KEPT, *like.shape[:2]), device=like.device)
-        self.held = torch.zeros(like.shape[:2], dtype=torch.long, device=like.device)
+        self.count = torch.zeros(like.shape[:2], dtype=torch.long, device=like.device)
 
     def push(
         self, features: Float[Tensor, "b chosen width"], time: float, index: Int[Tensor, "b chosen"] | None
@@ -64,7 +64,7 @@ class FeatureHistory:
         if index is None:
             self.features = torch.cat([features[None], self.features[:-1]])
             self.times = torch.cat([torch.full_like(self.times[:1], time), self.times[:-1]])
-            self.held = (self.held + 1).clamp(max=KEPT)
+            self.count = (self.count + 1).clamp(max=KEPT)
             return
         wide = index[..., None].expand(-1, -1, features.shape[-1])
         for age in reversed(range(1, KEPT)):
@@ -72,16 +72,16 @@ class FeatureHistory:
             self.times[age].scatter_(1, index, self.times[age - 1].gather(1, index))
         self.features[0].scatter_(1, wide, features)
         self.times[0].scatter_(1, index, time)
-        self.held.scatter_(1, index, (self.held.gather(1, index) + 1).clamp(max=KEPT))
+        self.count.scatter_(1, index, (self.count.gather(1, index) + 1).clamp(max=KEPT))
 
     def weights(self, time: float, copied: Bool[Tensor, "b tokens"]) -> Float[Tensor, "kept b tokens"]:
         """Weights of the kept features at ``time``, newest first; they sum to 1. ``copied`` takes the newest alone."""
         rates = []
         for age in range(1, KEPT):
-            there = (self.held > age) & ~copied
+            there = (self.count > age) & ~copied
             gap = torch.where(there, self.times[0] - self.times[age], 1.0)
             rates.append(torch.where(there, math.exp(-age) / gap, 0.0))
-        known = sum((self.held > age).to(self.times.dtype) * math.exp(-age) for age in range(1, KEPT))
+        known = sum((self.count > age).to(self.times.dtype) * math.exp(-age) for age in range(1, KEPT))
         ahead = (time - self.times[0]) / torch.as_tensor(known).clamp(min=math.exp(-KEPT))
         forward = [ahead * rate for rate in rates]
         return torch.stack([1 + sum(forward, torch.zeros_like(ahead)), *(-each for each in forward)])
