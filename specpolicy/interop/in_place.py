@@ -26,7 +26,7 @@ from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import SpeculativeSampler
+from specpolicy.speculative.sampler import SchedulerSampler, SpeculativeSampler
 from specpolicy.speculative.verifiers import ReflectionVerifier
 
 _WINDOW = 24
@@ -174,8 +174,8 @@ def accelerate_policy(policy: Any, sampler: Any = "auto", *, chain: str | None =
         policy: LeRobot's ``DiffusionPolicy``; robomimic's ``DiffusionPolicyUNet`` or a ``RolloutPolicy`` with one; a
             diffusion policy of real-stanford/diffusion_policy. Changed in place until
             :meth:`PolicyAcceleration.restore`.
-        sampler: ``"auto"``; a function that makes a sampler from a :class:`~specpolicy.ReverseProcess`; or a sampler of
-            this very chain.
+        sampler: ``"auto"``; the name of another that needs no calibration, such as ``"asd"`` or ``"free_block"``; a
+            function that makes one from a :class:`~specpolicy.ReverseProcess`; or a sampler of this very chain.
         chain: None samples the package's own chain. ``"ddpm"``: the DDPM chain over all training timesteps, for a
             policy that plays a deterministic one: another distribution than the policy's own, that of the chain which
             the network was trained for.
@@ -185,8 +185,10 @@ def accelerate_policy(policy: Any, sampler: Any = "auto", *, chain: str | None =
             fixed Gaussian kernel; or the sampler is of another chain.
     """
     adapter = _adapter(policy)
-    process, notes = _process(adapter, chain)
-    made = _sampler(sampler, process, _device(adapter))
+    process, scheduler, notes = _process(adapter, chain)
+    if isinstance(sampler, str):
+        sampler = _named(sampler, process, scheduler, _device(adapter))
+    made = _sampler(sampler, process)
     steps = adapter.steps
     exact = bool(getattr(made, "exact", False)) and (chain is None or process.num_steps == steps)
     return PolicyAcceleration(policy, adapter, made, exact, steps if chain is None else process.num_steps, notes)
@@ -363,8 +365,8 @@ def _device(adapter: _Adapter) -> torch.device:
     return next(nets.parameters()).device
 
 
-def _process(adapter: _Adapter, chain: str | None) -> tuple[ReverseProcess, list[str]]:
-    """The chain to sample, read off the scheduler's configuration with current diffusers, and notes about it."""
+def _process(adapter: _Adapter, chain: str | None) -> tuple[ReverseProcess, DDPMScheduler, list[str]]:
+    """The chain to sample, a scheduler of its betas by the diffusers that is installed, and notes about it."""
     if chain not in (None, "ddpm"):
         raise UnsupportedPolicy(f"chain={chain!r}; expected None for the policy's own, or 'ddpm'")
     names, config = _names(adapter.scheduler), dict(adapter.scheduler.config)
@@ -391,19 +393,30 @@ def _process(adapter: _Adapter, chain: str | None) -> tuple[ReverseProcess, list
             "is sampled"
         )
     try:
-        return ReverseProcess.from_scheduler(known, steps), notes
+        return ReverseProcess.from_scheduler(known, steps), known, notes
     except ValueError as error:
         raise UnsupportedPolicy(str(error)) from error
 
 
-def _sampler(sampler: Any, process: ReverseProcess, device: torch.device) -> Any:
-    if isinstance(sampler, str):
-        if sampler != "auto":
-            raise UnsupportedPolicy(
-                f"sampler={sampler!r}; expected 'auto', a function from a ReverseProcess to a sampler, or a sampler"
-            )
+def _named(name: str, process: ReverseProcess, scheduler: DDPMScheduler, device: torch.device) -> Any:
+    """Make a sampler by its name, for the chain of ``process``."""
+    if name == "auto":
         window = process.num_steps if device.type == "cuda" else _WINDOW
         return SpeculativeSampler(process, RecyclingDrafter(), ReflectionVerifier(), window)
+    from specpolicy.samplers import load
+
+    try:
+        made = load(name, scheduler)  # type: ignore[arg-type]  # recipes without calibration need no more of a policy
+        if getattr(made, "process", process).num_steps != process.num_steps:
+            made = load(name, scheduler, num_inference_steps=process.num_steps)  # type: ignore[arg-type]
+    except Exception as error:  # an unknown name, or a recipe that wants a policy of a checkpoint
+        reason = str(error.__cause__ or error).split("\n")[0]
+        raise UnsupportedPolicy(f"sampler={name!r} cannot be made for a live policy: {reason}") from error
+    return made
+
+
+def _sampler(sampler: Any, process: ReverseProcess) -> Any:
+    """Take a sampler of this chain, or make one from it."""
     own = getattr(sampler, "process", None)
     if isinstance(own, ReverseProcess):
         same = own.num_steps == process.num_steps and all(
@@ -416,6 +429,8 @@ def _sampler(sampler: Any, process: ReverseProcess, device: torch.device) -> Any
                 "give a function that makes it from the policy's ReverseProcess"
             )
         return sampler
+    if isinstance(sampler, SchedulerSampler):
+        return sampler
     if not callable(sampler):
-        raise UnsupportedPolicy(f"sampler is a {type(sampler).__name__}; expected 'auto', a function or a sampler")
+        raise UnsupportedPolicy(f"sampler is a {type(sampler).__name__}; expected a name, a function or a sampler")
     return sampler(process)

@@ -239,6 +239,19 @@ def test_what_is_refused() -> None:
         _stanford(policy)
 
 
+@pytest.mark.parametrize(("name", "exact"), [("ddpm", True), ("asd", True), ("free_block20", True), ("ddim10", False)])
+def test_samplers_by_name(name: str, exact: bool) -> None:
+    """Whatever steps a name stands for, exact samplers are of the policy's own chain."""
+    policy = DiffusionPolicy()
+    with torch.no_grad(), accelerate_policy(policy, name) as fast:
+        _lerobot(policy)
+    account = fast.account
+    assert fast.exact is exact and account.steps == 100
+    assert account.evaluations_per_chunk == {"ddpm": 100, "ddim10": 10}.get(name, account.evaluations_per_chunk)
+    with pytest.raises(UnsupportedPolicy, match="analytic10"):
+        accelerate_policy(policy, "analytic10")
+
+
 def test_a_sampler_of_the_very_chain() -> None:
     mine = SpeculativeSampler(ReverseProcess.from_scheduler(ddpm(), 100), FreeDrafter(), BlockVerifier(), window=10)
     policy = DiffusionPolicy()
