@@ -141,9 +141,9 @@ class CheckpointLoader:
 
     def pinned(self) -> CheckpointLoader:
         """The same, but only for the checkpoint as it is now, which has shown that it loads. Raises as a call does."""
-        digest = checkpoint_digest(self.checkpoint)
-        pinned = replace(self, digest=digest)
-        pinned._loaded.append(self())
+        loaded = self()
+        pinned = replace(self, digest=checkpoint_digest(self.checkpoint))
+        pinned._loaded.append(loaded)
         return pinned
 
 
