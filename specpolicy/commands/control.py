@@ -51,12 +51,14 @@ def control(overrides: Sequence[str]) -> None:
     contestants = CheckpointLoader(
         str(cfg.checkpoint), cfg.task.name, {name: instantiate(recipe) for name, recipe in recipes.items()}, cfg.device
     ).pinned()
-    cells = _cells(cfg, by_executor, list(recipes), latencies or [str(to_container(cfg.latency))], real_time)
+    controllers = _controllers(
+        cfg, by_executor, list(recipes), latencies or [str(to_container(cfg.latency))], real_time
+    )
     experiment = ControlExperiment(
         task=cfg.task.name,
         contestants=contestants,
         make_env=MakeEnv(cfg.task.env, {"render_mode": "rgb_array"} if cfg.camera else {}),
-        cells=_possible(cells, contestants()),
+        controllers=_possible(controllers, contestants()),
         seeds=seeds,
         action_spec=instantiate(cfg.actions),
         checkpoint=str(cfg.checkpoint),
@@ -87,7 +89,7 @@ def _composed(overrides: Sequence[str], sampler: str, executor: str) -> DictConf
     return compose("control", [*chosen, f"n_action_steps={read_policy_config(Path(cfg.checkpoint)).n_action_steps}"])
 
 
-def _cells(
+def _controllers(
     cfg: DictConfig, by_executor: Mapping[str, DictConfig], samplers: Sequence[str], latencies: Sequence[str],
     real_time: bool,
 ) -> list[ControllerConfig]:  # fmt: skip
@@ -96,25 +98,25 @@ def _cells(
 
     executors = {name: (instantiate(each.executor), to_container(each.executor)) for name, each in by_executor.items()}
     own = InjectedLatency("real time", Measured(), {"distribution": "real time"})
-    charges = {
+    injected = {
         sampler: [own] if real_time else [parse_latency(text, sampler, cfg.recording) for text in latencies]
         for sampler in samplers
     }
-    return grid(executors, charges)
+    return grid(executors, injected)
 
 
-def _possible(cells: list[ControllerConfig], contestants: PolicyAndSamplers) -> list[ControllerConfig]:
+def _possible(controllers: list[ControllerConfig], contestants: PolicyAndSamplers) -> list[ControllerConfig]:
     """In a crossing of lists, the pairs that there are: a few-step sampler cannot finish a pre-draft."""
     from specpolicy.control.inference import can_predraft
 
     able = {name for name, sampler in contestants.samplers.items() if can_predraft(contestants.policy, sampler)}
-    kept = [cell for cell in cells if cell.executor.config.predraft is None or cell.sampler in able]
-    executors, samplers = ({getattr(cell, name) for cell in kept} for name in ("executor_name", "sampler"))
-    left_out = [cell for cell in cells if cell not in kept]
-    if any(cell.executor_name not in executors or cell.sampler not in samplers for cell in left_out):
-        return cells  # something that was asked for would be gone altogether: whoever runs the cells says why not
+    kept = [each for each in controllers if each.executor.config.predraft is None or each.sampler in able]
+    executors, samplers = ({getattr(each, name) for each in kept} for name in ("executor_name", "sampler"))
+    left_out = [each for each in controllers if each not in kept]
+    if any(each.executor_name not in executors or each.sampler not in samplers for each in left_out):
+        return controllers  # something that was asked for would be left out altogether: run_control() says why not
     if left_out:
-        names = ", ".join(dict.fromkeys(cell.sampler for cell in left_out))
+        names = ", ".join(dict.fromkeys(each.sampler for each in left_out))
         warnings.warn(f"without pre-drafting, which they cannot: {names}", stacklevel=1)
     return kept
 

@@ -1,4 +1,4 @@
-"""The cells of an experiment: executor × sampler × charged latency."""
+"""Controllers: executor × sampler × injected latency."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class LatencyError(ValueError):
 
 @dataclass(frozen=True)
 class InjectedLatency:
-    """A latency with its name. It is charged whatever sampler computes: the two are chosen apart.
+    """A latency with its name. It is independent of the sampler that computes: the two are chosen apart.
 
     Attributes:
         label: in tables and figures, e.g. ``"200 ms"``.
         latency: its distribution.
-        description: for the record; a results folder refuses a charge of the same label that is described otherwise.
+        description: for the record; a results folder refuses a latency of the same label with another description.
     """
 
     label: str
@@ -36,12 +36,15 @@ class InjectedLatency:
 
 
 def parse_latency(text: str | float, sampler: str, recording: str | Path) -> InjectedLatency:
-    """The charge that ``text`` asks for.
+    """Read a latency.
 
     Args:
         text: one of :data:`FORMS`.
         sampler: whose recorded calls ``recorded`` takes.
         recording: ``latency.json`` of a rollout or an evaluation.
+
+    Returns:
+        The latency.
 
     Raises:
         LatencyError: another form, or no such recording.
@@ -107,20 +110,20 @@ class ControllerConfig:
     Attributes:
         executor_name, executor: how it lives with the latency.
         sampler: name of what computes the chunks.
-        charge: the latency, whatever the sampler takes.
+        injected: the latency on the simulated clock, whatever the sampler takes.
         settings: of the executor, for the record.
     """
 
     executor_name: str
     executor: Executor
     sampler: str
-    charge: InjectedLatency
+    injected: InjectedLatency
     settings: Any = None
 
     @property
     def name(self) -> str:
-        """Identifies the cell in a results folder."""
-        return f"{self.executor_name}, {self.sampler}, {self.charge.label}"
+        """Identifies it in a results folder and in tables."""
+        return f"{self.executor_name}, {self.sampler}, {self.injected.label}"
 
     @property
     def slug(self) -> str:
@@ -128,13 +131,21 @@ class ControllerConfig:
         return file_name(self.name)
 
     def recipe(self, exact: bool, sampler_recipe: Any) -> dict[str, Any]:
-        """What a results folder remembers of the cell."""
+        """Describe it for a results folder.
+
+        Args:
+            exact: whether its sampler is.
+            sampler_recipe: configuration of the sampler.
+
+        Returns:
+            Plain data.
+        """
         return {
             "exact": exact,
             "recipe": sampler_recipe,
             "sampler": self.sampler,
             "executor": {"name": self.executor_name, "settings": self.settings or repr(self.executor)},
-            "charged": self.charge.description,
+            "injected": self.injected.description,
         }
 
 
@@ -152,20 +163,23 @@ def file_name(name: str) -> str:
 
 def grid(
     executors: Mapping[str, tuple[Executor, Any]],
-    charges: Mapping[str, Sequence[InjectedLatency]],
+    latencies: Mapping[str, Sequence[InjectedLatency]],
     any_latency: bool = True,
 ) -> list[ControllerConfig]:
-    """All combinations, executor by executor within a sampler.
+    """Combine executors, samplers and latencies, executor by executor within a sampler.
 
     Args:
         executors: by name, with their settings for the record.
-        charges: for each sampler what is charged.
-        any_latency: where the world waits, the latency changes nothing but the account's times: run such executors at
-            the first charge only.
+        latencies: for each sampler those to inject.
+        any_latency: where the world waits, the latency changes nothing but the trace's times: run such executors at
+            the first one only.
+
+    Returns:
+        One controller for each combination.
     """
     return [
-        ControllerConfig(name, executor, sampler, charge, settings)
-        for sampler, offered in charges.items()
+        ControllerConfig(name, executor, sampler, injected, settings)
+        for sampler, offered in latencies.items()
         for name, (executor, settings) in executors.items()
-        for charge in (offered[:1] if any_latency and executor.config.world_waits else offered)
+        for injected in (offered[:1] if any_latency and executor.config.world_waits else offered)
     ]

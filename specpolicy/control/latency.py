@@ -103,7 +103,7 @@ class Measured:
         if measured is None:
             raise ValueError(
                 "a computation that shares its passes with other loops has no latency of its own: run one loop at a "
-                "time (num_envs=1), or charge a recorded latency"
+                "time (num_envs=1), or inject a recorded latency"
             )
         return measured
 

@@ -196,15 +196,15 @@ def summarize_controllers(
 
 
 def _loop_summary(controller: ControllerConfig, metrics: ControlMetrics) -> LoopSummary:
-    typical = controller.charge.latency.typical_s
+    typical = controller.injected.latency.typical_s
     measured = None if metrics.inference_ms is None else metrics.inference_ms.p50
     return LoopSummary(
         executor=controller.executor_name,
-        injected=controller.charge.label,
-        description=controller.charge.description,
+        injected=controller.injected.label,
+        description=controller.injected.description,
         latency_ms=measured if typical is None else 1e3 * typical,
         world_waits=controller.executor.config.world_waits,
-        constant=isinstance(controller.charge.latency, Constant),
+        constant=isinstance(controller.injected.latency, Constant),
         metrics=metrics,
     )
 

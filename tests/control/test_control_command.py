@@ -26,7 +26,7 @@ CHECKPOINT = f"checkpoint={ROOT}/checkpoints/pusht"
     [
         (["executor=levitating"], "unknown executor 'levitating'; known: asynchronous, blocking"),
         (["executor=[lockstep,lockstep]"], "twice"),
-        (["clock=sundial"], "unknown clock 'sundial'; known: charged, real_time"),
+        (["clock=sundial"], "unknown clock 'sundial'; known: real_time, simulated"),
         (["guards=none"], "unknown guards 'none'; known: standard, strict"),
         (["guards.failure=pray"], "possible responses are brake, hold, last_safe, stop"),
         (["executor=asynchronous", "executor.prefetch_steps=20"], "expected 0 to n_action_steps=8"),

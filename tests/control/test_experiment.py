@@ -42,16 +42,16 @@ class FakeContestants:
         return PolicyAndSamplers(self.policy, SAMPLERS)  # type: ignore[arg-type]
 
 
-def cells(**executors: Executor) -> list[ControllerConfig]:
+def controllers(**executors: Executor) -> list[ControllerConfig]:
     chosen: Mapping[str, Executor] = executors or {"lockstep": Lockstep(4), "async": Asynchronous(4, 2)}
-    charges = {name: [parse_latency(ms, name, "nowhere") for ms in (0, 100)] for name in SAMPLERS}
-    return grid({name: (each, {"play": 4}) for name, each in chosen.items()}, charges)
+    latencies = {name: [parse_latency(ms, name, "nowhere") for ms in (0, 100)] for name in SAMPLERS}
+    return grid({name: (each, {"play": 4}) for name, each in chosen.items()}, latencies)
 
 
 def experiment(tmp_path: Path, **more: Any) -> ControlExperiment:
     checkpoint = tmp_path / "policy.pt"
     checkpoint.touch()
-    values: dict[str, Any] = {"cells": cells(), "seeds": range(3), "num_envs": 1, "timeline": False} | more
+    values: dict[str, Any] = {"controllers": controllers(), "seeds": range(3), "num_envs": 1, "timeline": False} | more
     return ControlExperiment(
         task="tick", action_spec=SPEC, checkpoint=str(checkpoint),
         **{"contestants": FakeContestants(), "make_env": MAKE_ENV, **values},
@@ -123,11 +123,11 @@ def test_an_experiment_ends_in_tables_and_figures(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "tick, 3 seeds" in printed and "async" in printed
     ticks = pq.read_table(out / "ticks" / "async-exact-100-ms" / "1-0.parquet").to_pydict()
-    assert ticks["executor"][0] == "async" and ticks["charged"][0] == "100 ms" and len(ticks["tick"]) == 18
+    assert ticks["executor"][0] == "async" and ticks["injected"][0] == "100 ms" and len(ticks["tick"]) == 18
     records, manifest = read_results(out)
     assert len(records) == 18 and all(record.success and record.passes for record in records)
     recipe = manifest.samplers["async, exact, 100 ms"]
-    assert recipe["executor"] == {"name": "async", "settings": {"play": 4}} and recipe["charged"]["ms"] == 100.0
+    assert recipe["executor"] == {"name": "async", "settings": {"play": 4}} and recipe["injected"]["ms"] == 100.0
 
 
 class Interrupting(FakeDiffusion):
@@ -162,11 +162,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     run_control(experiment(tmp_path, seeds=[0]), out)
     with pytest.raises(ConfigurationMismatch, match=r"guards\.brake_ticks"):
         run_control(experiment(tmp_path, seeds=[0], guards=Guards(brake_ticks=9)), out)
-    changed = [replace(cell, settings={"play": 5}) for cell in cells()]
+    changed = [replace(controller, settings={"play": 5}) for controller in controllers()]
     with pytest.raises(ConfigurationMismatch, match="play: 4 there, 5 now"):
-        run_control(experiment(tmp_path, seeds=[0], cells=changed), out)
-    with pytest.raises(ValueError, match="two cells of the name"):
-        run_control(experiment(tmp_path, cells=cells() * 2), out)
+        run_control(experiment(tmp_path, seeds=[0], controllers=changed), out)
+    with pytest.raises(ValueError, match="two controllers of the name"):
+        run_control(experiment(tmp_path, controllers=controllers() * 2), out)
 
 
 class Fragile(TickEnv):
@@ -198,7 +198,7 @@ def test_a_crash_costs_one_episode(num_envs: int) -> None:
 
 
 def test_crashes_are_failures_and_only_crashes_are_the_end(tmp_path: Path) -> None:
-    settings = {"make_env": MakeFragile("x"), "cells": cells(lockstep=Lockstep(4))[:1]}
+    settings = {"make_env": MakeFragile("x"), "controllers": controllers(lockstep=Lockstep(4))[:1]}
     out = tmp_path / "out"
     (row,) = run_control(experiment(tmp_path, seeds=range(7), **settings), out)
     assert (row.episodes, row.successes, row.crashed) == (7, 5, 2)
@@ -210,14 +210,14 @@ def test_crashes_are_failures_and_only_crashes_are_the_end(tmp_path: Path) -> No
 def test_a_sampler_that_cannot_pre_draft_is_refused_before_anything_runs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="'predraft' pre-drafts, and 'few' cannot"):
-        run_control(experiment(tmp_path, cells=cells(predraft=PreDrafting())), out)
+        run_control(experiment(tmp_path, controllers=controllers(predraft=PreDrafting())), out)
     assert not out.exists()
 
 
 def test_in_real_time_episodes_run_one_by_one(tmp_path: Path) -> None:
     own = InjectedLatency("real time", Measured(), {"distribution": "real time"})
     chosen = [ControllerConfig("async", Asynchronous(4, 2), "exact", own)]
-    quick = experiment(tmp_path, cells=chosen, seeds=[0], make_clock=lambda hz, latency: RealTimeClock(200.0))
+    quick = experiment(tmp_path, controllers=chosen, seeds=[0], make_clock=lambda hz, latency: RealTimeClock(200.0))
     assert quick.alone
     (row,) = run_control(quick, tmp_path / "out")
     assert row.loop is not None and row.loop.metrics.inference_ms is not None
@@ -228,10 +228,10 @@ def test_in_real_time_episodes_run_one_by_one(tmp_path: Path) -> None:
 
 
 def test_the_world_that_waits_is_run_at_one_latency_only() -> None:
-    names = [cell.name for cell in cells(lockstep=Lockstep(), blocking=Blocking())]
+    names = [controller.name for controller in controllers(lockstep=Lockstep(), blocking=Blocking())]
     assert names[:3] == ["lockstep, exact, 0 ms", "blocking, exact, 0 ms", "blocking, exact, 100 ms"]
-    cell = replace(cells()[0], charge=parse_latency("lognormal:120:0.3", "x", ""))
-    assert cell.slug == "lockstep-exact-about-120-ms"
+    controller = replace(controllers()[0], injected=parse_latency("lognormal:120:0.3", "x", ""))
+    assert controller.slug == "lockstep-exact-about-120-ms"
 
 
 @pytest.fixture

@@ -35,14 +35,14 @@ _log = logging.getLogger(__name__)
 TICKS = "ticks"
 
 
-def ticks_path(out: Path, cell: ControllerConfig, seed: int, repeat: int) -> Path:
+def ticks_path(out: Path, controller: ControllerConfig, seed: int, repeat: int) -> Path:
     """Where the ticks of an episode are."""
-    return out / TICKS / cell.slug / f"{seed}-{repeat}.parquet"
+    return out / TICKS / controller.slug / f"{seed}-{repeat}.parquet"
 
 
 def conclude(
     task: str,
-    cells: Sequence[ControllerConfig],
+    controllers: Sequence[ControllerConfig],
     contestants: PolicyAndSamplers,
     wanted: AbstractSet[EpisodeKey],
     out: Path,
@@ -52,13 +52,13 @@ def conclude(
     from specpolicy.evaluation.plots import NothingToPlot, plot_summary
 
     records = [record for record in read_results(out)[0] if record.key in wanted]
-    by_name = {cell.name: cell for cell in cells}
+    by_name = {controller.name: controller for controller in controllers}
     paths: dict[str, list[Path]] = {name: [] for name in by_name}
     for record in records:
         if not record.crashed:
             paths[record.sampler].append(ticks_path(out, by_name[record.sampler], record.seed, record.repeat))
     exact = {name: bool(sampler.exact) for name, sampler in contestants.samplers.items()}
-    rows = summarize_controllers(cells, records, exact, paths)
+    rows = summarize_controllers(controllers, records, exact, paths)
     seeds = len({record.seed for record in records})
     title = f"{task}, {seeds} seed{'s' if seeds != 1 else ''}"
     console = Console()
@@ -70,25 +70,25 @@ def conclude(
     except NothingToPlot as error:
         _log.info("no plot: %s", error)
     if timeline:
-        _draw_timelines(cells, paths, out)
+        _draw_timelines(controllers, paths, out)
     console.print(f"Results in {out}: table.md, table.json, success_against_latency.png, timelines, episodes, ticks.")
     return rows
 
 
-def _draw_timelines(cells: Sequence[ControllerConfig], paths: dict[str, list[Path]], out: Path) -> None:
-    """The first episode of each cell, unless it has been drawn."""
+def _draw_timelines(controllers: Sequence[ControllerConfig], paths: dict[str, list[Path]], out: Path) -> None:
+    """The first episode of each controller, unless it has been drawn."""
     from specpolicy.evaluation.timeline import draw_timeline
 
-    for cell in cells:
-        target = out / "timelines" / f"{cell.slug}.png"
-        if target.exists() or not paths[cell.name]:
+    for controller in controllers:
+        target = out / "timelines" / f"{controller.slug}.png"
+        if target.exists() or not paths[controller.name]:
             continue
         try:
-            trace = read_trace(paths[cell.name][0])
+            trace = read_trace(paths[controller.name][0])
         except TraceError as error:
             _log.warning("no timeline: %s", error)
             continue
-        draw_timeline(trace, target, f"{cell.name}, seed {trace.seed}")
+        draw_timeline(trace, target, f"{controller.name}, seed {trace.seed}")
 
 
 @dataclass(frozen=True)
@@ -97,29 +97,30 @@ class ControlExperiment:
 
     Attributes:
         task: its name.
-        contestants: gives the policy and the samplers that the cells name.
+        contestants: gives the policy and the samplers that the controllers name.
         make_env: makes an environment.
-        cells: the controllers.
+        controllers: the controllers.
         seeds: of the initial states. repeats: episodes for each of them.
         action_spec: of the task's actions.
         checkpoint: where the policy came from, for the record. recipes: of the samplers, likewise.
         rate_hz: ticks a second.
         guards: see :class:`Guards`.
         max_ticks: end an episode after so many ticks, even if the environment would go on.
-        make_clock: None charges the cells' latencies; else the clock of every episode, which then run one by one.
+        make_clock: makes the clock of every episode, which then run one by one; None simulates the controllers'
+            latencies.
         make_views: who watches; episodes then run one by one.
-        num_envs: episodes that share a network pass under a charged clock.
+        num_envs: episodes that share batches of inference under simulated latency.
         threads: torch's threads; None leaves them as they are.
-        block_size: seeds that every cell runs before the next ones.
+        block_size: seeds that every controller runs before the next ones.
         retry_crashed: run crashed episodes of an earlier run again.
         crash_limit: give up after so many crashes in a row; None: never.
-        timeline: write a picture of each cell's first episode.
+        timeline: write a picture of each controller's first episode.
     """
 
     task: str
     contestants: Callable[[], PolicyAndSamplers]
     make_env: MakeEnv
-    cells: Sequence[ControllerConfig]
+    controllers: Sequence[ControllerConfig]
     seeds: Sequence[int]
     action_spec: ActionSpec
     checkpoint: str
@@ -140,49 +141,49 @@ class ControlExperiment:
     @property
     def alone(self) -> bool:
         """Whether episodes must run one at a time: a wall clock, somebody watching, or latencies to be measured."""
-        measured = any(isinstance(cell.charge.latency, Measured) for cell in self.cells)
+        measured = any(isinstance(controller.injected.latency, Measured) for controller in self.controllers)
         return self.make_clock is not None or self.make_views is not None or measured or self.num_envs == 1
 
 
 def run_control(experiment: ControlExperiment, out: Path) -> list[SummaryRow]:
     """Run what is missing in ``out``, then write and print the table, and draw the figures.
 
-    ``out`` holds the episodes (parquet shards and a manifest, see :class:`ResultStore`), ``ticks/<cell>/`` with a
+    ``out`` holds the episodes (parquet shards and a manifest, see :class:`ResultStore`), ``ticks/<controller>/`` with a
     parquet file of ticks for each episode, ``table.md``, ``table.json``, ``success_against_latency.png`` and
     ``timelines/``. Run it again after any interruption: finished episodes are not repeated.
 
     Raises:
-        ValueError: a cell pre-drafts with a sampler that cannot, two cells have one name, or the actions are described
-            as of another dimension.
+        ValueError: a controller pre-drafts with a sampler that cannot, two controllers have one name, or the action
+            description has another dimension.
         ConfigurationMismatch: ``out`` holds results of something else.
         EvaluationAborted: nothing but crashes came.
     """
     contestants = experiment.contestants()
     _check(experiment, contestants)
-    cells = {cell.name: cell for cell in experiment.cells}
+    controllers = {controller.name: controller for controller in experiment.controllers}
     threads = torch.get_num_threads()
     if experiment.threads is not None:
         torch.set_num_threads(experiment.threads)
     try:
         with _store(experiment, contestants, out) as store:
             done = store.done(not experiment.retry_crashed)
-            repeats = dict.fromkeys(cells, experiment.repeats)
+            repeats = dict.fromkeys(controllers, experiment.repeats)
             units = plan_units(experiment.task, repeats, experiment.seeds, done, experiment.block_size)
-            specs = [_spec(cells[key.sampler], key) for unit in units for key in unit.keys]
-            wanted = {key for name in cells for key in episode_keys(name, experiment.seeds, experiment.repeats)}
+            specs = [_spec(controllers[key.sampler], key) for unit in units for key in unit.keys]
+            wanted = {key for name in controllers for key in episode_keys(name, experiment.seeds, experiment.repeats)}
             with _progress(experiment, len(wanted), len(wanted & done)) as bar:
                 for result in _play(experiment, contestants, specs):
-                    _save(result, cells[result.sampler], store, out)
+                    _save(result, controllers[result.sampler], store, out)
                     if bar is not None:
                         bar.describe(f"{result.sampler}, seed {result.seed}")
                         bar.advance()
     finally:
         torch.set_num_threads(threads)
-    return conclude(experiment.task, experiment.cells, contestants, wanted, out, experiment.timeline)
+    return conclude(experiment.task, experiment.controllers, contestants, wanted, out, experiment.timeline)
 
 
-def _spec(cell: ControllerConfig, key: EpisodeKey) -> EpisodeSpec:
-    return EpisodeSpec(key, cell.sampler, cell.executor, cell.charge.latency)
+def _spec(controller: ControllerConfig, key: EpisodeKey) -> EpisodeSpec:
+    return EpisodeSpec(key, controller.sampler, controller.executor, controller.injected.latency)
 
 
 def _progress(experiment: ControlExperiment, total: int, done: int) -> AbstractContextManager[Bar | None]:
@@ -191,24 +192,26 @@ def _progress(experiment: ControlExperiment, total: int, done: int) -> AbstractC
 
 
 def _check(experiment: ControlExperiment, contestants: PolicyAndSamplers) -> None:
-    cells, spec = experiment.cells, experiment.action_spec
+    controllers, spec = experiment.controllers, experiment.action_spec
     dim = getattr(contestants.policy.config, "action_dim", spec.dim)
     if dim != spec.dim:
         raise ValueError(
             f"the policy's actions have {dim} entries, their description (delta_dims={list(spec.delta_dims)}, "
             f"absolute_dims={list(spec.absolute_dims)}) has {spec.dim}: take the one of the policy's own task"
         )
-    names = [cell.name for cell in cells]
+    names = [controller.name for controller in controllers]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"there are two cells of the name {twice[0]!r}; give every executor, sampler and latency once")
-    for cell in cells:
-        if cell.executor.config.predraft is not None and not can_predraft(
-            contestants.policy, contestants.samplers[cell.sampler]
+        raise ValueError(
+            f"there are two controllers of the name {twice[0]!r}; give every executor, sampler and latency once"
+        )
+    for controller in controllers:
+        if controller.executor.config.predraft is not None and not can_predraft(
+            contestants.policy, contestants.samplers[controller.sampler]
         ):
             raise ValueError(
-                f"executor {cell.executor_name!r} pre-drafts, and {cell.sampler!r} cannot: take a speculative sampler "
-                "such as free_block, or another executor"
+                f"executor {controller.executor_name!r} pre-drafts, and {controller.sampler!r} cannot: take a "
+                "speculative sampler such as free_block, or another executor"
             )
 
 
@@ -226,7 +229,7 @@ def _store(experiment: ControlExperiment, contestants: PolicyAndSamplers, out: P
             "policy": policy.config.to_dict(),
             "rate_hz": experiment.rate_hz,
             "max_ticks": experiment.max_ticks,
-            "clock": "charged" if experiment.make_clock is None else "real time",
+            "clock": "simulated latency" if experiment.make_clock is None else "real time",
             "guards": guards,
             "actions": {
                 "delta_dims": list(experiment.action_spec.delta_dims),
@@ -234,8 +237,10 @@ def _store(experiment: ControlExperiment, contestants: PolicyAndSamplers, out: P
             },
         },
         samplers={
-            cell.name: cell.recipe(bool(samplers[cell.sampler].exact), experiment.recipes.get(cell.sampler))
-            for cell in experiment.cells
+            controller.name: controller.recipe(
+                bool(samplers[controller.sampler].exact), experiment.recipes.get(controller.sampler)
+            )
+            for controller in experiment.controllers
         },
         provenance={
             **collect_provenance(experiment.checkpoint, experiment.seeds, device),
@@ -274,15 +279,19 @@ def _play(
         yield from run_episodes(policy, samplers, pool, specs, task=experiment.task, crash_limit=experiment.crash_limit)
 
 
-def _save(result: EpisodeResult, cell: ControllerConfig, store: ResultStore, out: Path) -> None:
+def _save(result: EpisodeResult, controller: ControllerConfig, store: ResultStore, out: Path) -> None:
     """The ticks first: an episode that counts as finished has them."""
     if result.trace is not None:
-        labels = {"executor": cell.executor_name, "sampler": cell.sampler, "charged": cell.charge.label}
-        write_trace(result.trace, ticks_path(out, cell, result.seed, result.repeat), labels)
+        labels = {
+            "executor": controller.executor_name,
+            "sampler": controller.sampler,
+            "injected": controller.injected.label,
+        }
+        write_trace(result.trace, ticks_path(out, controller, result.seed, result.repeat), labels)
         if result.trace.stopped is not None:
             _log.warning(
                 "%s, seed %d: a guard stopped the episode: %s%s",
-                cell.name,
+                controller.name,
                 result.seed,
                 result.trace.stopped,
                 "" if result.trace.reason is None else f" ({result.trace.reason})",

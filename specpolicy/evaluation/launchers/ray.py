@@ -1,7 +1,7 @@
 """Units of work in the workers of a Ray cluster, on one machine or many.
 
-Each worker opens its own policy and environments and keeps them from unit to unit. A unit's records come back together;
-a worker that dies takes nothing but its unit with it, which another worker does again from the start.
+Each worker opens its own policy and environments and keeps them from unit to unit. A unit's results come back together;
+if a worker dies, Ray starts it again, and its unit begins anew.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -51,36 +50,52 @@ class RayLauncher:
             return
         ray = require("ray", "ray")
         with self.connected(ray):
-            make_worker = ray.remote(num_cpus=self.cpus_per_worker, num_gpus=self.gpus_per_worker)(_Worker).remote
+            make_worker = ray.remote(
+                num_cpus=self.cpus_per_worker,
+                num_gpus=self.gpus_per_worker,
+                max_restarts=-1,
+                max_task_retries=self.attempts - 1,
+            )(_Worker).remote
             shared = ray.put(dict(comparisons))
-            crew = _Crew(ray, lambda: make_worker(shared), self._room(ray, len(units)))
+            workers = [make_worker(shared) for _ in range(self._room(ray, len(units)))]
             try:
-                yield from self._run(crew, units)
+                yield from self._run(ray, _started(ray, workers), units)
             finally:
-                crew.dismiss()
+                for worker in workers:
+                    with suppress(ray.exceptions.RayError):
+                        ray.kill(worker)
 
-    def _run(self, crew: _Crew, units: Sequence[Unit]) -> Iterator[Batch]:
-        queue, deaths = deque(units), Counter[Unit | None]()
-        while queue or crew.at_work:
-            while queue and crew.idle:
-                crew.assign(queue.popleft())
-            unit, answer = crew.next()
-            if isinstance(answer, _Died):
-                deaths[unit] += 1
-                if deaths[unit] >= self.attempts:
-                    raise LauncherError(
-                        f"workers died {deaths[unit]} times {_over(unit)}: {answer.reason}. What has ended is saved."
-                    )
-                _log.warning("a worker died %s, another one takes over: %s", _over(unit), answer.reason)
-                crew.enlarge()
-                if unit is not None:
-                    queue.appendleft(unit)
-            elif answer is None:
-                deaths[None] = 0
-            else:
-                yield answer.batch
-                if answer.aborted is not None:
-                    raise EvaluationAborted(answer.aborted)
+    def _run(self, ray: Any, workers: Sequence[Any], units: Sequence[Unit]) -> Iterator[Batch]:
+        pool, waiting = require("ray.util", "ray").ActorPool(workers), {}
+
+        def submit(worker: Any, unit: Unit) -> Any:
+            reference = worker.run.remote(unit)
+            waiting[reference] = unit
+            return reference
+
+        for unit in units:
+            pool.submit(submit, unit)
+        while pool.has_next():
+            try:
+                done: _Done = pool.get_next_unordered()
+            except ray.exceptions.RayTaskError as error:
+                failed = _failed(ray, waiting)
+                raise LauncherError(
+                    f"a worker cannot do its work ({failed}): {type(error.cause).__name__}: {error.cause}. "
+                    "What has ended is saved."
+                ) from error
+            except ray.exceptions.RayError as error:
+                raise LauncherError(
+                    f"workers died {self.attempts} times over one unit of work ({_failed(ray, waiting)}): "
+                    f"{_last_line(error)}. What has ended is saved."
+                ) from error
+            for reference in [each for each, unit in waiting.items() if unit == done.unit]:
+                del waiting[reference]
+            if done.restarted:
+                _log.warning("a worker died over one unit of work (%s), which another one did again", done.unit)
+            yield done.batch
+            if done.aborted is not None:
+                raise EvaluationAborted(done.aborted)
 
     def _room(self, ray: Any, wanted: int) -> int:
         """How many workers fit into the cluster, at most ``wanted``."""
@@ -128,21 +143,18 @@ class RayLauncher:
 class _Done:
     """What a unit gave; ``aborted`` says why it was given up before its end."""
 
+    unit: Unit
     batch: Batch
     aborted: str | None
-
-
-@dataclass(frozen=True)
-class _Died:
-    """The worker is no more."""
-
-    reason: str
+    restarted: bool
 
 
 class _Worker:
     """Lives in a Ray worker process; keeps the last task's policy and environments open."""
 
     def __init__(self, comparisons: Mapping[str, Comparison]) -> None:
+        context = require("ray", "ray").get_runtime_context()
+        self._restarted = bool(context.was_current_actor_reconstructed)
         self._comparisons = comparisons
         self._task: str | None = None
         self._runner: TaskRunner | None = None
@@ -156,79 +168,40 @@ class _Worker:
                 self._runner.close()
             self._task, self._runner = unit.task, self._comparisons[unit.task].open()
         batches: list[Batch] = []
-        aborted = None
+        aborted, restarted = None, self._restarted
+        self._restarted = False
         try:
             batches.extend(self._runner.run([unit]))
         except EvaluationAborted as error:
             aborted = str(error)
         observations = batches[-1].observations if batches else ()
         records = tuple(record for batch in batches for record in batch.records)
-        return _Done(Batch(unit.task, records, observations), aborted)
+        return _Done(unit, Batch(unit.task, records, observations), aborted, restarted)
 
 
-class _Crew:
-    """The workers: who is idle, and who has which unit."""
+def _started(ray: Any, workers: Sequence[Any]) -> list[Any]:
+    """Those that have started in a minute, or the first one, however long that takes."""
+    starting = {worker.ready.remote(): worker for worker in workers}
+    ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=PATIENCE_S)
+    if not ready:
+        _log.warning("no worker has started in %g s; the cluster may be busy: still waiting", PATIENCE_S)
+        ready, _ = ray.wait(list(starting), num_returns=1)
+    try:
+        ray.get(ready)
+    except ray.exceptions.RayError as error:
+        raise LauncherError(f"a worker cannot start: {_last_line(error)}") from error
+    return [starting[reference] for reference in ready]
 
-    def __init__(self, ray: Any, hire: Callable[[], Any], size: int) -> None:
-        self._ray, self._hire = ray, hire
-        self.idle: list[Any] = []
-        self._awaited: dict[Any, tuple[Any, Unit | None]] = {}
-        for _ in range(size):
-            self.enlarge()
 
-    @property
-    def at_work(self) -> bool:
-        """Whether any worker has a unit."""
-        return any(unit is not None for _, unit in self._awaited.values())
-
-    def enlarge(self) -> None:
-        """Take on another worker; :meth:`next` tells when it is there."""
-        worker = self._hire()
-        self._awaited[worker.ready.remote()] = (worker, None)
-
-    def assign(self, unit: Unit) -> None:
-        """Give a unit to an idle worker."""
-        worker = self.idle.pop()
-        self._awaited[worker.run.remote(unit)] = (worker, unit)
-
-    def next(self) -> tuple[Unit | None, _Done | _Died | None]:
-        """Wait for the next answer, and say to which unit; None and None for a new worker, which is idle now."""
-        reference = self._first_ready()
-        worker, unit = self._awaited.pop(reference)
-        exceptions = self._ray.exceptions
-        try:
-            answer = self._ray.get(reference)
-        except exceptions.RayTaskError as error:
-            raise LauncherError(
-                f"a worker cannot do its work ({unit}): {type(error.cause).__name__}: {error.cause}. "
-                "What has ended is saved."
-            ) from error
-        except exceptions.RayError as error:
-            if getattr(error, "actor_init_failed", False):  # nobody else would fare better
-                raise LauncherError(f"a worker cannot start: {_last_line(error)}") from error
-            self._end(worker)
-            return unit, _Died(_last_line(error))
-        self.idle.append(worker)
-        return unit, answer
-
-    def dismiss(self) -> None:
-        """End every worker, at work or not; their environments end with them."""
-        for worker in [*self.idle, *(worker for worker, _ in self._awaited.values())]:
-            self._end(worker)
-
-    def _first_ready(self) -> Any:
-        patience: float | None = PATIENCE_S
-        while True:
-            ready, _ = self._ray.wait(list(self._awaited), num_returns=1, timeout=patience)
-            if ready:
-                return ready[0]
-            if not self.at_work:
-                _log.warning("no worker has started in %g s; the cluster may be busy: still waiting", patience)
-            patience = None
-
-    def _end(self, worker: Any) -> None:
-        with suppress(self._ray.exceptions.RayError):
-            self._ray.kill(worker)
+def _failed(ray: Any, waiting: Mapping[Any, Unit]) -> Unit | None:
+    """The unit whose result is an exception."""
+    for reference, unit in waiting.items():
+        if ray.wait([reference], timeout=0)[0]:
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayError:
+                return unit
+    return None
 
 
 def _require_listener(address: str | None) -> None:
@@ -241,7 +214,3 @@ def _require_listener(address: str | None) -> None:
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__
-
-
-def _over(unit: Unit | None) -> str:
-    return "while starting" if unit is None else f"over one unit of work ({unit})"
