@@ -40,12 +40,16 @@ def seeded_global_numpy(seed: int) -> Iterator[None]:
 
 
 def checked_action(action: ArrayLike, low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.float64]:
-    """The action as float64, clipped into its box.
+    """Check an action and clip it into its box.
 
     Args:
         action: what a policy asks for, shape ``(dim,)``.
-        low, high: the box's bounds, shape ``(dim,)``. Values outside are clipped, silently: policies trained on
+        low: the box's lower bounds, shape ``(dim,)``. Values outside are clipped, silently: policies trained on
             demonstrations overshoot the box all the time.
+        high: its upper bounds, shape ``(dim,)``.
+
+    Returns:
+        The action as float64, shape ``(dim,)``.
 
     Raises:
         ValueError: another shape, not numbers, or an entry that is NaN or infinite.

@@ -112,7 +112,9 @@ class Expert(Protocol):
     grasps: tuple[str, ...]
     """Names of the grasps at which a slip can be asked for."""
 
-    def plan(self, scene: Scene, arms: Sequence[Arm], episode: Episode, rng: np.random.Generator) -> Mapping[int, Plan]:
+    def plan(
+        self, scene: Scene, arms: Sequence[Arm], episode: EpisodeVariation, rng: np.random.Generator
+    ) -> Mapping[int, Plan]:
         """One plan for each arm that moves, by the arm's index; they run side by side, lower indices first.
 
         Plans may raise :class:`PlanFailed` at any step. An arm whose plan has ended holds its last goal.
@@ -130,7 +132,7 @@ class GraspFault(Enum):
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeVariation:
     """What is drawn for one episode.
 
     Attributes:
@@ -156,7 +158,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Randomization:
-    """Ranges from which an :class:`Episode` is drawn.
+    """Ranges from which an :class:`EpisodeVariation` is drawn.
 
     Attributes:
         sigma: standard deviation of the disturbances, in action units.
@@ -184,7 +186,7 @@ class Randomization:
             if not low <= value <= high:
                 raise ValueError(f"{name} must lie between {low} and {high}, not at {value}")
 
-    def draw(self, rng: np.random.Generator, grasps: Iterable[str]) -> Episode:
+    def draw(self, rng: np.random.Generator, grasps: Iterable[str]) -> EpisodeVariation:
         """An episode in which the named ``grasps`` may slip."""
         kinds = list(GraspFault)
         slips = {}
@@ -192,4 +194,4 @@ class Randomization:
             kind = kinds[int(rng.integers(len(kinds)))]
             if rng.random() < self.slip:
                 slips[grasp] = kind
-        return Episode(self.sigma, float(rng.uniform(self.slowest, 1.0)), self.jitter, slips)
+        return EpisodeVariation(self.sigma, float(rng.uniform(self.slowest, 1.0)), self.jitter, slips)

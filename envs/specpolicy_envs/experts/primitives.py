@@ -1,4 +1,4 @@
-"""Descending onto things, picking them up, and missing them on purpose."""
+"""Motions that experts share: reach, follow, grip, approach from above, pick with or without a fault."""
 
 from __future__ import annotations
 
@@ -50,6 +50,11 @@ def reach(
 def follow(arm: Arm, goal: Callable[[], Pose | None], at_most: int) -> Motion:
     """Draw the hand to a goal that is asked for at each step and is None when nothing is left to do.
 
+    Args:
+        arm: the arm that moves.
+        goal: where to, live.
+        at_most: steps after which to give up.
+
     Returns:
         Whether that came about within ``at_most`` steps.
     """
@@ -83,10 +88,10 @@ _FIRM, _LOOSE = 7, 5  # steps until fingers hold firmly, and until they have let
 _STILL = 0.0005  # metres that fingers move in a step when they are still
 
 
-def funnel(
+def approach_height(
     moving: Callable[[], Pose], target: Callable[[], Pose], height: float, allowance: float = 0.004
 ) -> Callable[[], Pose]:
-    """A goal above ``target`` as long as what moves is beside it, that sinks to it as the way becomes free.
+    """Make a goal that stays above ``target`` while what moves is beside it, and sinks to it as the way becomes free.
 
     The height is a function of what is seen, not of what was done before: pushed aside, a hand rises again by itself.
 
@@ -126,10 +131,10 @@ def pick(
         arm: the arm that grasps; its gripper is opened first.
         at: where the hand closes, live.
         thinnest: opening below which the fingers hold nothing, m.
-        beside: from ``at`` to where the fingers close beside it, m, in the hand's own axes, shape ``(3,)``.
+        beside: from ``at`` to where a faulty grasp closes beside the object, m, in the hand's own axes, shape ``(3,)``.
         height: where the descent begins, m above ``at``.
-        tolerance: how near the funnel's end the fingers close, m.
-        allowance: the funnel's; above ``tolerance`` the fingers never close above ``at``.
+        tolerance: how near the end of the approach the fingers close, m.
+        allowance: as for :func:`approach_height`; above ``tolerance`` the fingers never close above ``at``.
         slip: what goes wrong at first.
         attempts: how often to try, deliberate faults included.
 
@@ -139,15 +144,15 @@ def pick(
     fault = slip
     for _ in range(attempts):
         arm.closed = False
-        miss = np.asarray(beside, dtype=np.float64) * (fault is GraspFault.BESIDE)
+        shift = np.asarray(beside, dtype=np.float64) * (fault is GraspFault.BESIDE)
 
         arm.errs = fault is GraspFault.BESIDE
 
-        def place(miss: np.ndarray = miss) -> Pose:
+        def place(shift: np.ndarray = shift) -> Pose:
             pose = at()
-            return pose.moved(pose.rotation @ miss)
+            return pose.moved(pose.rotation @ shift)
 
-        yield from reach(arm, funnel(lambda: arm.pose, place, height, allowance), tolerance, 0.06, at_most=120)
+        yield from reach(arm, approach_height(lambda: arm.pose, place, height, allowance), tolerance, 0.06, at_most=120)
         yield from grip(arm, True, _FIRM)
         yield from _come_to_rest(arm)
         if fault is GraspFault.DROPPED:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specpolicy_envs.experts.base import Arm, Episode, Plan, PlanFailed
+from specpolicy_envs.experts.base import Arm, EpisodeVariation, Plan, PlanFailed
 from specpolicy_envs.experts.geometry import UP, Pose, Scene, down_facing, hand_for, nearest_rotation, rotation_z
-from specpolicy_envs.experts.primitives import follow, funnel, grip, pick, reach
+from specpolicy_envs.experts.primitives import approach_height, follow, grip, pick, reach
 
 _HANDLE = 0.057  # from the nut's middle to where its handle is grasped, m, along the nut's x axis
 _THINNEST = 0.02
-_MISSED = (0.0, 0.0, -0.045)  # the fingers close above the handle
+_BESIDE = (0.0, 0.0, -0.045)  # the fingers close above the handle
 _ATTEMPTS = 3
 _PEG_TOP = 0.1  # above the peg's frame, m
 _YAWS = (np.pi / 2, -np.pi / 2, np.pi)  # a handle that points to +x is out of the hand's reach
@@ -25,12 +25,14 @@ class SquareExpert:
     horizon = 400
     grasps = ("nut",)
 
-    def plan(self, scene: Scene, arms: Sequence[Arm], episode: Episode, rng: np.random.Generator) -> Mapping[int, Plan]:
+    def plan(
+        self, scene: Scene, arms: Sequence[Arm], episode: EpisodeVariation, rng: np.random.Generator
+    ) -> Mapping[int, Plan]:
         """One plan, for the only arm."""
         return {0: _put_nut_over_peg(scene, arms[0], episode, rng)}
 
 
-def _put_nut_over_peg(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generator) -> Plan:
+def _put_nut_over_peg(scene: Scene, arm: Arm, episode: EpisodeVariation, rng: np.random.Generator) -> Plan:
     handle = _HANDLE + rng.uniform(-0.006, 0.006)
 
     def nut() -> Pose:
@@ -48,7 +50,7 @@ def _put_nut_over_peg(scene: Scene, arm: Arm, episode: Episode, rng: np.random.G
     def over_peg() -> Pose:
         return Pose(peg, nearest_rotation([rotation_z(yaw) for yaw in _YAWS], nut().rotation))
 
-    entry = funnel(nut, over_peg, 0.06 + clearance)
+    entry = approach_height(nut, over_peg, 0.06 + clearance)
 
     def entering() -> Pose | None:
         now, end = nut(), over_peg()
@@ -58,7 +60,7 @@ def _put_nut_over_peg(scene: Scene, arm: Arm, episode: Episode, rng: np.random.G
 
     slip = episode.slip("nut")
     for _ in range(_ATTEMPTS):
-        yield from pick(arm, at_handle, thinnest=_THINNEST, beside=_MISSED, height=0.07 + approach, slip=slip)
+        yield from pick(arm, at_handle, thinnest=_THINNEST, beside=_BESIDE, height=0.07 + approach, slip=slip)
         yield from reach(arm, arm.pose.raised(0.2).moved(episode.offset(rng)), 0.04, 0.3)
         arrived = yield from follow(arm, entering, at_most=160)
         if arrived and arm.opening > _THINNEST:

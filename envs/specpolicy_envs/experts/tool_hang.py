@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from specpolicy_envs.experts.base import Arm, Episode, Plan, PlanFailed
+from specpolicy_envs.experts.base import Arm, EpisodeVariation, Plan, PlanFailed
 from specpolicy_envs.experts.geometry import (
     UP,
     Pose,
@@ -78,7 +78,7 @@ class Hook:
         return Pose(end + point[0] * out + point[1] * up, np.stack([x, np.cross(axis, x), axis], axis=1))
 
 
-def thread(arm: Arm, ring: Callable[[], Pose], hook: Hook) -> Motion:
+def insert_ring(arm: Arm, ring: Callable[[], Pose], hook: Hook) -> Motion:
     """Lower the held ring over the hook's end, waiting before it for as long as the two are not in line.
 
     Raises:
@@ -200,7 +200,7 @@ _TURNING = np.array([-0.15, 0.15, 1.26])  # where it turns the tool
 _TOOL_HEIGHT = 1.12
 _GAP = 0.12  # from the hook's end to where the turned tool is brought first, m
 
-_MISSED = (0.0, 0.0, -0.045)  # the fingers close above what they should grasp
+_BESIDE = (0.0, 0.0, -0.045)  # the fingers close above what they should grasp
 _THINNEST_FRAME, _THINNEST_TOOL = 0.016, 0.02
 _STEP = 0.6  # radians that a goal is ahead while the hand turns a long way
 
@@ -212,17 +212,19 @@ class ToolHangExpert:
     horizon = 700
     grasps = ("frame", "tool")
 
-    def plan(self, scene: Scene, arms: Sequence[Arm], episode: Episode, rng: np.random.Generator) -> Mapping[int, Plan]:
+    def plan(
+        self, scene: Scene, arms: Sequence[Arm], episode: EpisodeVariation, rng: np.random.Generator
+    ) -> Mapping[int, Plan]:
         """One plan, for the only arm."""
         return {0: _hang(scene, arms[0], episode, rng)}
 
 
-def _hang(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generator) -> Plan:
+def _hang(scene: Scene, arm: Arm, episode: EpisodeVariation, rng: np.random.Generator) -> Plan:
     yield from _assemble(scene, arm, episode, rng)
     yield from _hang_tool(scene, arm, episode, rng)
 
 
-def _assemble(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generator) -> Plan:
+def _assemble(scene: Scene, arm: Arm, episode: EpisodeVariation, rng: np.random.Generator) -> Plan:
     stand = Stand(scene)
 
     def tip() -> Pose:
@@ -245,7 +247,7 @@ def _assemble(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generator
         return Pose(place, down_facing(turn @ arm.pose.rotation[:, 0]))
 
     slip = episode.slip("frame")
-    yield from pick(arm, at_grip, thinnest=_THINNEST_FRAME, beside=_MISSED, slip=slip)
+    yield from pick(arm, at_grip, thinnest=_THINNEST_FRAME, beside=_BESIDE, slip=slip)
     yield from reach(arm, arm.pose.raised(0.2), 0.03, 0.2)
     place = _FACING + episode.offset(rng)
     yield from follow(arm, facing, at_most=80)
@@ -260,7 +262,7 @@ def _assemble(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generator
     yield from reach(arm, arm.pose.moved(-0.12 * _POINTING), 0.03, 0.3)
 
 
-def _hang_tool(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generator) -> Plan:
+def _hang_tool(scene: Scene, arm: Arm, episode: EpisodeVariation, rng: np.random.Generator) -> Plan:
     hook = Hook(scene)
 
     def tool() -> Pose:
@@ -289,12 +291,12 @@ def _hang_tool(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generato
 
     yield from reach(arm, Pose(_PASSING + episode.offset(rng), down_facing([0.0, 1.0, 0.0])), 0.05, 0.4)
     slip = episode.slip("tool")
-    yield from pick(arm, at_tool, thinnest=_THINNEST_TOOL, beside=_MISSED, slip=slip)
+    yield from pick(arm, at_tool, thinnest=_THINNEST_TOOL, beside=_BESIDE, slip=slip)
     yield from reach(arm, arm.pose.raised(_TOOL_HEIGHT - arm.pose.position[2]), 0.04, 0.2)
     place = _TURNING + episode.offset(rng)
     yield from follow(arm, turning, at_most=150)
     arm.gain, arm.speed = 2.0, 0.4
-    yield from thread(arm, ring, hook)
+    yield from insert_ring(arm, ring, hook)
     arm.speed = 1.0
     yield from turn_back(arm, ring, hook)
     arm.gain = 3.0

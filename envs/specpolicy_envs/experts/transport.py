@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specpolicy_envs.experts.base import Arm, Episode, Plan, PlanFailed
+from specpolicy_envs.experts.base import Arm, EpisodeVariation, Plan, PlanFailed
 from specpolicy_envs.experts.geometry import (
     Matrix,
     Pose,
@@ -101,7 +101,7 @@ _OVER_BIN = 1.15  # from here the hammer is dropped, m
 _TRASH_DROP = np.array([0.0, 0.0, 0.22])  # m above the bottom of its bin
 
 _THINNEST_LID, _THINNEST_TRASH = 0.012, 0.03
-_MISSED = (0.0, 0.0, -0.05)  # the fingers close above what they should grasp
+_BESIDE = (0.0, 0.0, -0.05)  # the fingers close above what they should grasp
 _TOLERANCE, _ALLOWANCE = 0.009, 0.016
 _FIRM = 8  # steps until fingers hold firmly
 _STEP = 1 / 60  # metres that a goal is ahead for full speed
@@ -115,17 +115,19 @@ class TransportExpert:
     horizon = 700
     grasps = ("lid", "hammer", "trash")
 
-    def plan(self, scene: Scene, arms: Sequence[Arm], episode: Episode, rng: np.random.Generator) -> Mapping[int, Plan]:
+    def plan(
+        self, scene: Scene, arms: Sequence[Arm], episode: EpisodeVariation, rng: np.random.Generator
+    ) -> Mapping[int, Plan]:
         """One plan for each arm."""
-        hammer, meeting = Hammer(scene), Handover(_HANDOVER + episode.offset(rng))
+        hammer, handover = Hammer(scene), Handover(_HANDOVER + episode.offset(rng))
         return {
-            0: _give(scene, arms[0], hammer, meeting, episode, rng),
-            1: _receive(scene, arms[1], hammer, meeting, episode, rng),
+            0: _give(scene, arms[0], hammer, handover, episode, rng),
+            1: _receive(scene, arms[1], hammer, handover, episode, rng),
         }
 
 
 def _give(
-    scene: Scene, arm: Arm, hammer: Hammer, meeting: Handover, episode: Episode, rng: np.random.Generator
+    scene: Scene, arm: Arm, hammer: Hammer, handover: Handover, episode: EpisodeVariation, rng: np.random.Generator
 ) -> Plan:
     yield from _remove_lid(scene, arm, episode, rng)
     part = _GIVEN + rng.uniform(-0.004, 0.004)
@@ -137,7 +139,7 @@ def _give(
     def offer() -> Pose:
         straighten = rotation_z(np.pi / 2 - np.arctan2(hammer.along[1], hammer.along[0]))
         lean = float(np.interp(arm.pose.position[1], _STRETCH, (-_STOOP, _GIVING_LEAN)))
-        return Pose(meeting.place, rotation_about(_X, lean) @ down_facing(straighten @ arm.pose.rotation[:, 0]))
+        return Pose(handover.place, rotation_about(_X, lean) @ down_facing(straighten @ arm.pose.rotation[:, 0]))
 
     while not hammer.is_held_by(arm):
         hammer.check_in_reach()
@@ -148,7 +150,7 @@ def _give(
             arm,
             at_handle,
             thinnest=THINNEST,
-            beside=_MISSED,
+            beside=_BESIDE,
             height=0.12,
             tolerance=_TOLERANCE,
             allowance=_ALLOWANCE,
@@ -158,18 +160,18 @@ def _give(
         arm.noise = 0.4
         yield from _rise(arm, 0.22)
         yield from reach(arm, offer, _NEARLY_THERE, 0.5)
-    meeting.offered = True
-    while not meeting.taken:
+    handover.offered = True
+    while not handover.taken:
         hammer.check_in_reach()
         arm.goal = offer()
         yield
     arm.noise = 1.0
     yield from grip(arm, False, 3)
-    meeting.freed = True
+    handover.freed = True
     yield from reach(arm, arm.pose.moved([0.0, -0.12, 0.1]), 0.03, 0.3)
 
 
-def _remove_lid(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generator) -> Motion:
+def _remove_lid(scene: Scene, arm: Arm, episode: EpisodeVariation, rng: np.random.Generator) -> Motion:
     upright = _across(_Y, arm.pose.rotation)
     slip = episode.slip("lid")
 
@@ -181,7 +183,7 @@ def _remove_lid(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generat
             arm,
             at_knob,
             thinnest=_THINNEST_LID,
-            beside=_MISSED,
+            beside=_BESIDE,
             height=0.06 + rng.uniform(0, episode.jitter),
             tolerance=_TOLERANCE,
             allowance=_ALLOWANCE,
@@ -197,17 +199,17 @@ def _remove_lid(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generat
 
 
 def _receive(
-    scene: Scene, arm: Arm, hammer: Hammer, meeting: Handover, episode: Episode, rng: np.random.Generator
+    scene: Scene, arm: Arm, hammer: Hammer, handover: Handover, episode: EpisodeVariation, rng: np.random.Generator
 ) -> Plan:
     yield from _throw_trash_away(scene, arm, episode, rng)
     leant = rotation_about(_X, -_TAKING_LEAN) @ _across(_Y, arm.pose.rotation)
-    yield from reach(arm, Pose(meeting.place, leant).moved(_READY), 0.03, 0.2)
-    while not meeting.offered:
+    yield from reach(arm, Pose(handover.place, leant).moved(_READY), 0.03, 0.2)
+    while not handover.offered:
         yield
     yield from _take(arm, hammer, _TAKEN + rng.uniform(-0.004, 0.004))
     arm.noise = 0.4
-    meeting.taken = True
-    while not meeting.freed:
+    handover.taken = True
+    while not handover.freed:
         yield
     bottom = scene.geom("transport_target_bin_base").position
 
@@ -243,7 +245,7 @@ def _take(arm: Arm, hammer: Hammer, part: float) -> Motion:
     raise PlanFailed(f"the hand closed {_ATTEMPTS} times and did not take the hammer")
 
 
-def _throw_trash_away(scene: Scene, arm: Arm, episode: Episode, rng: np.random.Generator) -> Motion:
+def _throw_trash_away(scene: Scene, arm: Arm, episode: EpisodeVariation, rng: np.random.Generator) -> Motion:
     slip = episode.slip("trash")
 
     def at_trash() -> Pose:
@@ -258,7 +260,7 @@ def _throw_trash_away(scene: Scene, arm: Arm, episode: Episode, rng: np.random.G
             arm,
             at_trash,
             thinnest=_THINNEST_TRASH,
-            beside=_MISSED,
+            beside=_BESIDE,
             height=0.12 + rng.uniform(0, episode.jitter),
             tolerance=_TOLERANCE,
             allowance=_ALLOWANCE,

@@ -5,7 +5,7 @@ import pytest
 from point_hand import PointHand, play
 from specpolicy_envs.experts.base import Arm, GraspFault, PlanFailed
 from specpolicy_envs.experts.geometry import Pose, rotation_about, rotation_z
-from specpolicy_envs.experts.primitives import follow, funnel, grip, pick, reach, wait
+from specpolicy_envs.experts.primitives import approach_height, follow, grip, pick, reach, wait
 
 
 @pytest.fixture
@@ -97,13 +97,13 @@ def test_grip_closes_where_the_hand_is(hand: PointHand, arm: Arm) -> None:
 def test_a_funnel_leads_down_only_as_the_way_becomes_free(hand: PointHand) -> None:
     target = hand.pose.raised(-0.2)
     height = [
-        funnel(lambda aside=aside: hand.pose.moved([aside, 0, 0]), lambda: target, 0.1)().distance(target)
+        approach_height(lambda aside=aside: hand.pose.moved([aside, 0, 0]), lambda: target, 0.1)().distance(target)
         for aside in (0.0, 0.003, 0.01, 0.02, 0.05)
     ]
     assert height[:2] == [0, 0]
     assert 0 < height[2] < height[3] < height[4] == pytest.approx(0.1)
     tilted = target.turned(rotation_z(0.5) @ target.rotation)
-    assert funnel(lambda: hand.pose, lambda: tilted, 0.1)().distance(target) > 0.05
+    assert approach_height(lambda: hand.pose, lambda: tilted, 0.1)().distance(target) > 0.05
 
 
 THING = np.array([0.1, -0.05, 0.0])

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from specpolicy_envs.experts import EXPERTS, load_expert
-from specpolicy_envs.experts.base import Arm, Episode, Plan, PlanFailed, Randomization
+from specpolicy_envs.experts.base import Arm, EpisodeVariation, Plan, PlanFailed, Randomization
 from specpolicy_envs.experts.geometry import Scene
 from specpolicy_envs.experts.rollout import HOLD, Performance, perform
 from specpolicy_envs.robosuite_tasks import SquareEnv
@@ -28,7 +28,9 @@ class Riser:
     def __init__(self, steps: int, gives_up: bool) -> None:
         self.steps, self.gives_up = steps, gives_up
 
-    def plan(self, scene: Scene, arms: Sequence[Arm], episode: Episode, rng: np.random.Generator) -> Mapping[int, Plan]:
+    def plan(
+        self, scene: Scene, arms: Sequence[Arm], episode: EpisodeVariation, rng: np.random.Generator
+    ) -> Mapping[int, Plan]:
         return {0: self._rise(arms[0])}
 
     def _rise(self, arm: Arm) -> Generator[None, None, None]:
