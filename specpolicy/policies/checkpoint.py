@@ -243,7 +243,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
-    if noted is not None and noted != weights_digest(weights):
+    if noted is None:
+        raise CheckpointError(f"{path} carries no digest of its weights; write it with DiffusionPolicy.save_pretrained")
+    if noted != weights_digest(weights):
         raise CheckpointError(f"{path} is damaged: its weights are not those of its digest; copy or train it again")
     if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise CheckpointError(f"{path}: {bad[0]} contains NaN or infinity; train it again")

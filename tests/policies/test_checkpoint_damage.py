@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from specpolicy.policies.checkpoint import CheckpointError, load_pretrained, weights_digest
 from specpolicy.policies.config import PolicyConfig
@@ -194,3 +196,20 @@ def test_policies_in_other_precisions_are_played(dtype: torch.dtype) -> None:
         if isinstance(sampler, SequentialSampler):
             np.testing.assert_allclose(other.actions, whole.actions, atol=0.1)
     assert policy.action_normalizer.low.dtype in (torch.float32, torch.float64)
+
+
+def test_weights_without_a_digest_are_not_believed(tmp_path: Path, saved: Path) -> None:
+    folder = copied(saved, tmp_path / "p")
+    save_file(load_file(folder / "policy.safetensors"), folder / "policy.safetensors")
+    with pytest.raises(CheckpointError, match=r"policy\.safetensors carries no digest of its weights"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("task", ["pusht", "square", "square_transformer", "tool_hang", "transport"])
+def test_shipped_policies_are_stored_in_half_precision(task: str) -> None:
+    folder = Path(__file__).parents[2] / "checkpoints" / task
+    with safe_open(folder / "policy.safetensors", framework="pt") as file:
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+    assert {kind for name, kind in kinds.items() if name.startswith("network.")} == {"F16"}
+    assert {kind for name, kind in kinds.items() if not name.startswith("network.")} == {"F32"}
+    assert all(tensor.dtype == torch.float32 for tensor in load_pretrained(folder).state_dict().values())
