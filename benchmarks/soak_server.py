@@ -140,7 +140,7 @@ def soak(requests: int, clients: int, out: Path, most_s: float, every_s: float =
     tally, memory = Tally(requests), list[dict[str, float]]()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        cheap_policy().save(folder)
+        cheap_policy().save_pretrained(folder)
         provenance = collect_provenance(packages=(*PACKAGES, "websockets", "msgpack"))
         command = [sys.executable, "-m", "specpolicy.cli", "serve", f"checkpoint={folder}", f"sampler={SAMPLER}"]
         server = subprocess.Popen(

@@ -18,7 +18,7 @@ def overview(found: Mapping[str, Any]) -> str:
     target, draft = found["identity"]["parameters"]
     parts = [
         f"The target network has {target:,} parameters, the one that drafts {draft:,}; the chain has "
-        f"{found['identity']['steps']} steps. What is not called exact is approximate: its samples have another law.\n"
+        f"{found['identity']['steps']} steps. What is not called exact is approximate.\n"
     ]
     for group, title in (
         ("chains", "One chain at a time"),
@@ -34,7 +34,7 @@ def overview(found: Mapping[str, Any]) -> str:
 
 
 def spent(rows: Rows, found: Mapping[str, Any]) -> str:
-    """Passes and times of one group; the first way is what times relate to."""
+    """Evaluations and times of one group; the first way is what times relate to."""
     head = ["way", "distribution", "NFE of the target", "its rows", "NFE of the draft network", "kept, % of drafted"]
     lines = [[*head, "clock, × faster", "processor, × faster"], ["---", "---", *["---:"] * 6]]
     first = next(iter(rows.values()))

@@ -80,7 +80,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to sample: called with seeds. ``exact``: whether it has the law of the target's whole chain."""
+    """A way to sample: called with seeds. ``exact``: whether it samples the target's distribution."""
 
     draw: Callable[[Seeds], SampleResult]
     exact: bool = False
@@ -140,7 +140,7 @@ def measure(
 
     Args:
         ways: by name. calls: of each. batch: chains in a call.
-        kept: rows so far, by name, one a call: seed, seconds, and means over the batch of passes and rows.
+        kept: rows so far, by name, one a call: seed, seconds, and means over the batch of evaluations and rows.
         save: called after each round.
     """
     for name in ways:
@@ -163,7 +163,7 @@ def measure(
 
 
 def account(result: SampleResult) -> dict[str, float]:
-    """Of one call: passes and rows of the target, passes of the draft network, and steps drafted and kept."""
+    """Of one call: NFE and rows of the target, NFE of the draft network, and steps drafted and kept."""
     drafted = kept = 0
     if result.proposed is not None and result.accepted is not None:
         drafted, kept = int(result.proposed.clamp(min=0).sum()), int(result.accepted.clamp(min=0).sum())

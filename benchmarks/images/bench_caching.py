@@ -1,4 +1,4 @@
-"""What is token caching worth? Operations, time and distance from the whole network's samples, all in one run.
+"""What does token caching save? Operations, time and distance from the whole network's samples, all in one run.
 
     python -m benchmarks.images.bench_caching      # the DiTs, and checkpoints/square_transformer
     python -m benchmarks.images.bench_caching runs/train-square --observations runs/x/observations.npz
@@ -13,7 +13,7 @@ Distance is the root of the mean square difference from the uncached sample, as 
 "another draw" is the uncached chain from other noise. One DiT has random weights: its operations and times are those
 of a trained one, its distances are not. The other is trained, on small images: ``--sets`` draws many of some ways, from
 the same noise, and measures how far they are from held-out ones in the features of an ImageNet network (extra:
-``distance``). Caching is approximate; none of these rows has the law of the first.
+``distance``). Caching is approximate; none of these rows has the distribution of the first.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def images_table(results: Mapping[str, Any]) -> str:
     """Sets of images, in Markdown."""
     images = results["images"]
     lines = [
-        "| images | law | Fréchet distance | minus whole's | distance from whole |",
+        "| images | distribution | Fréchet distance | minus whole's | distance from whole |",
         "| --- | --- |" + " ---: |" * 3,
     ]
     for name, row in images["sets"].items():

@@ -72,7 +72,7 @@ Features = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class FrechetScale:
-    """A reference to measure distances from: a normal law on its own principal axes.
+    """A reference to measure distances from: a normal distribution on its own principal axes.
 
     Attributes:
         centre: the mean, shape ``(d,)``. axes: orthonormal columns, shape ``(d, r)``.
@@ -138,7 +138,7 @@ class Measured:
         return _around(self.value, self.drawn, confidence)
 
     def minus(self, baseline: Measured, confidence: float = 0.95, paired: bool = False) -> Estimate:
-        """By how much these images are further from the reference than a baseline's; zero on average for equal laws.
+        """Compare distances with a baseline's; the difference is zero on average for equal distributions.
 
         Args:
             baseline: measured with the same seed. confidence: of the interval.

@@ -132,7 +132,7 @@ def ask(
 
     Returns:
         PIL images, and the account; a stock pipeline's is one pass and one row a step, and a cached one's likewise,
-        speculative passes included.
+        speculative evaluations included.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     images = pipeline(**arguments, num_inference_steps=steps, generator=generators, output_type="pil").images
@@ -150,8 +150,8 @@ class Batch:
 
     Attributes:
         images: numbers of its images. seconds: of the whole call, decoding included.
-        steps: of the chain. exact: whether it has the law of that chain.
-        passes, evaluations: of each image: passes in sequence, and states that the network was asked about.
+        steps: of the chain. exact: whether it samples the distribution of that chain.
+        passes, evaluations: of each image: sequential network evaluations, and states that the network was asked about.
         rounds: for each image ``[position, drafted, accepted]`` of each round; empty for stock pipelines.
     """
 
@@ -246,7 +246,7 @@ def image_grid(rows: Mapping[str, Sequence[Path]], least: int = 64) -> Image.Ima
 
 
 def acceptance_figure(results: Mapping[str, Sequence[Batch]]) -> Figure:
-    """Left: drafted and kept steps a round along the chain. Right: passes and rows of an image, in chain lengths."""
+    """Left: drafted and kept steps a round along the chain. Right: NFE and rows of an image, in chain lengths."""
     figure = Figure(figsize=(9, 3.6), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
     along, spent = figure.subplots(1, 2)
@@ -271,7 +271,7 @@ def acceptance_figure(results: Mapping[str, Sequence[Batch]]) -> Figure:
         along.legend(fontsize=8)
     spent.axhline(1.0, color="black", linewidth=0.8)
     spent.set_xticks(range(len(results)), list(results))
-    spent.set(ylabel="share of the chain's steps", title="passes (full) and rows (grey)")
+    spent.set(ylabel="share of the chain's steps", title="NFE (full) and rows (grey)")
     return figure
 
 
@@ -281,7 +281,7 @@ class ImageJob:
 
     Attributes:
         samplers: recipes by name. settings: all that the results depend on, in plain types, to know them again by.
-        images: number of images. batch: of them that share passes. seed: image i belongs to ``seed + i``.
+        images: number of images. batch: of them that share a call. seed: image i belongs to ``seed + i``.
         labels, prompts: of the pipelines that take them, in turn. call: further arguments of the call.
     """
 
@@ -335,7 +335,7 @@ def _sample(pipeline: Any, job: ImageJob, folder: Folder, name: str, group: list
 def table(results: Mapping[str, Sequence[Batch]]) -> str:
     """Seconds, passes, rows and acceptance of each sampler, in Markdown; the first sampler is what times relate to."""
     lines = [
-        "| sampler | law | steps | images | seconds a batch, median | × first | passes | rows | accepted |",
+        "| sampler | distribution | steps | images | seconds a batch, median | × first | NFE | rows | accepted |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     first = next(iter(results.values()))

@@ -70,7 +70,9 @@ def spent(found: Mapping[str, Any]) -> str:
 def apart(found: Mapping[str, Any]) -> str:
     """How far sets of images are from held-out ones, and from the sequential chain's."""
     measured = found["distances"]
-    lines = [["images", "Fréchet distance", "minus sequential's", "energy distance to sequential", "p (same law)"]]
+    lines = [
+        ["images", "Fréchet distance", "minus sequential's", "energy distance to sequential", "p (same distribution)"]
+    ]
     lines.append(["---", *["---:"] * 4])
     for name, row in measured["sets"].items():
         against = ["–"] * 3
@@ -82,7 +84,7 @@ def apart(found: Mapping[str, Any]) -> str:
         f"EfficientNet-Lite0 at 112 pixels, on {measured['rank']} principal axes of {measured['reference']} held-out "
         "images, from which the Fréchet distance is measured; unlike FID proper it is not comparable with other "
         "people's. Intervals: bootstrap over images, 95 %. Energy distance: unbiased, zero on average for the same "
-        "law; p from permutations.\n"
+        "distribution; p from permutations.\n"
     )
 
 
@@ -156,7 +158,7 @@ def comparison_figure(found: Mapping[str, Any]) -> Figure:
 
 
 def accepted_along(found: Mapping[str, Any]) -> Figure:
-    """Where along the chain drafts are kept, and where the passes go."""
+    """Where along the chain drafts are kept, and where the evaluations go."""
     figure = Figure(figsize=(9, 3.4), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
     chains, middle = found["chains"], (np.arange(TENTHS) + 0.5) / TENTHS

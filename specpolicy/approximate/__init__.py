@@ -1,6 +1,6 @@
-"""Samplers that are *not* exact: they trade the distribution of the chain for fewer evaluations of the network.
+"""Samplers that are *not* exact: they give up the distribution of the chain for fewer network evaluations.
 
-Everything here says ``exact = False``. What samples the chain's own distribution is in :mod:`specpolicy.speculative`.
+Everything here says ``exact = False``. Exact samplers are in :mod:`specpolicy.speculative`.
 """
 
 from specpolicy.approximate.asdsv import AsdsvResult as AsdsvResult

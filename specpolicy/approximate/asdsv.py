@@ -1,4 +1,4 @@
-"""From a policy and a smaller one to ASDSV, for ``configs/sampler``."""
+"""ASDSV (Zhou et al. 2025): a smaller network drafts, a threshold at both ends of a draft decides. Approximate."""
 
 from __future__ import annotations
 
@@ -48,12 +48,20 @@ class ThresholdVerifier:
             raise ValueError(f"norm={self.norm!r}; known: {', '.join(NORMS)}")
 
     @property
-    def looks(self) -> bool:
-        """Whether the target has to be asked at all."""
+    def compares(self) -> bool:
+        """Whether the target has to be evaluated at all."""
         return not isinf(self.delta)
 
     def agrees(self, draft: Float[Tensor, "n ..."], target: Float[Tensor, "n ..."]) -> Bool[Tensor, " n"]:
-        """Which rows are closer than ``delta``."""
+        """Compare predictions.
+
+        Args:
+            draft: of the draft network, shape ``(n, *event)``.
+            target: of the target.
+
+        Returns:
+            Which rows are closer than ``delta``.
+        """
         difference = (draft - target).flatten(1).double()
         distance = difference.abs().mean(1) if self.norm == "l1" else difference.square().mean(1).sqrt()
         return distance < self.delta
@@ -63,18 +71,18 @@ class ThresholdVerifier:
 class AsdsvResult(SampleResult):
     """As :class:`SampleResult`, with these differences.
 
-    ``passes`` and ``evaluations`` are the target network's alone. A round with ``accepted`` drafts advances by so many
-    steps, and by one if there were none. ``x0`` is None: the target has not seen every state.
+    NFE and rows are the target network's alone. A round with ``accepted`` drafts advances by so many steps, and by one
+    if there were none. ``x0`` is None: the target has not seen every state.
 
     Attributes:
-        draft_passes: passes of the draft network in sequence, shape ``(B,)``. They take time too.
+        draft_passes: sequential evaluations of the draft network, shape ``(B,)``; they take time, too.
     """
 
     draft_passes: Int[Tensor, " b"] | None = None
 
 
 class AsdsvChains:
-    """B chains on their way from noise to sample, each at its own position.
+    """B chains under way from noise to sample, each at its own position.
 
     Attributes:
         k, x: position and state of each; K when finished.
@@ -133,8 +141,13 @@ class AsdsvChains:
         self.k[chains] += length
         self.taken[chains] = True
 
-    def foresee(self, chains: Tensor, output: Tensor) -> None:
-        """Remember what the target says at the states that these chains are about to take."""
+    def cache_target(self, chains: Tensor, output: Tensor) -> None:
+        """Keep the target's output at the states that these chains are about to take.
+
+        Args:
+            chains: indices, shape ``(n,)``.
+            output: shape ``(n, *event)``.
+        """
         self.output[chains], self.known[chains] = output, True
 
     def note(self, active: Tensor, start: Tensor, proposed: Tensor) -> None:
@@ -163,7 +176,7 @@ class AsdsvChains:
 
 @dataclass(frozen=True)
 class DraftSchedule:
-    """Who makes which steps of a chain.
+    """Which network makes which steps of a chain.
 
     Attributes:
         alone: share of the chain that the target makes alone at the beginning (published: 8–15 %); at least one step.
@@ -196,31 +209,35 @@ class DraftSchedule:
 class AsdsvSampler:
     """Rounds of drafting with a smaller network, checked at both ends. Approximate.
 
-    A round at x_k: the draft network makes γ steps from x_k. Its prediction at x_k is compared with the target's,
-    and so is that at the last point from which it stepped. If both are within the threshold, all γ steps are taken.
-    If not, all are dropped, and the target makes one step from x_k. The last check of a round and the first of the
-    next one share a batch of two rows, so that an accepted round waits for one pass of the target; so does a round
-    whose first check fails, where no further step is drafted.
+    A round at x_k: the draft network makes γ steps from x_k. Its prediction at x_k is compared with the target's, and
+    so is that at the last point from which it stepped. If both are closer than the threshold, all γ steps are taken;
+    otherwise all are dropped, and the target makes one step from x_k. The last check of a round and the first of the
+    next one share a batch of two rows, so that an accepted round waits for one evaluation of the target; so does a
+    round whose first check fails, where no further step is drafted.
 
     Args:
         process: the chain; unlike for exact speculation it may be one without noise.
         draft: the smaller network, asked with the same ``(x, timestep, cond)`` as the target and of the same
             ``prediction_type``. Predictions are compared as the networks make them: noise for ε-networks.
-        verifier: the threshold. With an infinite one the target is not asked after the first stage.
-        stages: who makes which steps.
+        verifier: the threshold. With an infinite one the target is not asked after the first part of the chain.
+        schedule: which network makes which steps.
     """
 
     exact: bool = False
 
     def __init__(
-        self, process: ReverseProcess, draft: Denoiser, verifier: ThresholdVerifier, stages: DraftSchedule | None = None
+        self,
+        process: ReverseProcess,
+        draft: Denoiser,
+        verifier: ThresholdVerifier,
+        schedule: DraftSchedule | None = None,
     ) -> None:
         self.process, self.draft, self.verifier = process, draft, verifier
-        self.stages = stages if stages is not None else DraftSchedule()
-        self._lengths = self.stages.lengths(process.num_steps)
+        self.schedule = schedule if schedule is not None else DraftSchedule()
+        self._lengths = self.schedule.lengths(process.num_steps)
 
     def __repr__(self) -> str:
-        return f"AsdsvSampler(K={self.process.num_steps}, {self.verifier}, {self.stages}, approximate)"
+        return f"AsdsvSampler(K={self.process.num_steps}, {self.verifier}, {self.schedule}, approximate)"
 
     def __call__(
         self,
@@ -231,8 +248,8 @@ class AsdsvSampler:
         record: bool = False,
     ) -> AsdsvResult:
         """Sample one chain for each row of ``noise``; arguments and errors as for :class:`SpeculativeSampler`."""
-        *_, courses = self.rounds(denoiser, noise, cond, generator, record)
-        return courses.result()
+        *_, running = self.rounds(denoiser, noise, cond, generator, record)
+        return running.result()
 
     def rounds(
         self,
@@ -248,56 +265,56 @@ class AsdsvSampler:
         dtype = check_noise(noise)
         check_cond(cond, len(noise))
         random = ChainGenerators(generator, len(noise), noise.device, dtype)
-        courses = AsdsvChains(self.process.to(noise.device, dtype), random, noise, begin, record, state_buffer)
+        running = AsdsvChains(self.process.to(noise.device, dtype), random, noise, begin, record, state_buffer)
         lengths = self._lengths.to(noise.device)
-        while len(courses.active()):
+        while len(running.active()):
             with torch.no_grad():
-                self._round(courses, denoiser, cond, lengths)
-            yield courses
+                self._round(running, denoiser, cond, lengths)
+            yield running
 
-    def _round(self, courses: AsdsvChains, target: Denoiser, cond: Cond, lengths: Tensor) -> None:
-        active = courses.active()
-        start = courses.k[active]
-        length = torch.minimum(lengths[courses.k[active]], courses.process.num_steps - courses.k[active])
+    def _round(self, running: AsdsvChains, target: Denoiser, cond: Cond, lengths: Tensor) -> None:
+        active = running.active()
+        start = running.k[active]
+        length = torch.minimum(lengths[running.k[active]], running.process.num_steps - running.k[active])
         alone, drafting = active[length == 0], active[length > 0]
-        unseen = active if self.verifier.looks else alone
-        unseen = unseen[~courses.known[unseen]]
+        unseen = active if self.verifier.compares else alone
+        unseen = unseen[~running.known[unseen]]
         if len(unseen):
-            self._ask(courses, target, cond, unseen, courses.k[unseen], courses.x[unseen])
+            self._ask(running, target, cond, unseen, running.k[unseen], running.x[unseen])
         if len(alone):
-            courses.step(alone, courses.output[alone])
+            running.step(alone, running.output[alone])
         if len(drafting):
-            self._draft(courses, target, cond, drafting, length[length > 0])
-        courses.note(active, start, length)
+            self._draft(running, target, cond, drafting, length[length > 0])
+        running.note(active, start, length)
 
-    def _draft(self, courses: AsdsvChains, target: Denoiser, cond: Cond, chains: Tensor, length: Tensor) -> None:
+    def _draft(self, running: AsdsvChains, target: Denoiser, cond: Cond, chains: Tensor, length: Tensor) -> None:
         """Draft, look at both ends, and take all or nothing."""
-        first = self._predict(courses, cond, chains, courses.k[chains], courses.x[chains])
-        if self.verifier.looks:
-            agreed = self.verifier.agrees(first, courses.output[chains])
-            courses.step(chains[~agreed], courses.output[chains[~agreed]])
+        first = self._predict(running, cond, chains, running.k[chains], running.x[chains])
+        if self.verifier.compares:
+            agreed = self.verifier.agrees(first, running.output[chains])
+            running.step(chains[~agreed], running.output[chains[~agreed]])
             chains, length, first = chains[agreed], length[agreed], first[agreed]
         if not len(chains):
             return
         # States y_0 … y_γ of each chain, and the prediction at the last point from which it stepped.
-        k, states, last = courses.k[chains], [courses.x[chains]], first.clone()
+        k, states, last = running.k[chains], [running.x[chains]], first.clone()
         for step in range(int(length.max())):
             going = (length > step).nonzero().squeeze(1)
             if step:
-                last[going] = self._predict(courses, cond, chains[going], k[going] + step, states[-1][going])
+                last[going] = self._predict(running, cond, chains[going], k[going] + step, states[-1][going])
             moved = states[-1].clone()
-            moved[going] = courses.moved(chains[going], k[going] + step, states[-1][going], last[going])
+            moved[going] = running.moved(chains[going], k[going] + step, states[-1][going], last[going])
             states.append(moved)
         path = torch.stack(states, 1)
         kept = torch.ones_like(length, dtype=torch.bool)
-        if self.verifier.looks:
-            kept = self._look_back(courses, target, cond, chains, length, path, last)
-        courses.step(chains[~kept], courses.output[chains[~kept]])
-        courses.take(chains[kept], length[kept], path[kept])
+        if self.verifier.compares:
+            kept = self._look_back(running, target, cond, chains, length, path, last)
+        running.step(chains[~kept], running.output[chains[~kept]])
+        running.take(chains[kept], length[kept], path[kept])
 
     def _look_back(
         self,
-        courses: AsdsvChains,
+        running: AsdsvChains,
         target: Denoiser,
         cond: Cond,
         chains: Tensor,
@@ -305,61 +322,61 @@ class AsdsvSampler:
         path: Tensor,
         last: Tensor,
     ) -> Tensor:
-        """Which chains keep their draft: one pass over its last point, and over where the next round would begin."""
-        row, k, event = torch.arange(len(chains), device=length.device), courses.k[chains], path.shape[2:]
+        """Which chains keep their draft: one evaluation at its last point and where the next round would begin."""
+        row, k, event = torch.arange(len(chains), device=length.device), running.k[chains], path.shape[2:]
         # a draft of one step has been judged by the first check; one that ends the chain has no next round
-        asked = torch.stack([length > 1, k + length < courses.process.num_steps], 1)
+        asked = torch.stack([length > 1, k + length < running.process.num_steps], 1)
         points = torch.stack([path[row, length - 1], path[row, length]], 1)
         where = torch.stack([k + length - 1, k + length], 1)
         answers = torch.zeros_like(points)
         if asked.any():
             owner = chains[:, None].expand(-1, 2)[asked]
-            answers[asked] = self._target(courses, target, cond, owner, where[asked], points[asked])
+            answers[asked] = self._target(running, target, cond, owner, where[asked], points[asked])
         kept = ~asked[:, 0] | self.verifier.agrees(last, answers[:, 0])
-        courses.foresee(chains[kept & asked[:, 1]], answers[kept & asked[:, 1], 1].view(-1, *event))
+        running.cache_target(chains[kept & asked[:, 1]], answers[kept & asked[:, 1], 1].view(-1, *event))
         return kept
 
-    def _ask(self, courses: AsdsvChains, target: Denoiser, cond: Cond, chains: Tensor, k: Tensor, x: Tensor) -> None:
-        courses.output[chains] = self._target(courses, target, cond, chains, k, x)
-        courses.known[chains] = True
+    def _ask(self, running: AsdsvChains, target: Denoiser, cond: Cond, chains: Tensor, k: Tensor, x: Tensor) -> None:
+        running.output[chains] = self._target(running, target, cond, chains, k, x)
+        running.known[chains] = True
 
     def _target(
-        self, courses: AsdsvChains, target: Denoiser, cond: Cond, owner: Tensor, k: Tensor, x: Tensor
+        self, running: AsdsvChains, target: Denoiser, cond: Cond, owner: Tensor, k: Tensor, x: Tensor
     ) -> Tensor:
-        courses.passes[torch.unique(owner)] += 1
-        courses.evaluations.index_add_(0, owner, torch.ones_like(owner))
-        return _predict(target, courses, cond, owner, k, x)
+        running.passes[torch.unique(owner)] += 1
+        running.evaluations.index_add_(0, owner, torch.ones_like(owner))
+        return _predict(target, running, cond, owner, k, x)
 
-    def _predict(self, courses: AsdsvChains, cond: Cond, owner: Tensor, k: Tensor, x: Tensor) -> Tensor:
-        courses.draft_passes[owner] += 1
-        return _predict(self.draft, courses, cond, owner, k, x)
+    def _predict(self, running: AsdsvChains, cond: Cond, owner: Tensor, k: Tensor, x: Tensor) -> Tensor:
+        running.draft_passes[owner] += 1
+        return _predict(self.draft, running, cond, owner, k, x)
 
 
-def _predict(network: Denoiser, courses: AsdsvChains, cond: Cond, owner: Tensor, k: Tensor, x: Tensor) -> Tensor:
-    timestep = courses.process.timesteps[k]
-    return call_denoiser(network, x.to(courses.input_dtype), timestep, gather_rows(cond, owner)).to(x.dtype)
+def _predict(network: Denoiser, running: AsdsvChains, cond: Cond, owner: Tensor, k: Tensor, x: Tensor) -> Tensor:
+    timestep = running.process.timesteps[k]
+    return call_denoiser(network, x.to(running.input_dtype), timestep, gather_rows(cond, owner)).to(x.dtype)
 
 
 def asdsv_slow(process: ReverseProcess, draft: Denoiser, delta: float = 0.02) -> AsdsvSampler:
-    """The published settings with verification; δ = 0.02 was for Flux, 0.2 for Wan 2.1: choose yours. Approximate."""
+    """Make the published sampler with verification; published: δ = 0.02 for Flux, 0.2 for Wan 2.1. Approximate."""
     return AsdsvSampler(process, draft, ThresholdVerifier(delta))
 
 
 def asdsv_fast(process: ReverseProcess, draft: Denoiser) -> AsdsvSampler:
-    """The published settings without verification: after the first stage the draft network makes all steps."""
+    """Make the published sampler without verification: after the first part of the chain the draft network steps."""
     return AsdsvSampler(process, draft, ThresholdVerifier(math.inf))
 
 
 def asdsv(
     policy: DiffusionPolicy, num_inference_steps: int, delta: float, draft: str | Path | None = None
 ) -> AsdsvSampler:
-    """ASDSV with a smaller policy as the draft network, in the published stages. Approximate.
+    """ASDSV with a smaller policy as the draft network, in the published draft schedule. Approximate.
 
     Args:
         policy: the target.
         num_inference_steps: K of the DDPM chain.
         delta: largest mean absolute difference of the networks' predictions at which a draft is kept; infinity never
-            asks the target after the first stage.
+            asks the target after the first part of the chain.
         draft: checkpoint of the smaller policy; None for that of the target with ``_draft`` after its name.
 
     Raises:

@@ -55,7 +55,7 @@ def serve(overrides: Sequence[str]) -> None:
     engine.warm_up([1, 1, settings.max_batch])
 
     def started(url: str) -> None:
-        law = "exact" if engine.describe()["exact"] else "approximate"
-        print(f"serving {checkpoint} ({policy.config.task}, {law}) at {url}; Ctrl-C stops it", flush=True)
+        exact = "exact" if engine.describe()["exact"] else "approximate"
+        print(f"serving {checkpoint} ({policy.config.task}, {exact}) at {url}; Ctrl-C stops it", flush=True)
 
     run_until_stopped(server, started)

@@ -1,12 +1,17 @@
-"""A policy behind a websocket: the server beside the GPU, a thin client on the robot.
+"""Serve a policy over a websocket: the server beside the GPU, a thin client on the robot.
 
-What is imported here is the client's side, which needs numpy, msgpack and websockets; the server is
-:mod:`specpolicy.serving.server`. The protocol (:mod:`~specpolicy.serving.protocol`)
-is msgpack, because it is quick, is spoken by every language and cannot carry code; it is that of openpi, so that its
-client works with this server.
+Imported here is the client's side, which needs numpy, msgpack, websockets and tenacity; the server is
+:mod:`specpolicy.serving.server`. The protocol (:mod:`~specpolicy.serving.protocol`) is msgpack as openpi writes it, so
+openpi's client works with this server; it cannot carry code.
 """
 
-from specpolicy.serving import requirements as _requirements  # noqa: F401
+# ruff: noqa: E402 - what is missing is reported with the extra that brings it, before anything else is imported
+
+from specpolicy.utils.extras import require as _require
+
+for _module in ("msgpack", "websockets", "tenacity"):
+    _require(_module, "serving")
+
 from specpolicy.serving.client import Client as Client
 from specpolicy.serving.client import Reply as Reply
 from specpolicy.serving.client import Timing as Timing

@@ -1,4 +1,4 @@
-"""Encryption by certificate files."""
+"""Tokens, listening addresses and TLS."""
 
 from __future__ import annotations
 
@@ -34,10 +34,16 @@ class Token:
             )
         self._digest = _digest(secret)
 
-    def admits(self, authorization: Sequence[str]) -> bool:
-        """Whether the values of the header ``Authorization`` are one ``Api-Key`` or ``Bearer`` with this token.
+    def verify(self, authorization: Sequence[str]) -> bool:
+        """Say whether the header ``Authorization`` is one ``Api-Key`` or ``Bearer`` with this token.
 
         Takes the same time for every wrong token.
+
+        Args:
+            authorization: all values of the header.
+
+        Returns:
+            Whether it is.
         """
         if len(authorization) != 1:
             return False

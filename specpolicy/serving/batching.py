@@ -1,4 +1,4 @@
-"""Requests of several sessions, gathered into batches that share their network passes."""
+"""Requests of several sessions, gathered into batches that share network evaluations."""
 
 from __future__ import annotations
 
@@ -6,47 +6,29 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from specpolicy.control.inference import (
+    EpisodeState,
+    InferenceRequest,
+    InferenceResult,
+    episode_generator,
+    infer_batch,
+)
 from specpolicy.policies.diffusion_policy import DiffusionPolicy, Sampler
-from specpolicy.policies.observations import ObservationSpec
+from specpolicy.policies.observations import ObservationError, ObservationSpec
+from specpolicy.speculative.denoiser import DenoiserError
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Job:
-    """What one session asks for.
-
-    Attributes:
-        observation: arrays of shape ``(horizon, dim)``, images ``(horizon, ...)``, checked.
-        stream: the session's random stream, as :meth:`Engine.stream` made it; sampling moves it on.
-    """
-
-    observation: Mapping[str, NDArray[Any]]
-    stream: Any
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What it gets.
-
-    Attributes:
-        actions: shape ``(n_action_steps, action_dim)``.
-        passes: network passes, one after another.
-        acceptance: share of drafted steps accepted; None where nothing was drafted.
-    """
-
-    actions: NDArray[np.float32]
-    passes: int
-    acceptance: float | None
+Job: TypeAlias = tuple[EpisodeState, InferenceRequest]
+"""One session's request; its state's random stream advances."""
 
 
 class Engine(Protocol):
@@ -54,28 +36,27 @@ class Engine(Protocol):
 
     @property
     def observations(self) -> ObservationSpec:
-        """What the policy looks at."""
+        """What the policy observes."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """The policy, for the metadata that every client gets: numbers, text, lists and dicts."""
+        """Describe the policy for the metadata that every client gets: numbers, text, lists and dicts."""
         ...
 
-    def stream(self, seed: int) -> Any:
-        """A random stream; a session's answers depend on it and on its observations alone."""
-        ...
-
-    def run(self, jobs: Sequence[Job]) -> list[Answer | Exception]:
-        """Answers in the order of ``jobs``; what is wrong with one job is that job's answer and no other's."""
+    def run(self, jobs: Sequence[Job]) -> list[InferenceResult]:
+        """Answer in the order of ``jobs``; a job that fails has a result with an ``error`` and spoils no other's."""
         ...
 
 
 class BatchedPolicy:
-    """A diffusion policy and a sampler.
+    """A diffusion policy and a sampler, as :class:`Engine`.
 
-    Each session draws from its own generator, so that its actions do not depend on who shares its batch (up to the
-    rounding of the network's batched arithmetic). Generators live on the CPU: the same seed gives the same noise on
-    every device.
+    Each session draws from its own generator, so its actions do not depend on who shares its batch (up to the rounding
+    of batched arithmetic).
+
+    Args:
+        policy: predicts action chunks.
+        sampler: handed to it.
     """
 
     def __init__(self, policy: DiffusionPolicy, sampler: Sampler) -> None:
@@ -83,11 +64,11 @@ class BatchedPolicy:
 
     @property
     def observations(self) -> ObservationSpec:
-        """What the policy looks at."""
+        """What the policy observes."""
         return self.policy.observations
 
     def describe(self) -> dict[str, Any]:
-        """Task, shapes, and whether the sampler has the law of its chain."""
+        """Describe task, shapes, and whether the sampler follows the policy's distribution."""
         config = self.policy.config
         return {
             "task": config.task,
@@ -100,37 +81,30 @@ class BatchedPolicy:
             "exact": bool(getattr(self.sampler, "exact", False)),
         }
 
-    def stream(self, seed: int) -> torch.Generator:
-        """A generator on the CPU."""
-        return torch.Generator().manual_seed(seed)
+    def run(self, jobs: Sequence[Job]) -> list[InferenceResult]:
+        """Sample for a batch; see :func:`specpolicy.control.inference.infer_batch`.
 
-    def run(self, jobs: Sequence[Job]) -> list[Answer | Exception]:
-        """One batch; if it fails, each job alone from where its stream was, to find out whose fault it is."""
-        before = [job.stream.get_state() for job in jobs]
-        try:
-            return list(self._act(jobs))
-        except Exception as error:
-            for job, state in zip(jobs, before, strict=True):
-                job.stream.set_state(state)
-            if len(jobs) == 1:
-                return [error]
-            _log.warning("a batch of %d failed (%s); trying one by one", len(jobs), error)
-            return [self.run([job])[0] for job in jobs]
+        Args:
+            jobs: at most one of each session.
+
+        Returns:
+            Results in the order of ``jobs``; actions float32, shape ``(n_action_steps, action_dim)``.
+        """
+        results = infer_batch(self.policy, self.sampler, jobs, describe_error=error_for_client)
+        return [replace(each, actions=self._executed(each.actions)) for each in results]
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
-        """Sample for zeros a few times: first calls are slow, and no robot should wait for them."""
-        zeros = self.observations.zeros()
-        for size in batch_sizes:
-            self._act([Job(zeros, self.stream(0)) for _ in range(size)])
+        """Sample for zeros, since first calls are slow and no robot should wait for them.
 
-    def _act(self, jobs: Sequence[Job]) -> list[Answer]:
-        observation = {name: np.stack([job.observation[name] for job in jobs]) for name in self.observations.keys}
-        chunk = self.policy.predict_action(observation, self.sampler, [job.stream for job in jobs])
-        result = chunk.result
-        return [
-            Answer(actions, int(passes), _share(result.proposed, result.accepted, row))
-            for row, (actions, passes) in enumerate(zip(chunk.actions, result.passes, strict=True))
-        ]
+        Args:
+            batch_sizes: one call for each.
+        """
+        for size in batch_sizes:
+            generators = [episode_generator(0) for _ in range(size)]
+            self.policy.predict_action(self.observations.zeros(size), self.sampler, generators)
+
+    def _executed(self, actions: NDArray[Any] | None) -> NDArray[Any] | None:
+        return None if actions is None else actions[: self.policy.config.n_action_steps].astype(np.float32)
 
 
 def _length(shape: tuple[int, ...]) -> int | list[int]:
@@ -138,25 +112,33 @@ def _length(shape: tuple[int, ...]) -> int | list[int]:
     return shape[0] if len(shape) == 1 else list(shape)
 
 
-def _share(proposed: torch.Tensor | None, accepted: torch.Tensor | None, row: int) -> float | None:
-    if proposed is None or accepted is None:
-        return None
-    drafted = int(proposed[:, row].clamp(min=0).sum())
-    return float(accepted[:, row].clamp(min=0).sum()) / drafted if drafted else None
+def error_for_client(error: Exception) -> str:
+    """Write what a client may know of a failure: the library's own words, of anything else only its type.
+
+    Args:
+        error: what the policy or the engine raised; logged with its traceback if it is not the library's own.
+
+    Returns:
+        One line.
+    """
+    if isinstance(error, DenoiserError | ObservationError):
+        return str(error)
+    _log.error("the policy failed", exc_info=error)
+    return f"the policy failed with {type(error).__name__}; the server's log has the details"
 
 
 @dataclass(frozen=True)
 class Done:
-    """An answer, and how long it took.
+    """A result, and how long it took.
 
     Attributes:
-        answer: what the engine said, an exception if it failed.
+        result: of the engine.
         batch: jobs in the batch.
         queue_ms: from :meth:`Batcher.submit` to the start of the batch.
         infer_ms: the batch.
     """
 
-    answer: Answer | Exception
+    result: InferenceResult
     batch: int
     queue_ms: float
     infer_ms: float
@@ -170,50 +152,58 @@ class _Waiting:
 
 
 class Batcher:
-    """Runs jobs in batches, in a thread of its own, so that the event loop goes on answering.
+    """Runs jobs in batches, in a thread of its own, so that the event loop stays free.
 
-    While a batch runs, the next one gathers by itself. Once the engine is free, the oldest job leaves at the latest
-    ``max_wait_s`` after it came; it leaves at once if the batch is full or nobody else could join.
+    While a batch runs, the next one gathers. Once the engine is free, the oldest job starts at the latest
+    ``max_wait_s`` after it came; it starts at once if the batch is full or no other session could join.
 
     Args:
         run: the engine; see :meth:`Engine.run`.
-        max_batch: most jobs of a batch. max_wait_s: longest wait for company, in seconds.
-        company: how many sessions could have a job waiting at this moment.
+        max_batch: most jobs of a batch.
+        max_wait_s: longest wait for other jobs, in seconds.
+        sessions: how many sessions could have a job waiting at this moment.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Job]], list[Answer | Exception]],
+        run: Callable[[Sequence[Job]], list[InferenceResult]],
         max_batch: int,
         max_wait_s: float,
-        company: Callable[[], int],
+        sessions: Callable[[], int],
     ) -> None:
-        self._run, self._max_batch, self._max_wait_s, self._company = run, max_batch, max_wait_s, company
+        self._run, self._max_batch, self._max_wait_s, self._sessions = run, max_batch, max_wait_s, sessions
         self._waiting: deque[_Waiting] = deque()
         self._changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="specpolicy-engine")
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to run what is submitted."""
+        """Start running what is submitted."""
         self._task = asyncio.get_running_loop().create_task(self._run_batches())
 
     async def stop(self) -> None:
-        """Let the running batch end, and run no other."""
+        """Let the running batch finish, and start no other."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         await asyncio.to_thread(self._thread.shutdown)
 
     def submit(self, job: Job) -> asyncio.Future[Done]:
-        """Put a job into the queue. A future that is done before its turn takes the job out again."""
+        """Put a job into the queue.
+
+        Args:
+            job: of one session.
+
+        Returns:
+            The outcome; a future that is done before the job starts takes it out of the queue.
+        """
         waiting = _Waiting(job, time.perf_counter(), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._changed.set()
         return waiting.done
 
-    def look_again(self) -> None:
-        """Company has changed: those who wait for it may not need to."""
+    def sessions_changed(self) -> None:
+        """Tell that a session has ended: nobody waits for its job any more."""
         self._changed.set()
 
     async def _run_batches(self) -> None:
@@ -224,23 +214,23 @@ class Batcher:
             start = time.perf_counter()
             jobs = [each.job for each in batch]
             try:
-                answers = await loop.run_in_executor(self._thread, self._run, jobs)
+                results = await loop.run_in_executor(self._thread, self._run, jobs)
             except Exception as error:
-                answers = [error] * len(batch)
+                results = [InferenceResult(error=error_for_client(error))] * len(batch)
             infer_ms = 1e3 * (time.perf_counter() - start)
-            for each, answer in zip(batch, answers, strict=True):
+            for each, result in zip(batch, results, strict=True):
                 if not each.done.done():
-                    each.done.set_result(Done(answer, len(batch), 1e3 * (start - each.since), infer_ms))
+                    each.done.set_result(Done(result, len(batch), 1e3 * (start - each.since), infer_ms))
 
     async def _gather(self) -> None:
-        """Return when a batch should leave: there is at least one job."""
+        """Return when a batch should start: there is at least one job."""
         while True:
             self._waiting = deque(each for each in self._waiting if not each.done.done())
             self._changed.clear()
             patience: float | None = None
             if self._waiting:
                 patience = self._waiting[0].since + self._max_wait_s - time.perf_counter()
-                if len(self._waiting) >= min(self._max_batch, self._company()) or patience <= 0:
+                if len(self._waiting) >= min(self._max_batch, self._sessions()) or patience <= 0:
                     return
             try:
                 async with asyncio.timeout(patience):

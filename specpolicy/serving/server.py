@@ -1,4 +1,4 @@
-"""Running a server until somebody stops it."""
+"""The policy server: connections and their limits, sessions, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class ServerSettings:
     Attributes:
         host: address to listen on. Any but this machine's own loopback needs a token.
         port: 0 takes a free one.
-        max_batch: most requests that share a network pass.
-        max_wait_ms: longest that a request waits for others to share its passes while the network is free.
+        max_batch: most requests in a batch.
+        max_wait_ms: longest that a request waits for others to share its batch while the network is free.
         max_message_bytes: larger requests close the connection (status 1009).
         max_connections: further ones are turned away (HTTP status 503).
         idle_s: a connection without a complete request for so long is closed.
         send_s: a client that does not take its reply for so long is dropped.
         handshake_s: time to open a connection.
         ping_s: how often to look whether a silent client is still there; without an answer for as long it is dropped.
-        grace_s: on shutdown, how long to finish what has begun.
+        grace_s: on shutdown, how long to finish requests under way.
         tls_cert, tls_key: PEM files; both or neither.
 
     Raises:
@@ -78,11 +78,29 @@ class ServerSettings:
             raise SettingsError("tls_cert and tls_key go together; give both, or neither")
 
 
-def limit_connections(most: int) -> type[ServerConnection]:
-    """A kind of connection of which there are at most ``most`` at a time; further ones are cut off as they come."""
+MAX_UNSENT_BYTES = 4 * 2**20
+"""Replies and pongs that may wait for a client to read them; far more than any reply."""
+
+
+def guarded_connection(most: int, send_s: float) -> type[ServerConnection]:
+    """Make a kind of connection that no client can hold on to by not reading, and of which there are only so many.
+
+    The library answers pings without looking at the write buffer, and waits without a limit for a client to read
+    before it sends its own pings and closes. Here a connection is cut off when its write buffer stays full for
+    ``send_s``, or exceeds :data:`MAX_UNSENT_BYTES`.
+
+    Args:
+        most: connections at a time; further ones are cut off as they come.
+        send_s: seconds.
+
+    Returns:
+        For ``create_connection`` of ``websockets.asyncio.server.serve``.
+    """
     present: WeakSet[ServerConnection] = WeakSet()
 
-    class Visitor(ServerConnection):
+    class GuardedConnection(ServerConnection):
+        _cut_off: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             present.add(self)
@@ -91,9 +109,33 @@ def limit_connections(most: int) -> type[ServerConnection]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             present.discard(self)
+            self._stop_timer()
             super().connection_lost(exc)
 
-    return Visitor
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._cut_off = self.loop.call_later(send_s, self._abort, f"has read nothing for {send_s:g} s")
+
+        def resume_writing(self) -> None:
+            self._stop_timer()
+            super().resume_writing()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+                self._abort("sends without reading")
+
+        def _stop_timer(self) -> None:
+            if self._cut_off is not None:
+                self._cut_off.cancel()
+                self._cut_off = None
+
+        def _abort(self, reason: str) -> None:
+            if not self.transport.is_closing():
+                _log.warning("%s %s; dropped", _peer(self), reason)
+            self.transport.abort()
+
+    return GuardedConnection
 
 
 _log = logging.getLogger(__name__)
@@ -107,7 +149,7 @@ _quiet.setLevel(logging.CRITICAL)
 
 
 class PolicyServer:
-    """Answers robots with a policy's actions.
+    """A server that answers robots with a policy's actions.
 
     Args:
         engine: samples.
@@ -149,7 +191,7 @@ class PolicyServer:
         """Listen. Raises ``SettingsError`` if the address is taken or not this machine's."""
         settings = self._settings
         self._batcher = Batcher(
-            self._engine.run, settings.max_batch, settings.max_wait_ms / 1e3, company=lambda: len(self._sessions)
+            self._engine.run, settings.max_batch, settings.max_wait_ms / 1e3, sessions=lambda: len(self._sessions)
         )
         try:
             self._server = await serve(
@@ -166,9 +208,8 @@ class PolicyServer:
                 ping_timeout=settings.ping_s,
                 max_size=settings.max_message_bytes,
                 max_queue=1,
-                create_connection=limit_connections(
-                    2 * settings.max_connections + 8
-                ),  # sessions, and as many at the door
+                # sessions, and as many that are still connecting
+                create_connection=guarded_connection(2 * settings.max_connections + 8, settings.send_s),
                 logger=_quiet,
             )
         except (OSError, OverflowError) as error:
@@ -179,7 +220,7 @@ class PolicyServer:
         self._batcher.start()
 
     async def stop(self) -> None:
-        """Take no more requests, answer those that have begun for at most ``grace_s``, and hang up."""
+        """Take no more requests, answer those under way for at most ``grace_s``, and hang up."""
         if self._server is None or self._batcher is None:
             return
         self._closing = True
@@ -192,16 +233,18 @@ class PolicyServer:
                 await asyncio.shield(finished)
         except TimeoutError:
             _log.warning("gave up %d requests after %g s", len(self._sessions), self._settings.grace_s)
-            for connection, session in list(self._sessions.items()):
+            closing = asyncio.gather(*map(self._hang_up, list(self._sessions)))
+            await asyncio.sleep(0)  # the reason is sent before sessions give up
+            for session in list(self._sessions.values()):
                 session.leave()
-                await self._hang_up(connection)
+            await closing
             await finished
         await self._batcher.stop()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if self._token is not None and not self._token.admits(request.headers.get_all("Authorization")):
+        if self._token is not None and not self._token.verify(request.headers.get_all("Authorization")):
             _log.warning("%s showed no token, or a wrong one", _peer(connection))
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "this server wants the header Authorization: Api-Key <its token>\n"
@@ -212,7 +255,7 @@ class PolicyServer:
 
     async def _converse(self, connection: ServerConnection) -> None:
         if len(self._sessions) >= self._settings.max_connections:  # several were admitted to the last place
-            await connection.close(CloseCode.TRY_AGAIN_LATER, self._full())
+            await self._close(connection, CloseCode.TRY_AGAIN_LATER, self._full())
             return
         assert self._batcher is not None
         session = Session(self._engine, self._batcher)
@@ -226,10 +269,10 @@ class PolicyServer:
             pass
         except Exception:
             _log.exception("session %s failed", session.name)
-            await connection.close(CloseCode.INTERNAL_ERROR, "internal error; the server's log has the details")
+            await self._close(connection, CloseCode.INTERNAL_ERROR, "internal error; the server's log has the details")
         finally:
             del self._sessions[connection]
-            self._batcher.look_again()
+            self._batcher.sessions_changed()
             gone.cancel()
             _log.info("session %s ended", session.name)
 
@@ -241,7 +284,7 @@ class PolicyServer:
                 async with asyncio.timeout(self._settings.idle_s):
                     frame = await connection.recv()
             except TimeoutError:
-                await connection.close(CloseCode.GOING_AWAY, f"no request for {self._settings.idle_s:g} s")
+                await self._close(connection, CloseCode.GOING_AWAY, f"no request for {self._settings.idle_s:g} s")
                 return
             session.busy = True
             await self._send(connection, await session.answer(frame))
@@ -257,7 +300,15 @@ class PolicyServer:
             raise ClientDisconnected from None
 
     async def _hang_up(self, connection: ServerConnection) -> None:
-        await connection.close(CloseCode.GOING_AWAY, _GOING_DOWN)
+        await self._close(connection, CloseCode.GOING_AWAY, _GOING_DOWN)
+
+    async def _close(self, connection: ServerConnection, code: CloseCode, reason: str) -> None:
+        """Say good-bye, and cut off who does not listen."""
+        try:
+            async with asyncio.timeout(2 * _close_s(self._settings)):
+                await connection.close(code, reason)
+        except TimeoutError:
+            connection.transport.abort()
 
     def _metadata(self, session: Session) -> dict[str, Any]:
         limits = asdict(self._settings)
@@ -287,7 +338,7 @@ _log = logging.getLogger(__name__)
 
 
 def run_until_stopped(server: PolicyServer, started: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what has begun and return. A second signal ends the process.
+    """Serve until SIGTERM or SIGINT, then answer the requests under way and return. A second signal ends the process.
 
     Args:
         server: not started yet.
@@ -306,7 +357,7 @@ async def _run(server: PolicyServer, started: Callable[[str], None]) -> None:
         loop.add_signal_handler(number, stopped.set)
     started(server.url)
     await stopped.wait()
-    _log.info("finishing what has begun; the same signal again ends at once")
+    _log.info("finishing the requests under way; the same signal again ends at once")
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.remove_signal_handler(number)
     await server.stop()

@@ -1,32 +1,44 @@
-"""What the server remembers of one connection."""
+"""What the server keeps of one connection: its recent observations, its random stream, its request under way."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specpolicy.policies.observations import ObservationError, ObservationSpec
-from specpolicy.serving.batching import Batcher, Done, Engine, Job
-from specpolicy.serving.protocol import BadRequest, Request, RequestRefused, failure, parse_request, success
-from specpolicy.speculative.denoiser import DenoiserError
+from specpolicy.control.inference import EpisodeState, InferenceKind, InferenceRequest
+from specpolicy.policies.observations import HistoryWindow, ObservationSpec
+from specpolicy.serving.batching import Batcher, Done, Engine
+from specpolicy.serving.protocol import (
+    BadRequest,
+    DecodeLimits,
+    Request,
+    RequestRefused,
+    Unreadable,
+    brief,
+    failure,
+    parse_request,
+    success,
+)
 
-Step = Mapping[str, NDArray[Any]]
+Step: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 class StepCollector:
-    """The last ``spec.horizon`` observations.
+    """The last ``n_obs_steps`` observations of a session.
 
-    A robot sends either the present observation, with parts of shape ``(dim,)`` and images of bytes, which is added to
-    those before it (the first is repeated, as at the start of an episode), or all that the policy looks at, with parts
-    of shape ``(horizon, dim)`` or ``(horizon, ...)``, the present step last, which replaces them.
+    A robot sends either the present observation, vectors of shape ``(dim,)`` and images of bytes, which is appended
+    (the first is repeated, as at the start of an episode), or all steps that the policy observes, of shape
+    ``(n_obs_steps, dim)`` or ``(n_obs_steps, ...)``, the present one last, which replace the earlier ones.
+
+    Args:
+        spec: names, shapes and number of steps.
     """
 
     def __init__(self, spec: ObservationSpec) -> None:
@@ -37,11 +49,14 @@ class StepCollector:
         """Forget everything."""
         self._steps.clear()
 
-    def add(self, observation: Mapping[str, Any]) -> tuple[str, ...]:
-        """Remember an observation, if all of it is right.
+    def add(self, observation: Mapping[Any, Any]) -> tuple[str, ...]:
+        """Remember an observation, if all that the policy needs of it is right.
+
+        Args:
+            observation: named values. What the policy does not need may be anything.
 
         Returns:
-            The names in it that the policy does not use, sorted.
+            The names that the policy does not use, sorted.
 
         Raises:
             RequestRefused: a part is missing, has another shape or type, or is not finite as float32; nothing is
@@ -49,9 +64,8 @@ class StepCollector:
         """
         spec = self.spec
         if missing := [name for name in spec.keys if name not in observation]:
-            raise RequestRefused(
-                f"observation lacks {missing}; expected {self.expected()}; there are {sorted(observation)!r:.300}"
-            )
+            there = brief(sorted(map(str, observation)), 300)
+            raise RequestRefused(f"observation lacks {missing}; expected {self.expected()}; there are {there}")
         parts = {name: self._checked(name, observation[name]) for name in spec.keys}
         single = {part.shape == spec.shapes[name] for name, part in parts.items()}
         if len(single) > 1:
@@ -63,14 +77,18 @@ class StepCollector:
             present = [{name: part[step] for name, part in parts.items()} for step in range(spec.horizon)]
         missing_steps = spec.horizon - len(self._steps) - len(present)
         self._steps.extend(present[:1] * (missing_steps if not self._steps else 0) + present)
-        return tuple(sorted(set(observation) - set(spec.keys)))
+        return tuple(sorted(str(name) for name in observation if name not in spec.keys))
 
-    def stacked(self) -> dict[str, NDArray[Any]]:
-        """Each part over the remembered steps, shape ``(horizon, ...)``. There has been an observation."""
+    def window(self) -> HistoryWindow:
+        """Stack the remembered steps.
+
+        Returns:
+            Each part, shape ``(n_obs_steps, ...)``.
+        """
         return {name: np.stack([step[name] for step in self._steps]) for name in self.spec.keys}
 
     def expected(self) -> str:
-        """The shapes that :meth:`add` takes, for people."""
+        """Describe the shapes that :meth:`add` takes."""
         spec = self.spec
         parts = ", ".join(
             f"{name} {shape}{' of uint8' if name in spec.images else ''}" for name, shape in spec.shapes.items()
@@ -93,7 +111,9 @@ class StepCollector:
                     f"observation[{name!r}] has type {part.dtype}; expected uint8, an image's bytes from 0 to 255"
                 )
             return part.copy()  # what came is a view of the whole message
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        if part.dtype.kind not in "biuf":
+            raise RequestRefused(f"observation[{name!r}] has type {part.dtype}; expected numbers")
+        with np.errstate(over="ignore"):  # what float32 cannot represent becomes infinite, and is refused as such
             part = part.astype(np.float32)
         if not np.isfinite(part).all():
             raise RequestRefused(
@@ -103,6 +123,8 @@ class StepCollector:
 
 
 def _as_array(name: str, value: Any) -> NDArray[Any]:
+    if isinstance(value, Unreadable):
+        raise RequestRefused(f"observation[{name!r}]: {value.reason}; expected a numeric array or a list of numbers")
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, list) and all(_is_number(each) for row in value for each in _listed(row)):
@@ -110,7 +132,7 @@ def _as_array(name: str, value: Any) -> NDArray[Any]:
             return np.asarray(value, dtype=np.float64)
         except (ValueError, OverflowError) as error:  # rows of different lengths, integers without end
             raise RequestRefused(f"observation[{name!r}] is not an array: {error}") from error
-    raise RequestRefused(f"observation[{name!r}] is {value!r:.80}; expected a numeric array or a list of numbers")
+    raise RequestRefused(f"observation[{name!r}] is {brief(value)}; expected a numeric array or a list of numbers")
 
 
 def _listed(row: Any) -> list[Any]:
@@ -121,7 +143,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number)
 
 
-_log = logging.getLogger(__name__)
 _NAMED, _NAME_LENGTH = 8, 80
 
 
@@ -130,43 +151,45 @@ class ClientDisconnected(Exception):
 
 
 class PolicyFailed(Exception):
-    """A request in order could not be carried out; the text is for the client."""
-
-    @classmethod
-    def because(cls, error: Exception) -> PolicyFailed:
-        """What a client may know: our own words, and of anything else only its name."""
-        if isinstance(error, DenoiserError | ObservationError):
-            return cls(str(error))
-        _log.error("the policy failed", exc_info=error)
-        return cls(f"the policy failed with {type(error).__name__}; the server's log has the details")
+    """A correct request could not be carried out; the text is for the client."""
 
 
 class Session:
-    """One connection's observation history and random stream, and the request that is under way.
+    """One connection's observation history and random stream, and its request under way.
+
+    Args:
+        engine: samples.
+        batcher: runs it.
 
     Attributes:
-        name: for people and logs.
+        name: for logs and clients.
         seed: with which the random stream began.
-        busy: whether there is a request that has begun and has not been answered.
+        busy: whether a request has begun and has not been answered.
     """
 
     def __init__(self, engine: Engine, batcher: Batcher) -> None:
         self.name, self.seed = secrets.token_hex(4), secrets.randbits(63)
         self.busy = True
-        self._engine, self._batcher = engine, batcher
-        self._history, self._stream = StepCollector(engine.observations), engine.stream(self.seed)
+        self._batcher, self._limits = batcher, DecodeLimits.of(engine.observations)
+        self._history, self._state = StepCollector(engine.observations), EpisodeState.start(self.seed)
         self._pending: asyncio.Future[Done] | None = None
         self._gone = False
 
     async def answer(self, frame: bytes | str) -> bytes | str:
         """Carry out a request; its mistakes, and the policy's, become the reply.
 
+        Args:
+            frame: as it came.
+
+        Returns:
+            The reply's frame.
+
         Raises:
-            Gone: :meth:`leave` was called meanwhile.
+            ClientDisconnected: :meth:`leave` was called meanwhile.
         """
         arrived = time.perf_counter()
         try:
-            request = parse_request(frame)
+            request = parse_request(frame, self._limits)
         except BadRequest as error:
             return failure("refused", str(error), error.id, error.enveloped)
         try:
@@ -177,7 +200,7 @@ class Session:
             return failure("failed", str(error), request.id, request.enveloped)
 
     def leave(self) -> None:
-        """The client has gone: stop waiting, and take its job out of the queue."""
+        """Stop waiting, since the client has gone, and take its job out of the queue."""
         self._gone = True
         if self._pending is not None and not self._pending.done():
             self._pending.set_exception(ClientDisconnected())
@@ -186,15 +209,15 @@ class Session:
         if request.kind == "reset":
             self._history.clear()
             if request.seed is not None:
-                self.seed, self._stream = request.seed, self._engine.stream(request.seed)
+                self.seed, self._state = request.seed, EpisodeState.start(request.seed, request.repeat)
             return success(request, seed=self.seed)
         ignored = [name[:_NAME_LENGTH] for name in self._history.add(request.observation)[:_NAMED]]
         if request.kind == "observe":
             return success(request, ignored=ignored)
         done = await self._sampled()
-        answer = done.answer
-        if isinstance(answer, Exception):
-            raise PolicyFailed.because(answer) from answer
+        result = done.result
+        if result.error is not None:
+            raise PolicyFailed(result.error)
         timing = {
             "infer_ms": done.infer_ms,
             "queue_ms": done.queue_ms,
@@ -202,9 +225,9 @@ class Session:
         }
         return success(
             request,
-            actions=answer.actions,
-            passes=answer.passes,
-            acceptance=answer.acceptance,
+            actions=result.actions,
+            passes=result.passes,
+            acceptance=result.acceptance,
             batch=done.batch,
             ignored=ignored,
             server_timing=timing,
@@ -213,7 +236,8 @@ class Session:
     async def _sampled(self) -> Done:
         if self._gone:
             raise ClientDisconnected
-        self._pending = self._batcher.submit(Job(self._history.stacked(), self._stream))
+        request = InferenceRequest(InferenceKind.WHOLE, self._history.window())
+        self._pending = self._batcher.submit((self._state, request))
         try:
             return await self._pending
         finally:

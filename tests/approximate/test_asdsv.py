@@ -142,7 +142,7 @@ def test_a_chain_without_noise() -> None:
 
 def test_presets_and_lengths() -> None:
     slow, fast = asdsv_slow(process(), Network()), asdsv_fast(process(), Network())
-    assert slow.verifier == ThresholdVerifier(0.02) and not fast.verifier.looks and slow.stages == DraftSchedule()
+    assert slow.verifier == ThresholdVerifier(0.02) and not fast.verifier.compares and slow.schedule == DraftSchedule()
     lengths = DraftSchedule(alone=0.12, warm_up=0.2, short=3, long=9).lengths(50).tolist()
     assert lengths == [0] * 6 + [3] * 10 + [9] * 34
     assert DraftSchedule(alone=0.0).lengths(10).tolist()[0] == 0, "the target makes at least the first step"

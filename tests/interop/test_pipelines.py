@@ -1,8 +1,11 @@
-"""Stock pipelines without text: accelerated they have the same law, in fewer passes, and behave as before."""
+"""Stock pipelines without text: accelerated they keep distribution and behaviour, in fewer network evaluations."""
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,14 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
 )
 from scipy import stats
 
 from specpolicy import AdaptiveWindow, FrozenDrafter, RecyclingDrafter, ReflectionVerifier, accelerate
 from specpolicy.approximate.asdsv import ThresholdVerifier
+from specpolicy.interop.diffusers.accelerate import acceleration_of
 from specpolicy.interop.diffusers.families import (
     FAMILIES,
     Family,
@@ -31,6 +36,11 @@ from specpolicy.interop.diffusers.families import (
     read_chain,
 )
 from specpolicy.speculative.exactness import check_exactness
+
+
+class OwnEuler(EulerDiscreteScheduler):
+    """Somebody's own name for a scheduler of diffusers."""
+
 
 STEPS = 12
 CALLS: dict[str, dict[str, Any]] = {
@@ -94,7 +104,7 @@ def test_innovations_are_standard_normal(name: str, many: dict[str, Any], how: d
     assert check_exactness(chain_of(name, pipeline).process, fast.account).smallest > 1e-3
 
 
-def test_images_agree_in_law_with_the_stock_ones() -> None:
+def test_images_agree_in_distribution_with_the_stock_ones() -> None:
     pipeline = tiny.ddpm(size=2)
     stock = call("ddpm", pipeline, (1,), batch_size=300)
     with accelerate(pipeline, drafter=FrozenDrafter(), verifier=ReflectionVerifier(), window=4):
@@ -243,6 +253,12 @@ def test_the_scheduler_may_be_changed_on_the_way() -> None:
     [
         (EulerDiscreteScheduler(100), "EulerDiscreteScheduler is deterministic: there is no noise"),
         (DPMSolverMultistepScheduler(100), "deterministic.*DDPMScheduler.from_config"),
+        (
+            DPMSolverMultistepScheduler(100, algorithm_type="sde-dpmsolver++"),
+            "algorithm_type='sde-dpm.*draws noise",
+        ),
+        (FlowMatchEulerDiscreteScheduler(100), "integrates a flow-matching model.*trained with a DDPM noise schedule$"),
+        (OwnEuler(100), "OwnEuler is deterministic"),
         (KDPM2AncestralDiscreteScheduler(100), "not known to be"),
         (DDIMScheduler(100), "takes no eta"),
         (EulerAncestralDiscreteScheduler(100), "does not scale its latents"),
@@ -300,3 +316,50 @@ def test_guidance_of_another_kind_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(FAMILIES, "DiTPipeline", wrong)
     with accelerate(pipeline), pytest.raises(RuntimeError, match="another prediction"):
         call("dit", pipeline, guidance_scale=9.0)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_pickled_pipeline_is_accelerated_like_the_first(name: str) -> None:
+    pipeline = getattr(tiny, name)()
+    with accelerate(pipeline, FrozenDrafter(), ReflectionVerifier(), 3) as fast:
+        images = call(name, pipeline)
+        for other in (pickle.loads(pickle.dumps(pipeline)), copy.deepcopy(pipeline)):
+            theirs = acceleration_of(other)
+            assert theirs is not None and theirs is not fast and theirs.pipeline is other and theirs.exact
+            assert torch.equal(call(name, other), images)
+            assert torch.equal(theirs.account.passes, fast.account.passes)
+            theirs.restore()
+            assert type(other) is fast._stock and acceleration_of(other) is None
+        assert torch.equal(call(name, pipeline), images), "the first is as it was"
+    assert type(pickle.loads(pickle.dumps(pipeline))) is type(pipeline)
+
+
+def test_the_handle_is_pickled_with_its_pipeline() -> None:
+    fast = accelerate(tiny.ddpm())
+    other = pickle.loads(pickle.dumps(fast))
+    assert other.pipeline is not fast.pipeline and acceleration_of(other.pipeline) is other
+
+
+def test_a_pipeline_and_its_network_in_several_threads() -> None:
+    """The accelerated pipeline, and a stock one of the same network, at once: images are those of either alone."""
+    pipeline = tiny.ddpm()
+    stock = DDPMPipeline(pipeline.unet, DDPMScheduler.from_config(pipeline.scheduler.config))
+    stock.set_progress_bar_config(disable=True)
+    expected = {seed: call("ddpm", stock, (seed,), batch_size=1) for seed in range(4)}
+    with accelerate(pipeline) as fast:
+        alone = {seed: call("ddpm", pipeline, (seed,), batch_size=1) for seed in range(4)}
+        passes = {}
+
+        def sample(seed: int) -> torch.Tensor:
+            images = call("ddpm", pipeline, (seed,), batch_size=1)
+            assert fast.account is not None
+            passes[seed] = int(fast.account.passes[0])
+            return images
+
+        with ThreadPoolExecutor(4) as pool:
+            ours = [pool.submit(sample, seed) for seed in range(4)]
+            theirs = [pool.submit(call, "ddpm", stock, (seed,), batch_size=1) for seed in range(4)]
+            assert all(torch.equal(each.result(60), alone[seed]) for seed, each in enumerate(ours))
+            assert all(torch.equal(each.result(60), expected[seed]) for seed, each in enumerate(theirs))
+        assert set(passes) == set(range(4)) and max(passes.values()) <= STEPS + 1
+    assert "forward" not in vars(pipeline.unet) and "step" not in vars(pipeline.scheduler)

@@ -45,7 +45,7 @@ seen["mistake"] = failure(policy.infer, {"pose": np.zeros(2), "grip": np.zeros(1
 seen["unsendable"] = failure(policy.infer, {"pose": np.array([None])})
 seen["breaks"] = failure(policy.infer, observation(-13.0))
 seen["with more"] = plain(policy.infer(dict(observation(2.0), prompt="lift", state=np.zeros((2, 2), np.uint8))))
-broker = ActionChunkBroker(policy, horizon=3)
+broker = ActionChunkBroker(policy, action_horizon=3)
 seen["broker"] = [plain(broker.infer(observation(5.0)))["actions"] for _ in range(4)]
 policy.reset()
 print(json.dumps(seen))

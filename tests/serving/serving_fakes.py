@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from specpolicy.control.inference import EpisodeState, InferenceKind, InferenceRequest, InferenceResult
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.observations import ObservationSpec
 from specpolicy.serving.auth import Token
-from specpolicy.serving.batching import Answer, Engine, Job
+from specpolicy.serving.batching import Engine, Job, error_for_client
 from specpolicy.serving.server import PolicyServer, ServerSettings
 
 SPEC = ObservationSpec({"pose": 3, "grip": 1}, horizon=2)
@@ -54,20 +55,30 @@ class EchoEngine:
     def describe(self) -> dict[str, Any]:
         return {"task": "echo", "observations": dict(SPEC.keys), "exact": False}
 
-    def stream(self, seed: int) -> np.random.Generator:
-        return np.random.default_rng(seed)
-
-    def run(self, jobs: Sequence[Job]) -> list[Answer | Exception]:
+    def run(self, jobs: Sequence[Job]) -> list[InferenceResult]:
         self.batches.append(len(jobs))
         self.entered.set()
         self.gate.wait()
         time.sleep(self.seconds)
         return [self.answer(job) for job in jobs]
 
-    def answer(self, job: Job) -> Answer | Exception:
-        if job.observation["grip"][-1] == BREAKING:
-            return ZeroDivisionError("secret detail")
-        return Answer(np.vstack([job.observation["pose"], job.stream.random((1, 3), np.float32)]), 5, 0.75)
+    def answer(self, job: Job) -> InferenceResult:
+        state, request = job
+        if request.window["grip"][-1] == BREAKING:
+            return InferenceResult(error=error_for_client(ZeroDivisionError("secret detail")))
+        drawn = torch.rand((1, 3), generator=state.generator).numpy()
+        return InferenceResult(np.vstack([request.window["pose"], drawn]), 5, 5, 0.75)
+
+
+def numbers(seed: int, count: int, repeat: int = 0) -> list[list[float]]:
+    """What :class:`EchoEngine` draws from a stream, answer by answer."""
+    generator = EpisodeState.start(seed, repeat).generator
+    return [torch.rand((1, 3), generator=generator)[0].tolist() for _ in range(count)]
+
+
+def whole(window: dict[str, NDArray[Any]], seed: int) -> Job:
+    """A session's request for a chunk, at the beginning of its stream."""
+    return EpisodeState.start(seed), InferenceRequest(InferenceKind.WHOLE, window)
 
 
 @dataclass

@@ -39,12 +39,12 @@ TOKEN = Token(SECRET, "test")
     ],
 )
 def test_only_the_token_is_admitted(headers: list[str]) -> None:
-    assert not TOKEN.admits(headers)
+    assert not TOKEN.verify(headers)
 
 
 @pytest.mark.parametrize("scheme", ["Api-Key", "api-key", "Bearer", " Bearer "])
 def test_the_token_is_admitted(scheme: str) -> None:
-    assert TOKEN.admits([f"{scheme} {SECRET} "])
+    assert TOKEN.verify([f"{scheme} {SECRET} "])
 
 
 def test_the_secret_is_not_kept() -> None:
@@ -61,17 +61,17 @@ def test_comparison_looks_at_all_of_a_digest(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("specpolicy.serving.auth.hmac.compare_digest", compare)
     for header in (f"Api-Key {SECRET}", "Api-Key x", "Nonsense"):
-        TOKEN.admits([header])
+        TOKEN.verify([header])
     assert compared == [(32, 32)] * 3
 
 
 def test_tokens_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
     assert find_token(None, {}) is None
     found = find_token(None, {TOKEN_VARIABLE: SECRET + "\n"})
-    assert found is not None and found.admits([f"Bearer {SECRET}"])
+    assert found is not None and found.verify([f"Bearer {SECRET}"])
     (tmp_path / "token").write_text("another-" + SECRET + "\n")
     found = find_token(tmp_path / "token", {TOKEN_VARIABLE: SECRET})
-    assert found is not None and found.admits([f"Bearer another-{SECRET}"]) and not found.admits([f"Bearer {SECRET}"])
+    assert found is not None and found.verify([f"Bearer another-{SECRET}"]) and not found.verify([f"Bearer {SECRET}"])
     for wrong in ("", "short", "has spaces in it, though long", "ümläut" * 5):
         with pytest.raises(SettingsError, match=rf"the environment variable {TOKEN_VARIABLE} must have at least 16"):
             find_token(None, {TOKEN_VARIABLE: wrong})
@@ -129,7 +129,9 @@ def test_a_round_trip_under_tls(tmp_path: Path) -> None:
         with Client(server.url, token=SECRET, ca_file=certificate) as client:
             reply = client.infer(observation(4))
             assert reply.actions[1, 0] == 4
-            assert client._link is not None and client._link._connection.socket.version() in ("TLSv1.2", "TLSv1.3")  # type: ignore[attr-defined]
+            assert client._connection is not None
+            version = client._connection._connection.socket.version()  # type: ignore[attr-defined]
+            assert version in ("TLSv1.2", "TLSv1.3")
         with pytest.raises(ProtocolError, match=r"is not trusted.*ca_file"):
             Client(server.url, token=SECRET, connect_s=60).infer(observation())
         with pytest.raises(ServerUnavailable, match="wss://"):

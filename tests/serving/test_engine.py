@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from serving_fakes import SPEC, tiny_policy
+from serving_fakes import SPEC, tiny_policy, whole
 
-from specpolicy import BlockVerifier, DenoiserError, FreeDrafter
+from specpolicy import BlockVerifier, FreeDrafter
 from specpolicy import samplers as factories
+from specpolicy.control.inference import EpisodeState, InferenceResult, PolicyRunner, episode_generator
 from specpolicy.policies.diffusion_policy import DiffusionPolicy, Sampler
-from specpolicy.serving.batching import Answer, BatchedPolicy, Job
+from specpolicy.serving.batching import BatchedPolicy, Job
 
 
 @pytest.fixture(scope="module")
@@ -29,60 +29,70 @@ def engine(request: pytest.FixtureRequest, policy: DiffusionPolicy) -> BatchedPo
     return BatchedPolicy(policy, samplers[request.param])
 
 
-def job(engine: BatchedPolicy, seed: int, scale: float = 1.0) -> Job:
+def job(seed: int, scale: float = 1.0) -> Job:
     numbers = np.random.default_rng(seed)
-    observation = {
+    window = {
         name: scale * numbers.standard_normal((SPEC.horizon, dim)).astype(np.float32) for name, dim in SPEC.keys.items()
     }
-    return Job(observation, engine.stream(seed))
+    return whole(window, seed)
 
 
-def answers(engine: BatchedPolicy, seeds: list[int]) -> list[Answer]:
-    found = engine.run([job(engine, seed) for seed in seeds])
-    assert all(isinstance(answer, Answer) for answer in found), found
-    return [answer for answer in found if isinstance(answer, Answer)]
+def results(engine: BatchedPolicy, seeds: list[int]) -> list[InferenceResult]:
+    found = engine.run([job(seed) for seed in seeds])
+    assert all(result.error is None for result in found), found
+    return found
 
 
 def test_an_answer_is_what_the_policy_itself_says(engine: BatchedPolicy) -> None:
-    [answer] = answers(engine, [3])
-    observation = {name: part[None] for name, part in job(engine, 3).observation.items()}
-    chunk = engine.policy.predict_action(observation, engine.sampler, [torch.Generator().manual_seed(3)])
-    np.testing.assert_array_equal(answer.actions, chunk.actions[0])
-    assert answer.actions.shape == (4, 3) and answer.passes == int(chunk.result.passes[0])
-    if answer.acceptance is None:
+    [result] = results(engine, [3])
+    observation = {name: part[None] for name, part in job(3)[1].window.items()}
+    chunk = engine.policy.predict_action(observation, engine.sampler, [episode_generator(3)])
+    assert result.actions is not None and result.actions.dtype == np.float32
+    np.testing.assert_array_equal(result.actions, chunk.actions[0])
+    assert result.actions.shape == (4, 3) and result.passes == int(chunk.result.passes[0])
+    if result.acceptance is None:
         assert np.isnan(chunk.result.acceptance)
     else:
-        assert answer.acceptance == pytest.approx(chunk.result.acceptance)
+        assert result.acceptance == pytest.approx(chunk.result.acceptance)
+
+
+def test_a_seed_means_the_same_episode_as_in_a_control_loop(engine: BatchedPolicy) -> None:
+    runner = PolicyRunner(engine.policy, engine.sampler)
+    runner.reset(7, 2)
+    state = EpisodeState.start(7, 2)
+    for step in range(3):
+        request = job(step)[1]
+        [ours], theirs = engine.run([(state, request)]), runner.infer(request)
+        assert ours.actions is not None and theirs.actions is not None
+        np.testing.assert_array_equal(ours.actions, theirs.actions[:4])
 
 
 def test_answers_do_not_depend_on_the_batch(engine: BatchedPolicy) -> None:
     seeds = list(range(7))
-    alone = [answers(engine, [seed])[0] for seed in seeds]
-    for company in (seeds, seeds[::-1], seeds[2:5]):
-        for seed, answer in zip(company, answers(engine, company), strict=True):
-            assert (answer.passes, answer.acceptance) == (alone[seed].passes, alone[seed].acceptance)
+    alone = [results(engine, [seed])[0] for seed in seeds]
+    for batch in (seeds, seeds[::-1], seeds[2:5]):
+        for seed, result in zip(batch, results(engine, batch), strict=True):
+            assert (result.passes, result.acceptance) == (alone[seed].passes, alone[seed].acceptance)
             # only the rounding of batched matrix products may differ
-            np.testing.assert_allclose(answer.actions, alone[seed].actions, atol=1e-5)
+            np.testing.assert_allclose(result.actions, alone[seed].actions, atol=1e-5)
 
 
 def test_a_stream_goes_on_from_answer_to_answer(engine: BatchedPolicy) -> None:
-    same = job(engine, 1)
+    same = job(1)
     [first], [second] = engine.run([same]), engine.run([same])
-    assert isinstance(first, Answer) and isinstance(second, Answer)
+    assert first.actions is not None and second.actions is not None
     assert not np.allclose(first.actions, second.actions)
 
 
 def test_one_job_that_fails_fails_alone(engine: BatchedPolicy) -> None:
     """Finite, but so large that the network overflows."""
-    good, bad, other = job(engine, 1), job(engine, 2, scale=1e38), job(engine, 3)
-    first, failed, second = engine.run([good, bad, other])
-    assert isinstance(failed, DenoiserError)
-    for seed, answer in ((1, first), (3, second)):
-        assert isinstance(answer, Answer)
-        np.testing.assert_array_equal(answer.actions, answers(engine, [seed])[0].actions)
+    first, failed, second = engine.run([job(1), job(2, scale=1e38), job(3)])
+    assert failed.error is not None and "denoiser returned NaN or infinity" in failed.error
+    for seed, result in ((1, first), (3, second)):
+        np.testing.assert_array_equal(result.actions, results(engine, [seed])[0].actions)
 
 
-def test_the_description_says_whether_the_law_is_kept(engine: BatchedPolicy) -> None:
+def test_the_description_says_whether_the_sampler_is_exact(engine: BatchedPolicy) -> None:
     described = engine.describe()
     assert described["exact"] == ("DDIM" not in described["sampler"])
     assert described["observations"] == SPEC.keys and described["n_action_steps"] == 4

@@ -14,7 +14,7 @@ from specpolicy.serving.session import StepCollector
 
 
 def poses(history: StepCollector) -> list[float]:
-    return [float(step[0]) for step in history.stacked()["pose"]]
+    return [float(step[0]) for step in history.window()["pose"]]
 
 
 def test_single_steps_are_remembered_as_far_as_the_policy_looks() -> None:
@@ -24,7 +24,7 @@ def test_single_steps_are_remembered_as_far_as_the_policy_looks() -> None:
     history.add(observation(2))
     history.add(observation(3))
     assert poses(history) == [2, 3]
-    assert {name: part.shape for name, part in history.stacked().items()} == {"pose": (2, 3), "grip": (2, 1)}
+    assert {name: part.shape for name, part in history.window().items()} == {"pose": (2, 3), "grip": (2, 1)}
     history.clear()
     history.add(observation(4))
     assert poses(history) == [4, 4]
@@ -52,7 +52,7 @@ def test_lists_and_any_numeric_dtype_will_do() -> None:
         "at",
         "prompt",
     )
-    stacked = history.stacked()
+    stacked = history.window()
     assert stacked["pose"][1].tolist() == [1, 2.5, 1] and stacked["grip"].dtype == np.float32
 
 

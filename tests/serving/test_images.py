@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from serving_fakes import whole
 
 from specpolicy import FreeDrafter, ReverseProcess, SpeculativeSampler
+from specpolicy.control.inference import episode_generator
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.observations import ObservationSpec
-from specpolicy.serving.batching import Answer, BatchedPolicy, Job
+from specpolicy.serving.batching import BatchedPolicy
 from specpolicy.serving.protocol import RequestRefused, pack, unpack
 from specpolicy.serving.session import StepCollector
 
@@ -44,11 +46,11 @@ def test_images_stay_bytes_and_are_remembered() -> None:
     assert len(frame) < image(7).nbytes + 200
     history.add(unpack(frame))
     history.add({"front": image(8), "eef": np.zeros(2)})
-    stacked = history.stacked()
+    stacked = history.window()
     assert stacked["front"].dtype == np.uint8 and stacked["front"].shape == (2, *SHAPE)
     assert stacked["front"][:, 0, 0, 0].tolist() == [7, 8]
     history.add({"front": np.stack([image(1), image(2)]), "eef": np.zeros((2, 2))})
-    assert history.stacked()["front"][:, 0, 0, 0].tolist() == [1, 2]
+    assert history.window()["front"][:, 0, 0, 0].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -81,8 +83,8 @@ def test_a_server_says_what_it_looks_at_and_answers() -> None:
     engine.warm_up([1, 2])
     history = StepCollector(engine.observations)
     history.add({"front": image(9), "eef": [0.5, 0.5]})
-    alone = engine.run([Job(history.stacked(), engine.stream(3))])[0]
-    seen = {name: part[None] for name, part in history.stacked().items()}
-    expected = made.predict_action(seen, engine.sampler, [torch.Generator().manual_seed(3)]).actions[0]
-    assert isinstance(alone, Answer)
+    alone = engine.run([whole(history.window(), 3)])[0]
+    seen = {name: part[None] for name, part in history.window().items()}
+    expected = made.predict_action(seen, engine.sampler, [episode_generator(3)]).actions[0]
+    assert alone.error is None
     np.testing.assert_allclose(alone.actions, expected, rtol=1e-4, atol=1e-5)

@@ -103,10 +103,10 @@ def test_a_server_that_is_told_to_stop_answers_what_has_begun(starter: Starter, 
 
 def test_who_is_connected_is_told_why_it_ends() -> None:
     with running(EchoEngine()) as server, Client(server.url) as client:
-        assert client._link is not None
+        assert client._connection is not None
         server.stop()
         with pytest.raises(ConnectionLost, match=r"the server is shutting down \(status 1001\)"):
-            client._link.ask({"__request__": "reset", "id": 1}, 20)
+            client._connection.ask({"__request__": "reset", "id": 1}, 20)
 
 
 def test_no_new_connections_while_the_last_requests_are_answered() -> None:

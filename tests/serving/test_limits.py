@@ -9,9 +9,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 
+import msgpack
 import numpy as np
 import pytest
 from serving_fakes import EchoEngine, Running, eventually, observation, running
@@ -19,7 +20,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from specpolicy.serving.batching import Answer, Job
+from specpolicy.control.inference import InferenceResult
+from specpolicy.serving.batching import Job
 from specpolicy.serving.client import Client
 from specpolicy.serving.protocol import RequestTooLarge, ServerUnavailable, SettingsError, pack
 from specpolicy.serving.server import ServerSettings
@@ -115,7 +117,7 @@ def test_a_connection_that_asks_nothing_is_closed_and_comes_back_when_it_does() 
     with running(EchoEngine(), idle_s=0.2) as server, Client(server.url) as client:
         first = client.infer(observation(1)).session
         assert eventually(lambda: sessions(server) == 0)
-        assert eventually(lambda: client._link is not None and not client._link.open)
+        assert eventually(lambda: client._connection is not None and not client._connection.open)
         assert client.infer(observation(2)).session != first
 
 
@@ -164,11 +166,10 @@ def test_a_message_that_comes_too_slowly_is_not_waited_for(drip: Callable[[bytes
 class LongWinded(EchoEngine):
     """Its replies are so long that a few of them fill the system's buffers."""
 
-    def answer(self, job: Job) -> Answer | Exception:
+    def answer(self, job: Job) -> InferenceResult:
         answer = super().answer(job)
-        return (
-            replace(answer, actions=np.resize(answer.actions, (100_000, 3))) if isinstance(answer, Answer) else answer
-        )
+        assert answer.actions is not None
+        return replace(answer, actions=np.resize(answer.actions, (100_000, 3)))
 
 
 def test_a_client_that_takes_no_replies_is_dropped_and_delays_nobody() -> None:
@@ -182,6 +183,72 @@ def test_a_client_that_takes_no_replies_is_dropped_and_delays_nobody() -> None:
             answered += 1
         assert sessions(server) == 0 and answered >= 2
         assert len(engine.batches) < 40 + answered, "it stopped working for the one who does not listen"
+
+
+PING = struct.pack(">BBI", 0x89, 0x80 | 125, 0) + bytes(125)
+
+
+def ping_without_reading(server: Running, wire: socket.socket, most_bytes: int, until_paused: bool = False) -> int:
+    """Send pings until the server hangs up, enough was sent, or its write buffer is full; returns the bytes sent."""
+    wire.settimeout(5.0)
+    port, sent = wire.getsockname()[1], 0
+    with suppress(OSError):
+        while sent < most_bytes:
+            wire.sendall(PING * 500)
+            sent += 500 * len(PING)
+            if until_paused and any(
+                each.paused for each in list(server.server._sessions) if each.remote_address[1] == port
+            ):
+                break
+    return sent
+
+
+def test_pings_without_reading_are_cut_off() -> None:
+    """Each is answered by a pong that waits in the server's memory."""
+    with running(EchoEngine(), ping_s=60.0, send_s=60.0) as server, bare(server) as wire:
+        assert eventually(lambda: sessions(server) == 1)
+        sent = ping_without_reading(server, wire, 64 * 2**20)
+        assert sent < 48 * 2**20, "what the system's buffers and the server's limit take, and no more"
+        assert eventually(lambda: sessions(server) == 0)
+        assert serves_others(server)
+
+
+def test_silent_clients_with_full_buffers_give_their_places_back() -> None:
+    """They fill the server's write buffer and go silent: its own pings and closes would wait without a limit."""
+    with running(EchoEngine(), max_connections=3, ping_s=60.0, send_s=0.5) as server, ExitStack() as stack:
+        for wire in [stack.enter_context(bare(server)) for _ in range(3)]:
+            ping_without_reading(server, wire, 64 * 2**20, until_paused=True)
+        assert eventually(lambda: sessions(server) == 0)
+        assert serves_others(server)
+
+
+def test_a_silent_client_with_a_full_buffer_does_not_keep_the_server_from_stopping() -> None:
+    with running(EchoEngine(), ping_s=60.0, send_s=30.0, grace_s=1.0) as server, bare(server) as wire:
+        assert eventually(lambda: sessions(server) == 1)
+        ping_without_reading(server, wire, 64 * 2**20, until_paused=True)
+        start = time.perf_counter()
+        server.stop()
+        assert time.perf_counter() - start < 20
+
+
+def test_messages_of_empty_maps_do_not_delay_others() -> None:
+    hostile = masked_long(msgpack.packb([[{}] * 4000] * 200))
+    with running(EchoEngine()) as server, Client(server.url) as client, bare(server) as wire:
+        client.infer(observation(1))
+        wire.sendall(hostile * 5)
+        slowest = max(timed(lambda: client.infer(observation(1))) for _ in range(10))
+        assert b"values; send vectors" in wire.recv(4096)
+        assert slowest < 2.0
+
+
+def masked_long(payload: bytes) -> bytes:
+    return struct.pack(">BBQI", 0x82, 0x80 | 127, len(payload), 0) + payload
+
+
+def timed(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def test_a_web_page_may_not_connect() -> None:

@@ -8,10 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from openpi_environment import openpi_python
-from serving_fakes import SECRET, EchoEngine, running
+from serving_fakes import SECRET, EchoEngine, numbers, running
 
 from specpolicy.serving.auth import Token
 
@@ -29,11 +28,6 @@ def seen() -> dict[str, Any]:
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-def numbers(seed: int, count: int) -> list[list[float]]:
-    stream = np.random.default_rng(seed)
-    return [stream.random((1, 3), np.float32)[0].tolist() for _ in range(count)]
 
 
 def test_it_has_the_older_numpy(seen: dict[str, Any]) -> None:

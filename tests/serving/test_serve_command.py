@@ -19,7 +19,7 @@ from serving_fakes import SECRET, SPEC, observation, tiny_policy
 from specpolicy import samplers
 from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.serving.auth import TOKEN_VARIABLE
-from specpolicy.serving.batching import BatchedPolicy, Job
+from specpolicy.serving.batching import BatchedPolicy
 from specpolicy.serving.client import Client
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    tiny_policy().save(tmp_path / "checkpoint")
+    tiny_policy().save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
 
@@ -92,14 +92,14 @@ def test_from_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     policy = tiny_policy()
     engine = BatchedPolicy(policy, samplers.ddim(policy.scheduler, 2))
     history = {name: np.full((SPEC.horizon, dim), 0.3, np.float32) for name, dim in SPEC.keys.items()}
-    [expected] = engine.run([Job(history, engine.stream(2))])
-    np.testing.assert_array_equal(seen["actions"], expected.actions)  # type: ignore[union-attr]
+    [expected] = engine.run([whole(history, 2)])
+    np.testing.assert_array_equal(seen["actions"], expected.actions)
 
 
 def test_the_command_is_listed_and_described(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "serve: answer robots over a websocket" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "serve answer robots over a websocket" in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
 def test_the_example_runs(checkpoint: Path) -> None:

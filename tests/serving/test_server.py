@@ -12,20 +12,14 @@ import numpy as np
 import pytest
 from hostile_frames import hostile_frames
 from hypothesis import HealthCheck, given, settings
-from serving_fakes import BREAKING, SPEC, EchoEngine, eventually, observation, running, tiny_policy
+from serving_fakes import BREAKING, SPEC, EchoEngine, eventually, numbers, observation, running, tiny_policy, whole
 from websockets.sync.client import connect
 
 import specpolicy
 from specpolicy import samplers
-from specpolicy.serving.batching import BatchedPolicy, Job
+from specpolicy.serving.batching import BatchedPolicy
 from specpolicy.serving.client import Client, Reply
 from specpolicy.serving.protocol import RequestRefused, ServerFailed, pack, unpack
-
-
-def numbers(seed: int, count: int) -> list[list[float]]:
-    """What the echo engine draws from a stream."""
-    stream = np.random.default_rng(seed)
-    return [stream.random((1, 3), np.float32)[0].tolist() for _ in range(count)]
 
 
 def test_a_policy_answers_as_it_would_at_home() -> None:
@@ -39,8 +33,8 @@ def test_a_policy_answers_as_it_would_at_home() -> None:
         client.observe(history[0])
         reply = client.infer(history[1])
     stacked = {name: np.stack([step[name] for step in history]) for name in SPEC.keys}
-    [expected] = engine.run([Job(stacked, engine.stream(11))])
-    np.testing.assert_array_equal(reply.actions, expected.actions)  # type: ignore[union-attr]
+    [expected] = engine.run([whole(stacked, 11)])
+    np.testing.assert_array_equal(reply.actions, expected.actions)
     assert reply.actions.dtype == np.float32 and (reply.passes, reply.acceptance, reply.batch) == (4, None, 1)
 
 
@@ -56,6 +50,8 @@ def test_a_session_remembers_observations_and_its_stream_until_it_is_reset() -> 
         assert third.actions[2].tolist() == numbers(told, 3)[2], "the stream goes on"
         client.reset(seed=5)
         again = [client.infer(observation(4)) for _ in range(2)]
+        client.reset(seed=np.int64(5), repeat=np.int32(2))
+        assert client.infer(observation(4)).actions[2].tolist() == numbers(5, 1, repeat=2)[0]
         assert [reply.actions[2].tolist() for reply in again] == numbers(5, 2)
         assert (first.acceptance, first.passes, first.ignored) == (0.75, 5, ())
 
@@ -90,16 +86,18 @@ def test_mistakes_are_answered_with_what_was_expected_and_the_connection_stays()
     ("frame", "says"),
     [
         ("text", "a text frame came"),
-        (b"", "not a msgpack message"),
+        (b"", "it is incomplete"),
         (b"\xc1", "not a msgpack message"),
         (pack({})[:0] + b"\x93\x01\x02\x03", "the request is a list; expected a map"),
-        (b"\x81\x01\x02", "not a msgpack message"),
-        (b"\x81\xc4\x01x\x02", "expected a map of names to arrays"),
+        (b"\x81\x01\x02", "observation lacks"),
+        (pack({"__request__": "infer", "observation": [1]}), "expected a map of names to arrays"),
         (pack({"__request__": "fly"}), "known: infer, observe, reset"),
         (pack({"__request__": "infer", "id": -1}), "expected a number from 0 on"),
         (pack({"__request__": "infer"}), "the observation is None"),
         (pack({"__request__": "reset", "id": 1, "sed": 3}), r"unknown fields \['sed'\]"),
         (pack({"__request__": "reset", "seed": 2**63}), "expected a whole number from 0 to"),
+        (pack({"__request__": "reset", "seed": 1, "repeat": -1}), "repeat=-1; expected a whole number from 0 to"),
+        (pack({"__request__": "reset", "repeat": 1}), "repeat=1 without a seed"),
         (pack({}), "observation lacks"),
     ],
 )
@@ -145,7 +143,7 @@ def test_timings_add_up() -> None:
     assert timing.network_ms == pytest.approx(timing.round_trip_ms - timing.server_ms)
 
 
-def test_robots_share_passes_and_get_the_same_answers_as_alone() -> None:
+def test_robots_share_a_batch_and_get_the_same_answers_as_alone() -> None:
     engine = EchoEngine()
     with running(engine, max_wait_ms=60_000.0) as server:
         clients = [Client(server.url, timeout_s=60) for _ in range(3)]
@@ -161,7 +159,7 @@ def test_robots_share_passes_and_get_the_same_answers_as_alone() -> None:
 
 
 def test_who_leaves_keeps_nobody_waiting() -> None:
-    """Two sessions are company for one another; when one hangs up, the other's batch is complete."""
+    """Two sessions wait for one another; when one hangs up, the other's batch is complete."""
     with running(EchoEngine(), max_wait_ms=60_000.0) as server, Client(server.url, timeout_s=60) as stays:
         leaves = Client(server.url)
         assert leaves.metadata and stays.metadata

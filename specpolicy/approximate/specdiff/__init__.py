@@ -1,7 +1,7 @@
 """Token caching for transformer denoisers, after SpecDiff (Pan et al. 2025). *Not exact.*
 
-Neighbouring steps of a chain find similar features. So only the most important tokens of each pass are computed; the
-others come from the cache, copied or extrapolated. The samples are near those of the whole network, and of another
+Neighbouring steps of a chain have similar features, so each evaluation computes only the most important tokens; the
+others come from the cache, copied or extrapolated. The samples are close to those of the whole network, but of another
 distribution: everything here says ``exact = False``. Exact samplers are in :mod:`specpolicy.speculative`.
 """
 

@@ -21,10 +21,10 @@ class CacheSettings:
     """Settings of token caching. Nothing but ``ratio=0`` leaves samples as they are.
 
     Attributes:
-        ratio: share of the tokens that a pass takes from the cache, 0 to 1; at least one token is always computed.
+        ratio: share of the tokens that an evaluation takes from the cache, 0 to 1; at least one is always computed.
         copied: share of the importance, 0 to 1, that the least important tokens hold together whose features are
             copied; other cached ones are extrapolated. 0 extrapolates all of them, 1 copies them all. Published: 0.1.
-        speculative: evaluations ahead of the chain to see which tokens will be looked at later. 0 goes without.
+        speculative: evaluations ahead of the chain to see which tokens will be attended to later. 0 goes without.
             Published: 2.
 
     Raises:
@@ -44,7 +44,14 @@ class CacheSettings:
             raise ValueError(f"speculative={self.speculative}; evaluations ahead of the chain are 0 or more")
 
     def computed(self, tokens: int) -> int:
-        """How many of so many tokens a pass computes."""
+        """Count the tokens that an evaluation computes.
+
+        Args:
+            tokens: of the network.
+
+        Returns:
+            At least 1.
+        """
         return max(1, tokens - int(self.ratio * tokens + 1e-9))
 
 

@@ -34,7 +34,7 @@ from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler
 
 @dataclass(frozen=True)
 class CachedResult(SampleResult):
-    """As :class:`SampleResult`. ``passes`` and ``evaluations`` contain the speculative ones.
+    """As :class:`SampleResult`; NFE and rows contain the speculative ones.
 
     Attributes:
         work: evaluations of each chain, each weighted by the share of the tokens that it computed, shape ``(B,)``.
@@ -48,10 +48,10 @@ Ask: TypeAlias = Callable[[Tensor, float], Tensor]
 
 
 class CachedChain:
-    """Evaluations of one batch of chains at the same times; the network's layers read :attr:`tokens`.
+    """Network evaluations of one batch of chains at the same time; the network's layers answer to :attr:`tokens`.
 
-    The first pass computes all tokens; its answer is what the speculative steps follow. Later ones compute as many as
-    the settings say.
+    The first evaluation computes all tokens; its answer is what the speculative steps follow. Later ones compute as
+    many as the settings say.
 
     Args:
         settings: how much to compute. course: how to look ahead; may be None without speculative steps.
@@ -59,7 +59,7 @@ class CachedChain:
     Attributes:
         tokens: the cache of the chain that goes on.
         passes: network evaluations so far, speculative ones included.
-        work: the same in whole passes: a pass that computes half of the tokens counts as half.
+        work: the same in whole evaluations: one that computes half of the tokens counts as half.
     """
 
     def __init__(self, settings: CacheSettings, course: DenoisingTrajectory | None) -> None:
@@ -203,7 +203,7 @@ def specdiff(
     speculative: int = 2,
     eta: float | None = None,
 ) -> CachedSampler:
-    """A chain whose evaluations take part of the action tokens from a cache, after SpecDiff. Approximate.
+    """Make a chain whose evaluations take part of the action tokens from a cache, after SpecDiff. Approximate.
 
     Args:
         policy: with a transformer network; or the scheduler of a pipeline with one.

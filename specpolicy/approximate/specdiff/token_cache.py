@@ -23,7 +23,7 @@ def attend(
 ) -> tuple[Float[Tensor, "b heads asking width"], Float[Tensor, "b asked"]]:
     """Scaled dot-product attention, and the attention on each key, summed over heads and queries.
 
-    All scores are in memory at once, as fused attention does not: ``b · heads · asking · asked`` numbers.
+    The scores are in memory at once, as fused attention does not: ``b · heads · asking · asked`` numbers.
 
     Args:
         query, key, value: as for ``torch.nn.functional.scaled_dot_product_attention``.
@@ -32,7 +32,7 @@ def attend(
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
-    # in float32 at least; a sum of thousands of bfloat16 numbers is too inaccurate
+    # in float32 at least; a sum of thousands of bfloat16 numbers has no digits left
     share = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     return share.to(value.dtype) @ value, share.sum((1, 2))
 

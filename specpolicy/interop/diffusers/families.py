@@ -93,7 +93,7 @@ class Family:
         """Channels of a prediction: those of the state.
 
         Raises:
-            PipelineRefused: the network answers with others.
+            UnsupportedPipeline: the network answers with others.
         """
         of_state, of_output = network.config.in_channels, network.config.out_channels
         if of_output == of_state or (self.drops_variance and of_output == 2 * of_state):
@@ -120,7 +120,7 @@ def family_of(pipeline: Any) -> Family:
     """The family of a pipeline.
 
     Raises:
-        PipelineRefused: its denoising loop is not known.
+        UnsupportedPipeline: its denoising loop is not known.
     """
     call = type(pipeline).__call__
     loop = getattr(call, "__qualname__", "").split(".")[0]
@@ -232,7 +232,6 @@ def _same(first: Any, second: Any) -> bool:
 _DETERMINISTIC = (
     "DDIMInverseScheduler",
     "EulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "PNDMScheduler",
     "LMSDiscreteScheduler",
@@ -265,14 +264,18 @@ class PipelineChain:
 
 
 def check_scheduler(scheduler: Any, takes_eta: bool, scales_input: bool) -> str:
-    """The scheduler's kind, if its steps are of the form a·x + b·x̂0 + σ·z.
+    """Check that a scheduler's steps are of the form a·x + b·x̂0 + σ·z.
 
     Args:
+        scheduler: of the pipeline.
         takes_eta: whether the pipeline's call has an ``eta``.
         scales_input: whether the pipeline scales latents as the scheduler asks.
 
+    Returns:
+        Its kind: the class of diffusers whose ``step`` it runs.
+
     Raises:
-        PipelineRefused: they are not, or not in this pipeline.
+        UnsupportedPipeline: they are not, or not in this pipeline.
     """
     name = type(scheduler).__name__
     kind = getattr(type(scheduler).step, "__qualname__", "").split(".")[0]
@@ -288,7 +291,18 @@ def check_scheduler(scheduler: Any, takes_eta: bool, scales_input: bool) -> str:
         )
     if kind in ("DDPMScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"):
         return kind
-    if name in _DETERMINISTIC:
+    if kind.startswith("FlowMatch"):
+        raise UnsupportedPipeline(
+            f"{name} integrates a flow-matching model, which is no chain of Gaussian steps; speculation needs a model "
+            "trained with a DDPM noise schedule"
+        )
+    algorithm = str(scheduler.config.get("algorithm_type", ""))
+    if algorithm.startswith("sde"):
+        raise UnsupportedPipeline(
+            f"{name} with algorithm_type={algorithm!r} draws noise, but its steps use earlier predictions and are not "
+            f"of the form a·x + b·x0 + sigma·z. {_ADVICE}"
+        )
+    if kind in _DETERMINISTIC:
         raise UnsupportedPipeline(f"{name} is deterministic: there is no noise to verify drafts against. {_ADVICE}")
     raise UnsupportedPipeline(f"the steps of {name} are not known to be a·x + b·x0 + sigma·z. {_ADVICE}")
 
