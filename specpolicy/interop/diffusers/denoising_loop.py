@@ -34,8 +34,15 @@ from specpolicy.speculative.result import SampleResult
 class Progress(Protocol):
     """Chains under way: the position ``k`` and the state ``x`` of each."""
 
-    k: Tensor
-    x: Tensor
+    @property
+    def k(self) -> Tensor:
+        """Position of each chain, shape ``(b,)``."""
+        ...
+
+    @property
+    def x(self) -> Tensor:
+        """State of each chain, shape ``(b, *event)``."""
+        ...
 
     def result(self) -> SampleResult:
         """Return samples and account."""
