@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, DiTPipeline
@@ -34,6 +35,10 @@ Served: TypeAlias = Acceleration | Caching
 """What stands between a pipeline and its network."""
 
 
+LIBRARIES = ("diffusers", "transformers")
+"""Whose classes a pipeline's folder may name: nothing else is imported, and no code from the folder is run."""
+
+
 class ModelError(ValueError):
     """There is no pipeline to sample, or it cannot be asked for what is wanted."""
 
@@ -47,7 +52,12 @@ def load_pipeline(folder: str | Path, device: str = "cpu", dtype: str = "float32
     if not (Path(folder) / "model_index.json").is_file():
         raise ModelError(f"no diffusers pipeline at {folder}: there is no model_index.json; give the folder of one")
     try:
-        kind = DiffusionPipeline.load_config(folder, local_files_only=True)["_class_name"]
+        index = DiffusionPipeline.load_config(folder, local_files_only=True)
+        kind = index["_class_name"]
+        for name, component in index.items():
+            library = component[0] if isinstance(component, list | tuple) and component else None
+            if library not in (None, *LIBRARIES) and not hasattr(diffusers.pipelines, str(library)):
+                raise ModelError(f"its component {name!r} is of {library!r}; known: {', '.join(LIBRARIES)}")
         reader = PixelDiTPipeline if kind == PixelDiTPipeline.__name__ else DiffusionPipeline
         pipeline = reader.from_pretrained(folder, torch_dtype=getattr(torch, dtype), local_files_only=True)
     except Exception as error:  # whatever a component's own loader raises

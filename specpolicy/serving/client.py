@@ -170,8 +170,11 @@ class Client:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the server said on connection: ``policy`` (task, shapes, sampler, whether it is exact), ``session``
-        (name and seed), ``limits`` and versions. Connects if need be."""
+        """What the server said on connection; connects if need be.
+
+        Entries: ``policy`` (task, shapes, sampler, whether it is exact), ``session`` (name and seed), ``limits`` and
+        versions.
+        """
         with self._lock:
             return self._connected().metadata
 

@@ -16,7 +16,7 @@ import benchmarks.images.pixels as pixels
 from benchmarks.images.command_line import EXIT_USER_ERROR
 from benchmarks.images.pixels import PixelDiTPipeline
 from benchmarks.images.sample import main
-from benchmarks.images.sampling import load_pipeline
+from benchmarks.images.sampling import ModelError, load_pipeline
 from specpolicy import accelerate
 from specpolicy.approximate.specdiff.sampler import cache
 
@@ -118,3 +118,14 @@ def test_the_command_samples_it_with_a_cache_beside_the_chain(
     assert (tmp_path / "out" / "ddpm" / "00000.png").read_bytes() != (
         tmp_path / "out" / "specdiff" / "00000.png"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("component", [["antigravity", "Fly"], ["transformer/my_own", "Network"], ["os", "PathLike"]])
+def test_a_folder_names_only_known_libraries(pipeline: Any, tmp_path: Path, component: list[str]) -> None:
+    """Nothing is imported or run because a folder says so."""
+    pipeline.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "transformer" / "my_own.py").write_text("raise SystemExit('executed')\n")
+    index = tmp_path / "model" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"transformer": component}))
+    with pytest.raises(ModelError, match=r"component 'transformer' is of .*; known: diffusers, transformers"):
+        load_pipeline(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Token caching for transformer denoisers, after SpecDiff (Pan et al. 2025). *Not exact.*
+"""Token caching for transformer denoisers, after SpecDiff (Pan et al. 2025). Not exact.
 
 Neighbouring steps of a chain have similar features, so each evaluation computes only the most important tokens; the
 others come from the cache, copied or extrapolated. The samples are close to those of the whole network, but of another

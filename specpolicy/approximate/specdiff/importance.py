@@ -152,10 +152,14 @@ def trajectory_of(scheduler: Any) -> DenoisingTrajectory:
 
 
 def look_ahead_steps(times: Sequence[float], count: int) -> list[float]:
-    """Which later times of a chain to look at: the middles of ``count`` equal parts, the first time left out.
+    """Choose the later times of a chain to look ahead to: the middles of ``count`` equal parts, without the first time.
 
     Args:
-        times: all times of the chain, in order. count: 0 or more; fewer come back where the chain is short.
+        times: all times of the chain, in order.
+        count: 0 or more.
+
+    Returns:
+        At most ``count`` times; fewer where the chain is short.
     """
     later = range(1, len(times))
     places = [int((part + 0.5) * len(times) / count) for part in range(count)]

@@ -71,14 +71,18 @@ class CachedChain:
         self._shape: tuple[int, ...] | None = None
 
     def step(self, ask: Ask, x: Float[Tensor, "b ..."], times: Sequence[float]) -> Float[Tensor, "b ..."]:
-        """One pass at ``x``.
+        """Evaluate the network at ``x``.
 
         Args:
-            ask: asks the network. x: the state. times: the scheduler's times from now on, the present one first.
+            ask: evaluates it.
+            x: the state.
+            times: the scheduler's times from now on, the present one first.
+
+        Returns:
+            The network's output.
 
         Raises:
-            CachingError: the time has not fallen since the last pass: another pass at the same time would find a cache
-                that is not its own.
+            CachingError: the time has not fallen since the last evaluation, whose cache would not be this one's.
         """
         now = times[0]
         if self._shape != tuple(x.shape):  # guidance was switched on or off: what is cached has other rows
@@ -86,7 +90,7 @@ class CachedChain:
             self._shape = tuple(x.shape)
         if self._last is not None and not now < self._last:
             raise CachingError(
-                f"a pass at time {now:g} after one at {self._last:g}: caching wants one pass a step, at falling times. "
+                f"an evaluation at time {now:g} after one at {self._last:g}: caching needs one a step, falling in time. "
                 "Pipelines that ask their network twice a step, and solvers that go back, cannot be cached"
             )
         first, self._last = self._last is None, now
@@ -208,7 +212,9 @@ def specdiff(
     Args:
         policy: with a transformer network; or the scheduler of a pipeline with one.
         num_inference_steps: K.
-        ratio, copied, speculative: see :class:`CacheSettings`.
+        ratio: see :class:`CacheSettings`.
+        copied: likewise.
+        speculative: likewise.
         eta: None for the DDPM chain, otherwise DDIM's.
 
     Raises:
@@ -295,7 +301,7 @@ class Caching:
 
 
 def cache(pipeline: Any, ratio: float = 0.5, copied: float = 0.1, speculative: int = 2) -> Caching:
-    """Let a stock pipeline with a DiT, SD3 or FLUX transformer compute a part of its tokens. *Not exact.*
+    """Let a stock pipeline with a DiT, SD3 or FLUX transformer compute a part of its tokens. Not exact.
 
     >>> with cache(pipeline, ratio=0.6) as caching:
     ...     image = pipeline(prompt).images[0]
@@ -305,7 +311,9 @@ def cache(pipeline: Any, ratio: float = 0.5, copied: float = 0.1, speculative: i
 
     Args:
         pipeline: changed in place until :meth:`Caching.restore`.
-        ratio, copied, speculative: see :class:`CacheSettings`.
+        ratio: see :class:`CacheSettings`.
+        copied: likewise.
+        speculative: likewise.
 
     Raises:
         CachingError: the pipeline's network or scheduler does not fit, or its attention is not diffusers' own. A

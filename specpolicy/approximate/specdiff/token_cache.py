@@ -21,13 +21,18 @@ def attend(
     value: Float[Tensor, "b heads asked width"],
     allowed: Bool[Tensor, "#b 1 asking asked"] | None = None,
 ) -> tuple[Float[Tensor, "b heads asking width"], Float[Tensor, "b asked"]]:
-    """Scaled dot-product attention, and the attention on each key, summed over heads and queries.
+    """Compute scaled dot-product attention, and the attention on each key, summed over heads and queries.
 
-    The scores are in memory at once, as fused attention does not: ``b · heads · asking · asked`` numbers.
+    Unlike fused attention this takes memory for all scores: ``b · heads · asking · asked`` numbers.
 
     Args:
-        query, key, value: as for ``torch.nn.functional.scaled_dot_product_attention``.
-        allowed: false where a query must not look.
+        query: as for ``torch.nn.functional.scaled_dot_product_attention``.
+        key: likewise.
+        value: likewise.
+        allowed: false where a query must not attend.
+
+    Returns:
+        The outputs, and the attention that each key received.
     """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if allowed is not None:
@@ -206,7 +211,7 @@ class TokenCache:
         return _gather(hidden, self.levels.computed)
 
     def positions(self, layout: Layout) -> Int[Tensor, "b all"] | None:
-        """Positions of the queries of this pass in the joint sequence; None if they are all there."""
+        """Positions of the queries of this evaluation in the joint sequence; None if they are all there."""
         if self.levels is None or self._entered is None:
             return None
         return layout.positions(self.levels.computed, self._entered.shape[1])
@@ -220,13 +225,18 @@ class TokenCache:
         layout: Layout = Layout(),
         causal: bool = False,
     ) -> Float[Tensor, "b heads asking part"]:
-        """Attention of computed tokens to all tokens.
+        """Attend from the computed tokens to all tokens.
 
         Args:
             layer: number of this attention; each has its own keys and values.
-            query, key, value: of computed tokens and context, in the order of the joint sequence.
+            query: of computed tokens and context, in the order of the joint sequence.
+            key: likewise.
+            value: likewise.
             layout: of that sequence.
             causal: whether a position sees only itself and those before.
+
+        Returns:
+            The outputs of the computed tokens and the context.
         """
         positions = self.positions(layout)
         if positions is None:
@@ -309,7 +319,8 @@ def route_tokens(
 
     Args:
         stack: of what is to be undone.
-        first, last: blocks. ``first`` is called with hidden states as its first argument or as ``hidden_states``.
+        first: the first block, called with hidden states as its first argument or as ``hidden_states``.
+        last: the last block.
         current: the cache.
         place: where the hidden states are in the tuple that ``last`` returns; None: it returns them alone.
     """

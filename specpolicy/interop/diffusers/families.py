@@ -308,9 +308,10 @@ def check_scheduler(scheduler: Any, takes_eta: bool, scales_input: bool) -> str:
 
 
 def read_chain(scheduler: Any, kind: str, eta: float, clipped_epsilon: bool) -> PipelineChain:
-    """The chain of a scheduler whose timesteps have been set.
+    """Read the chain of a scheduler whose timesteps have been set.
 
     Args:
+        scheduler: of the pipeline.
         kind: of :func:`check_scheduler`.
         eta: of the pipeline's call; DDIM only.
         clipped_epsilon: DDIM only: whether ε is computed again from the limited x̂0 (``use_clipped_model_output``).
