@@ -90,8 +90,8 @@ class CachedChain:
             self._shape = tuple(x.shape)
         if self._last is not None and not now < self._last:
             raise CachingError(
-                f"an evaluation at time {now:g} after one at {self._last:g}: caching needs one a step, falling in time. "
-                "Pipelines that ask their network twice a step, and solvers that go back, cannot be cached"
+                f"an evaluation at time {now:g} after one at {self._last:g}: caching needs one a step, at falling times"
+                ". Pipelines that ask their network twice a step, and solvers that go back, cannot be cached"
             )
         first, self._last = self._last is None, now
         output = self._pass(ask, x, now)
