@@ -321,7 +321,7 @@ def test_guidance_of_another_kind_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("name", CALLS)
 def test_a_pickled_pipeline_is_accelerated_like_the_first(name: str) -> None:
     pipeline = getattr(tiny, name)()
-    with accelerate(pipeline, FrozenDrafter(), ReflectionVerifier(), 3) as fast:
+    with accelerate(pipeline, drafter=FrozenDrafter(), verifier=ReflectionVerifier(), window=3) as fast:
         images = call(name, pipeline)
         for other in (pickle.loads(pickle.dumps(pipeline)), copy.deepcopy(pipeline)):
             theirs = acceleration_of(other)
