@@ -406,9 +406,9 @@ def _named(name: str, process: ReverseProcess, scheduler: DDPMScheduler, device:
     from specpolicy.samplers import load
 
     try:
-        made = load(name, scheduler)  # type: ignore[arg-type]  # recipes without calibration need no more of a policy
+        made = load(name, scheduler)  # recipes without calibration need no more of a policy
         if getattr(made, "process", process).num_steps != process.num_steps:
-            made = load(name, scheduler, num_inference_steps=process.num_steps)  # type: ignore[arg-type]
+            made = load(name, scheduler, num_inference_steps=process.num_steps)
     except Exception as error:  # an unknown name, or a recipe that wants a policy of a checkpoint
         reason = str(error.__cause__ or error).split("\n")[0]
         raise UnsupportedPolicy(f"sampler={name!r} cannot be made for a live policy: {reason}") from error

@@ -315,3 +315,26 @@ def test_what_is_found_out_lies_beside_a_foreign_checkpoint(tmp_path: Path) -> N
     assert companion(tmp_path / "model.pth") == tmp_path / "model.pth.specpolicy"
     specpolicy.load_policy(folder).save_pretrained(tmp_path / "ours")
     assert companion(tmp_path / "ours") == tmp_path / "ours"
+
+
+def test_a_foreign_policy_is_calibrated_without_touching_it(tmp_path: Path) -> None:
+    """The default sampler takes the calibration that then lies beside it."""
+    from specpolicy import samplers
+    from specpolicy.cli import main
+
+    folder = changed_lerobot(tmp_path / "pretrained_model")
+    files = {file: file.read_bytes() for file in folder.iterdir()}
+    spread = np.random.default_rng(0).normal(0, 0.2, (24, 1, 1))
+    np.savez(tmp_path / "seen.npz", **{k: (v + spread).astype(np.float32) for k, v in OBSERVATION.items()})
+    arguments = [
+        f"checkpoint={folder}",
+        f"observations={tmp_path / 'seen.npz'}",
+        "chains=24",
+        f"out={tmp_path / 'run'}",
+    ]
+    assert main(["calibrate", *arguments]) == 0
+    assert {file: file.read_bytes() for file in folder.iterdir()} == files
+    assert [file.name for file in (tmp_path / "pretrained_model.specpolicy").iterdir()] == [
+        "calibration-100.safetensors"
+    ]
+    assert "Guess" in repr(samplers.default(specpolicy.load_policy(folder)))
