@@ -256,7 +256,15 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
 
 
 def check_count(name: str, value: int | None) -> None:
-    """Raise ``ValueError`` unless ``value``, called ``name``, is a positive integer or None."""
+    """Check that a setting is a positive integer or None.
+
+    Args:
+        name: of the setting.
+        value: to check.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
         raise ValueError(f"{name}={value!r}; expected a whole number, at least 1")
 

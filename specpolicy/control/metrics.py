@@ -67,7 +67,14 @@ class ControlMetrics:
 
 
 def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
-    """The metrics of a controller's episodes; they may come one by one, from a disk."""
+    """Measure the metrics of a controller.
+
+    Args:
+        traces: of its episodes; they may come one by one, from a disk.
+
+    Returns:
+        Of all episodes together.
+    """
     reaction, ages, jitter, border, inner = [list[float]() for _ in range(5)]
     inferences: list[InferenceRecord] = []
     faults: Counter[str] = Counter()

@@ -140,7 +140,11 @@ class RecordingCheckpoint:
 
 
 def remove_used(folder: Path) -> None:
-    """Remove what a kill left of a folder whose result had been written; leave any other alone."""
+    """Remove what a kill left of a folder whose result had been written; leave any other alone.
+
+    Args:
+        folder: the work folder of a recording.
+    """
     if (folder / _USED).exists():
         shutil.rmtree(folder)
 
@@ -233,6 +237,9 @@ def read_recorded(path: Path, recording: Mapping[str, Any], software: Mapping[st
         path: the file.
         recording: source and settings that it must have been recorded with.
         software: the present software; another one is told, not refused.
+
+    Returns:
+        What is in the file.
 
     Raises:
         OtherRecording: it was recorded with others, or is no recording.
@@ -341,6 +348,9 @@ def record_demonstrations(
         overwrite: replace a file, and drop unfinished work, of other settings.
         timeout_s: a worker that takes longer over one seed is killed, and the seed tried again.
         patience: give up when this many seeds in a row have failed.
+
+    Returns:
+        What was recorded, or found.
 
     Raises:
         OtherRecording: the file, or unfinished work beside it, is of other settings, and ``overwrite`` is False.

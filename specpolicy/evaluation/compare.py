@@ -37,6 +37,14 @@ def compare(comparison: Comparison, out: Path, launcher: Launcher | None = None)
     ``latency_against_success.png`` and, where rendering works, ``rollout.mp4``. Run it again after any interruption:
     finished episodes are not repeated.
 
+    Args:
+        comparison: what to run.
+        out: the results folder.
+        launcher: where episodes run; in this process if None.
+
+    Returns:
+        A row for each sampler.
+
     Raises:
         ConfigurationMismatch: ``out`` holds results of another policy, task or environment.
         EvaluationAborted: nothing but crashes came.
@@ -52,6 +60,14 @@ def compare_tasks(
     """:func:`compare` several tasks, each in the folder ``out/<task>``, and write one table over all into ``out``.
 
     Nothing is run before every task has shown that it can be: its policy loads and its folder is of this configuration.
+
+    Args:
+        comparisons: by task.
+        out: the folder above the tasks' own.
+        launcher: where episodes run; in this process if None.
+
+    Returns:
+        A row for each sampler, averaged over tasks.
 
     Raises:
         ResultsOfOneTask: ``out`` itself is a results folder.
@@ -80,7 +96,14 @@ class SeedsSeenInTraining(ValueError):
 
 
 def require_unseen(comparison: Comparison) -> None:
-    """Raise :class:`SeedsSeenInTraining` if the checkpoint's record names any of the seeds as a demonstration's."""
+    """Check that a policy has not been trained on the seeds that it is to be evaluated on.
+
+    Args:
+        comparison: with seeds and checkpoint.
+
+    Raises:
+        SeedsSeenInTraining: the checkpoint's record names one of the seeds as a demonstration's.
+    """
     shared = sorted(read_seen_seeds(Path(comparison.checkpoint)) & set(comparison.seeds))
     if shared:
         some = ", ".join(map(str, shared[:5])) + (", …" if len(shared) > 5 else "")
@@ -94,7 +117,16 @@ def require_unseen(comparison: Comparison) -> None:
 def run_missing(
     comparisons: Mapping[str, Comparison], folders: Mapping[str, Path], launcher: Launcher | None = None
 ) -> None:
-    """Run what is missing in the results folders, tasks in order; see :func:`compare`."""
+    """Run what is missing in results folders, tasks in order.
+
+    Args:
+        comparisons: by task.
+        folders: by task.
+        launcher: where episodes run; in this process if None.
+
+    Raises:
+        ConfigurationMismatch, EvaluationAborted, LauncherError: see :func:`compare`.
+    """
     launcher = launcher or LocalLauncher()
     with ExitStack() as open_stores:
         stores = {

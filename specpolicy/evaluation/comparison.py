@@ -213,7 +213,15 @@ class Conclusion:
 
 
 def write_results(comparison: Comparison, folder: Path) -> Conclusion:
-    """Measure latency unless that has been done, then write and print the table and write plot and video."""
+    """Measure latency unless that has been done, then write and print the table and write plot and video.
+
+    Args:
+        comparison: what was run.
+        folder: its results folder.
+
+    Returns:
+        Its episodes and table.
+    """
     contestants = comparison.contestants()
     episodes = comparison.episodes()
     records = [record for record in read_results(folder)[0] if record.key in episodes]
@@ -226,7 +234,12 @@ def write_results(comparison: Comparison, folder: Path) -> Conclusion:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file at once or not at all."""
+    """Write a file, whole or not at all.
+
+    Args:
+        path: of the file.
+        text: its contents.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

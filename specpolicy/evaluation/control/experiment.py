@@ -36,7 +36,17 @@ TICKS = "ticks"
 
 
 def ticks_path(out: Path, controller: ControllerConfig, seed: int, repeat: int) -> Path:
-    """Where the ticks of an episode are."""
+    """Name the file of an episode's trace.
+
+    Args:
+        out: the results folder.
+        controller: that was run.
+        seed: of the episode.
+        repeat: likewise.
+
+    Returns:
+        A parquet file in ``out``.
+    """
     return out / TICKS / controller.slug / f"{seed}-{repeat}.parquet"
 
 
@@ -48,7 +58,19 @@ def conclude(
     out: Path,
     timeline: bool = True,
 ) -> list[SummaryRow]:
-    """Write table, summary and figures about the ``wanted`` episodes into ``out``, and print the table."""
+    """Write tables and figures, and print the table.
+
+    Args:
+        task: its name.
+        controllers: that were run.
+        contestants: the policy and its samplers.
+        wanted: the episodes to summarize.
+        out: the results folder.
+        timeline: draw each controller's first episode.
+
+    Returns:
+        A row for each controller.
+    """
     from specpolicy.evaluation.plots import NothingToPlot, plot_summary
 
     records = [record for record in read_results(out)[0] if record.key in wanted]
@@ -151,6 +173,13 @@ def run_control(experiment: ControlExperiment, out: Path) -> list[SummaryRow]:
     ``out`` holds the episodes (parquet shards and a manifest, see :class:`ResultStore`), ``ticks/<controller>/`` with a
     parquet file of ticks for each episode, ``table.md``, ``table.json``, ``success_against_latency.png`` and
     ``timelines/``. Run it again after any interruption: finished episodes are not repeated.
+
+    Args:
+        experiment: what to run.
+        out: the results folder.
+
+    Returns:
+        A row for each controller.
 
     Raises:
         ValueError: a controller pre-drafts with a sampler that cannot, two controllers have one name, or the action
