@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -105,14 +104,13 @@ def test_a_control_loop_in_lockstep_plays_what_evaluate_plays(tiny: Tiny, evalua
     assert np.abs(np.array(PoseEnv.played) - evaluated).max() > 1e-3  # a repeat has noise of its own
 
 
-@pytest.mark.skipif("repeat" not in signature(Client.reset).parameters, reason="the client does not name repeats")
 def test_a_client_that_loops_over_a_server_plays_what_evaluate_plays(
     tiny: Tiny, evaluated: NDArray[np.float32]
 ) -> None:
     env, done = PoseEnv(), False
     with running(BatchedPolicy(tiny.policy, tiny.sampler)) as server, Client(server.url) as client:
         observation, _ = env.reset(seed=SEED)
-        client.reset(SEED, REPEAT)  # type: ignore[call-arg, unused-ignore]
+        client.reset(SEED, REPEAT)
         while not done:
             for action in client.infer(observation).actions:
                 observation, _, _, done, _ = env.step(action)
