@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specpolicy.datasets.robomimic import Attribute, DemonstrationError, DemonstrationFile, one_line
+from specpolicy.datasets.robomimic import Attribute, DemonstrationError, DemonstrationFile
 from specpolicy.utils.checks import check_integer, shown
+from specpolicy.utils.errors import one_line
 
 ALL = "all"
 """Filter key that takes every episode, whatever the masks say."""

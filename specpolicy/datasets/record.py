@@ -35,8 +35,7 @@ from specpolicy.utils.machine import package_versions
 from specpolicy.utils.progress import progress_bar
 
 LIVES = 3  # a seed at which this many workers in a row have died ends the recording
-IDENTITY = "recording.json"
-_USED = "used"  # the result is written: what is left of the folder is only to be removed
+IDENTITY, _USED = "recording.json", "used"  # used: the result is written, the folder is only to be removed
 
 
 class RecordingError(RuntimeError):
@@ -98,8 +97,7 @@ class RecordingCheckpoint:
 
     def env_args(self, seed: int) -> dict[str, Any]:
         """What robomimic makes the environment of a saved success from."""
-        arguments: dict[str, Any] = json.loads(str(read_attributes(self._episode(seed))["env_args"]))
-        return arguments
+        return dict(json.loads(str(read_attributes(self._episode(seed))["env_args"])))
 
     def remove(self) -> None:
         """Remove the folder, now that its result is written."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpolicy.utils.checks import shown
+from specpolicy.utils.errors import one_line
 from specpolicy.utils.extras import require
 from specpolicy.utils.files import atomic_path
 
@@ -319,11 +320,6 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
                 next_observations={key: file.read(name, f"next_obs/{key}") for key in file.keys(name, "next_obs")},
                 attributes=attributes,
             )
-
-
-def one_line(error: Exception) -> str:
-    """Write an error's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _plain(value: Any) -> Attribute:
