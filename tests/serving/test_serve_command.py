@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving_fakes import SECRET, SPEC, observation, tiny_policy
+from serving_fakes import SECRET, SPEC, observation, tiny_policy, whole
 
 from specpolicy import samplers
 from specpolicy.cli import EXIT_USER_ERROR, main
