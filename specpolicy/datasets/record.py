@@ -34,7 +34,6 @@ from specpolicy.utils.files import FolderLock, atomic_path, differences
 from specpolicy.utils.machine import package_versions
 from specpolicy.utils.progress import progress_bar
 
-LIVES = 3  # a seed at which this many workers in a row have died ends the recording
 IDENTITY, _USED = "recording.json", "used"  # used: the result is written, the folder is only to be removed
 
 
@@ -189,8 +188,7 @@ class SeedQueue:
 
     def failed_in_a_row(self) -> dict[int, str]:
         """The failures since the last success."""
-        last = max(self.successes(), default=-1)
-        return {seed: why for seed, why in self.failures().items() if seed > last}
+        return {seed: why for seed, why in self.failures().items() if seed > max(self.successes(), default=-1)}
 
 
 @dataclass(frozen=True)
@@ -273,7 +271,7 @@ def software_of(function: Callable[..., Any]) -> dict[str, str]:
         function: the expert; may be a ``functools.partial``.
 
     Returns:
-        Versions of the simulator's packages, and as ``code`` a digest of the Python files of the function's package.
+        Versions of the simulator's packages, and as ``code`` a digest of the function's package.
     """
     while isinstance(function, partial):
         function = function.func
@@ -284,10 +282,10 @@ def software_of(function: Callable[..., Any]) -> dict[str, str]:
 
 def _code_digest(name: str) -> str:
     """Of the Python files of a package, or of a module's only file; also of a program, whose name says nothing."""
-    module = importlib.import_module(name)
-    if not getattr(module, "__file__", None):
+    file = getattr(importlib.import_module(name), "__file__", None)
+    if not file:
         return "(no source)"
-    path = Path(str(module.__file__))
+    path = Path(file)
     files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
     lines = [f"{file_digest(each)}  {each.relative_to(path.parent)}\n" for each in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
@@ -394,7 +392,7 @@ def attempts(
     next_seed: Callable[[frozenset[int]], int | None],
     workers: int,
     timeout_s: float = 600.0,
-    lives: int = LIVES,
+    lives: int = 3,
 ) -> Generator[Attempt, None, None]:
     """Attempt seeds side by side.
 
