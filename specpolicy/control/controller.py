@@ -12,6 +12,7 @@ from typing import Any
 
 from specpolicy.control.executors import Executor
 from specpolicy.control.latency import Constant, Empirical, Latency, LogNormal, Measured
+from specpolicy.control.latency_log import LatencyRun
 
 FORMS = "milliseconds such as 200, measured, recorded, recorded:SAMPLER, or lognormal:MEDIAN_MS:SIGMA"
 
@@ -80,8 +81,6 @@ def _recorded(sampler: str, path: Path, named: bool) -> InjectedLatency:
             f"there is no latency recording at {path}; run `specpolicy rollout` with this sampler and name its "
             "latency.json with recording=..."
         )
-    from specpolicy.evaluation.latency import LatencyRun  # which summarizes controllers itself
-
     run = LatencyRun.read(path)
     if sampler not in run.samplers:
         raise LatencyError(f"{path} holds no calls of {sampler!r}; it has {', '.join(run.samplers)}")

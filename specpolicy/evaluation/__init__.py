@@ -7,9 +7,9 @@ Success is counted over seeds (:func:`run_episodes`, kept in a :class:`ResultSto
 """
 
 from specpolicy.control.inference import episode_generator as episode_generator
+from specpolicy.control.latency_log import CallLog as CallLog
+from specpolicy.control.latency_log import LatencyRun as LatencyRun
 from specpolicy.evaluation import requirements as _requirements  # noqa: F401
-from specpolicy.evaluation.latency import CallLog as CallLog
-from specpolicy.evaluation.latency import LatencyRun as LatencyRun
 from specpolicy.evaluation.latency import measure_latency as measure_latency
 from specpolicy.evaluation.manifest import ConfigurationMismatch as ConfigurationMismatch
 from specpolicy.evaluation.manifest import Manifest as Manifest

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from specpolicy.evaluation.latency import CallLog, measure_latency
+from specpolicy.control.latency_log import CallLog
+from specpolicy.evaluation.latency import measure_latency
 from specpolicy.evaluation.statistics import ratio_of_medians
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.exactness import ExactnessReport, check_exactness

@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 
 from specpolicy.control.executors import Lockstep
-from specpolicy.evaluation.latency import LatencyRun, measure_latency
+from specpolicy.control.latency_log import LatencyRun
+from specpolicy.evaluation.latency import measure_latency
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import read_observations, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize

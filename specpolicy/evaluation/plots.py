@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from specpolicy.evaluation.latency import LatencyRun
+from specpolicy.control.latency_log import LatencyRun
 from specpolicy.evaluation.statistics import Estimate
 from specpolicy.evaluation.summary import SummaryRow
 from specpolicy.utils.files import atomic_path

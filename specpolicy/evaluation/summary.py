@@ -17,9 +17,9 @@ import numpy as np
 
 from specpolicy.control.controller import ControllerConfig
 from specpolicy.control.latency import Constant
+from specpolicy.control.latency_log import CallLog, LatencyRun
 from specpolicy.control.metrics import ControlMetrics, measure
 from specpolicy.control.trace import EpisodeTrace, TraceError, read_trace
-from specpolicy.evaluation.latency import CallLog, LatencyRun
 from specpolicy.evaluation.statistics import (
     Estimate,
     clustered_wilson,

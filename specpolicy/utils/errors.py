@@ -27,8 +27,13 @@ _ADVICE = {
 
 
 def one_line(text: object) -> str:
-    """Join the lines of a message."""
-    return " ".join(str(text).split())
+    """Join the lines of a message; an exception without one is named by its type.
+
+    Args:
+        text: a message or an exception.
+    """
+    joined = " ".join(str(text).split())
+    return type(text).__name__ if not joined and isinstance(text, BaseException) else joined
 
 
 def raised_in(error: BaseException) -> str:

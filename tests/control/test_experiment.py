@@ -18,11 +18,11 @@ from specpolicy.control.controller import ControllerConfig, InjectedLatency, Lat
 from specpolicy.control.executors import Asynchronous, Blocking, Executor, Lockstep, PreDrafting
 from specpolicy.control.inference import InferenceResult
 from specpolicy.control.latency import Constant, Empirical, LogNormal, Measured
+from specpolicy.control.latency_log import CallLog, LatencyRun
 from specpolicy.control.safety import Guards
 from specpolicy.control.trace import read_trace
 from specpolicy.evaluation.comparison import PolicyAndSamplers
 from specpolicy.evaluation.control.experiment import ControlExperiment, run_control
-from specpolicy.evaluation.latency import CallLog, LatencyRun
 from specpolicy.evaluation.manifest import ConfigurationMismatch
 from specpolicy.evaluation.results import read_results
 from specpolicy.rollout.env_worker import EnvPool, EpisodeCrash, MakeEnv, ResetRequest, WorkerConfig

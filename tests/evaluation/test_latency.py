@@ -14,7 +14,8 @@ import torch
 from evaluation_fakes import FakePolicy, FakeSampler, ReachEnv
 
 from specpolicy.control.executors import Lockstep
-from specpolicy.evaluation.latency import LatencyRun, measure_latency
+from specpolicy.control.latency_log import LatencyRun
+from specpolicy.evaluation.latency import measure_latency
 from specpolicy.rollout.env_worker import EnvPool, WorkerConfig
 from specpolicy.rollout.episodes import EpisodeSpec, episode_keys
 from specpolicy.rollout.runner import ObservationRecorder, run_episodes

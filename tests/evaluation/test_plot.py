@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from specpolicy.control.latency_log import CallLog, LatencyRun
 from specpolicy.control.metrics import measure
-from specpolicy.evaluation.latency import CallLog, LatencyRun
 from specpolicy.evaluation.plots import MARKERS, NothingToPlot, figure_of, plot_summary, rounds_by_tenth, styles_of
 from specpolicy.evaluation.statistics import Estimate
 from specpolicy.evaluation.summary import LatencySummary, LoopSummary, SummaryRow

@@ -11,7 +11,7 @@ import pytest
 from evaluation_fakes import record
 from rich.console import Console
 
-from specpolicy.evaluation.latency import CallLog, LatencyRun
+from specpolicy.control.latency_log import CallLog, LatencyRun
 from specpolicy.evaluation.statistics import clustered_wilson, sign_flip_test, wilson
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from specpolicy.evaluation.latency import CallLog
+from specpolicy.control.latency_log import CallLog
 from specpolicy.evaluation.plots import (
     MUTED,
     SamplerStyle,

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from specpolicy.evaluation.latency import LatencyRun
+from specpolicy.control.latency_log import LatencyRun
 from specpolicy.evaluation.manifest import MANIFEST, Manifest
 from specpolicy.evaluation.plots import SamplerStyle, styles_of
 from specpolicy.evaluation.results import read_results, shard_paths

@@ -9,7 +9,7 @@ from typing import Any
 
 from evaluation_fakes import record
 
-from specpolicy.evaluation.latency import CallLog, LatencyRun
+from specpolicy.control.latency_log import CallLog, LatencyRun
 from specpolicy.evaluation.manifest import Manifest
 from specpolicy.evaluation.results import new_shard, write_shard
 from specpolicy.rollout.episodes import EpisodeResult

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specpolicy.evaluation.latency import LatencyRun
+from specpolicy.control.latency_log import LatencyRun
 from specpolicy.evaluation.results import read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize
 

@@ -10,7 +10,7 @@ from report_fakes import SAMPLERS, episodes, timed, write_folder
 
 from specpolicy import samplers
 from specpolicy.config import compose, to_container
-from specpolicy.evaluation.latency import CallLog
+from specpolicy.control.latency_log import CallLog
 from specpolicy.evaluation.report.figures import acceptance_along_chain
 from specpolicy.evaluation.report.recommendation import cautions_of, differs, recommend
 from specpolicy.evaluation.report.results import (
