@@ -140,6 +140,11 @@ def _observations(
     kinds = {key: kind for kind in obs.values for key in obs.names(kind, [])}
     shapes = Fields(path, top.part("shape_metadata").raw("all_shapes"), "shape_metadata.all_shapes")
     statistics = Fields(path, top.raw("obs_normalization_stats", {}), "obs_normalization_stats")
+    if config.part("train").flag("hdf5_normalize_obs", False) or statistics.values:
+        without = [key for key, kind in kinds.items() if kind == "low_dim" and not statistics.has(key)]
+        if without:
+            refuse(path, f"{statistics.where} lacks {comma_list(without)}, although the run normalized observations "
+                         "(config.train.hdf5_normalize_obs)")  # fmt: skip
     lacking = [key for key in kinds if key not in shapes.values]
     if lacking:
         refuse(path, f"{shapes.where} lacks {comma_list(lacking)}, which config.observation.modalities names")

@@ -190,6 +190,14 @@ def _ema(payload: dict[str, Any], ending: str) -> str:
         (_set("model", "ema", value={"decay": torch.ones(1)}), ["model.ema"]),
         (_set("model", value=[]), ["model is a list"]),
         (_set("shape_metadata", "ac_dim", value=6), ["ac_dim"]),
+        (
+            _set("config", "train", "hdf5_normalize_obs", value=True),
+            ["obs_normalization_stats lacks robot0_gripper_qpos"],
+        ),
+        (
+            _set("obs_normalization_stats", value={"robot0_eef_pos": {"offset": [[0.0] * 3], "scale": [[1.0] * 3]}}),
+            ["obs_normalization_stats lacks robot0_gripper_qpos"],
+        ),
         (_drop("shape_metadata", "all_shapes"), ["shape_metadata.all_shapes"]),
         (
             _set("config", "observation", "modalities", "obs", "low_dim", value=["lang_emb"]),
