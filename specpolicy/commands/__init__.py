@@ -45,9 +45,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[str, list[str], bool]
         description="Exact speculative sampling of robot diffusion policies.",
         usage="specpolicy [--version] [--debug] COMMAND [name=value ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="commands:\n"
-        + "\n".join(f"  {name:<12} {line}" for name, line in COMMANDS.items())
-        + "\n\n`specpolicy COMMAND --help` lists the options of a command.",
+        epilog="commands (`specpolicy COMMAND --help` lists the options of each):\n"
+        + "\n".join(f"  {name:<12} {line}" for name, line in COMMANDS.items()),
     )
     parser.add_argument("--version", action="version", version=f"specpolicy {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
