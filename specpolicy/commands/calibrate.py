@@ -10,7 +10,11 @@ from specpolicy.config import compose
 
 
 def calibrate(overrides: Sequence[str]) -> None:
-    """fit the linear drafter and its initial guess to a checkpoint, from chains that this records"""
+    """Fit the linear drafter and its initial guess to a checkpoint, from chains that this records.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     import torch
 
     from specpolicy.calibration.calibrate import calibrate

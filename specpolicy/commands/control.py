@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def control(overrides: Sequence[str]) -> None:
-    """run a policy in a real-time loop: executors, clocks, guards; lists are crossed into an experiment"""
+    """Run a policy in a real-time loop: executors, clocks, guards; lists are crossed into an experiment.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     from specpolicy.evaluation.comparison import CheckpointLoader
     from specpolicy.evaluation.control.experiment import ControlExperiment, run_control
     from specpolicy.policies.checkpoint import read_seen_seeds

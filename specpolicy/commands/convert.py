@@ -9,7 +9,11 @@ from specpolicy.config import ConfigError, compose
 
 
 def convert(overrides: Sequence[str]) -> None:
-    """bring a policy's checkpoint, or a task's published recordings, into this library's formats"""
+    """Bring a policy's checkpoint, or a task's published recordings, into this library's formats.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     source, out, rest = _source_and_out(overrides)
     if source is not None and _is_checkpoint(source):
         if out is None or rest:

@@ -11,7 +11,11 @@ from specpolicy.config import compose, to_container
 
 
 def demonstrate(overrides: Sequence[str]) -> None:
-    """record demonstrations of a task's scripted expert"""
+    """Record demonstrations of a task's scripted expert.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     from gymnasium import make
 
     from specpolicy.datasets.record import RecordingSettings, record_demonstrations

@@ -12,7 +12,11 @@ from specpolicy.config import compose, parse_seeds, split_list_override, to_cont
 
 
 def evaluate(overrides: Sequence[str]) -> None:
-    """compare samplers over many seeds of one, several or all tasks, on this machine or a Ray cluster"""
+    """Compare samplers over many seeds of one, several or all tasks, on this machine or a Ray cluster.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     from specpolicy.evaluation.compare import compare_tasks, require_unseen
     from specpolicy.policies.checkpoint import CheckpointError
     from specpolicy.rollout.episodes import EVALUATION_SEEDS

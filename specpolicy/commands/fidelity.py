@@ -12,7 +12,11 @@ from specpolicy.config import compose, split_list_override
 
 
 def fidelity(overrides: Sequence[str]) -> None:
-    """compare the distributions of samplers at recorded observations: distance, spread, modes, smoothness"""
+    """Compare the distributions of samplers at recorded observations: distance, spread, modes, smoothness.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     from specpolicy.evaluation.comparison import CheckpointLoader
     from specpolicy.evaluation.fidelity import fidelity_table, judge_fidelity
     from specpolicy.evaluation.latency import device_of

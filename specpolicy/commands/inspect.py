@@ -9,7 +9,11 @@ from specpolicy.config import ConfigError
 
 
 def inspect(overrides: Sequence[str]) -> None:
-    """say what a checkpoint of this library, robomimic, diffusion_policy or LeRobot holds: specpolicy inspect PATH"""
+    """Say what a checkpoint of this library, robomimic, diffusion_policy or LeRobot holds: specpolicy inspect PATH.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     from specpolicy.interop.loading import load_policy
 
     if len(overrides) != 1:

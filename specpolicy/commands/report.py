@@ -9,7 +9,11 @@ from specpolicy.config import available, compose, split_folder, to_container
 
 
 def report(arguments: Sequence[str]) -> None:
-    """write one HTML page about a results folder: specpolicy report runs/x"""
+    """Write one HTML page about a results folder: specpolicy report runs/x.
+
+    Args:
+        arguments: ``name=value``, in Hydra's grammar, and a path.
+    """
     from specpolicy.evaluation.report.page import write_report
     from specpolicy.evaluation.report.results import ReportSettings
 

@@ -11,7 +11,11 @@ from specpolicy.config import parse_seeds, split_list_override, to_container
 
 
 def rollout(overrides: Sequence[str]) -> None:
-    """run a policy in its environment with one or more samplers and compare them"""
+    """Run a policy in its environment with one or more samplers and compare them.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     from specpolicy.evaluation.compare import SeedsSeenInTraining, compare, require_unseen
 
     names, others = split_list_override(overrides, "sampler")

@@ -13,7 +13,11 @@ from specpolicy.config import ConfigError, compose, to_container
 
 
 def serve(overrides: Sequence[str]) -> None:
-    """answer robots over a websocket with a policy's actions: specpolicy serve checkpoint=checkpoints/square"""
+    """Answer robots over a websocket with a policy's actions: specpolicy serve checkpoint=checkpoints/square.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     from specpolicy.serving.auth import TOKEN_VARIABLE, find_token, listening_addresses, local
     from specpolicy.serving.server import ServerSettings
 

@@ -8,7 +8,11 @@ from specpolicy.config import compose, to_container
 
 
 def train(overrides: Sequence[str]) -> None:
-    """train a policy from robomimic HDF5"""
+    """Train a policy from robomimic HDF5.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     from specpolicy.policies.config import PolicyConfig
     from specpolicy.policies.diffusion_policy import DiffusionPolicy
     from specpolicy.training.loop import TrainingSettings

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def tune(overrides: Sequence[str]) -> None:
-    """choose a sampler's windows for this device, from its latency and from how far drafts are kept"""
+    """Choose a sampler's windows for this device, from its latency and from how far drafts are kept.
+
+    Args:
+        overrides: ``name=value``, in Hydra's grammar.
+    """
     import numpy as np
     import torch
 

@@ -267,7 +267,9 @@ def tensors_of(file: Path, state: Any, field: str) -> dict[str, Tensor]:
     """Check a state dict and return its tensors.
 
     Args:
-        file: where it comes from. state: what should be a mapping of names to tensors. field: its name in the file.
+        file: where it comes from.
+        state: what should be a mapping of names to tensors.
+        field: its name in the file.
 
     Raises:
         CheckpointError: it is no such mapping.
@@ -284,7 +286,9 @@ def finite(file: Path, tensors: Mapping[str, Tensor], field: str = "") -> dict[s
     """Return the tensors in float32, after checking that they are whole and finite.
 
     Args:
-        file: where they come from. tensors: by name. field: what the names begin with in the file.
+        file: where they come from.
+        tensors: by name.
+        field: what the names begin with in the file.
 
     Raises:
         CheckpointError: a tensor claims more numbers than are stored, or holds NaN or infinity.
@@ -306,7 +310,10 @@ def file_within(folder: Path, name: Any, field: str, file: Path) -> Path:
     """Find a file of a checkpoint's folder that another file names.
 
     Args:
-        folder: of the checkpoint. name: as it was given. field: that gave it. file: in which the field is.
+        folder: of the checkpoint.
+        name: as it was given.
+        field: that gave it.
+        file: in which the field is.
 
     Raises:
         CheckpointError: the name is no plain file name: it would leave the folder.

@@ -61,7 +61,8 @@ def read_diffusion_policy(path: Path, payload: Mapping[str, Any]) -> ForeignPoli
     """Describe a policy in terms of our format.
 
     Args:
-        path: of the file, for messages. payload: what it holds.
+        path: of the file, for messages.
+        payload: what it holds.
 
     Raises:
         CheckpointError: another policy, local conditions, or a timestep among the tokens; a field is missing or wrong.

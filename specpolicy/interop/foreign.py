@@ -152,7 +152,9 @@ def assemble(
         task: name of the task.
         parts: observation parts in the order in which they enter the condition.
         action: normalization of the actions.
-        n_obs_steps, horizon, n_action_steps: observation steps seen, actions predicted, actions executed.
+        n_obs_steps: observation steps seen.
+        horizon: actions predicted.
+        n_action_steps: actions executed.
         first_action: position in the chunk of the first executed action.
         scheduler: configuration of the diffusers scheduler.
         num_inference_steps: that the package plays.
@@ -265,7 +267,9 @@ def describe_steps(findings: Findings, scheduler: Mapping[str, Any], train_steps
 
     Args:
         findings: are told.
-        scheduler: configuration. train_steps, steps: of training and inference.
+        scheduler: configuration.
+        train_steps: timesteps of training.
+        steps: of inference.
         old: the package plays with diffusers 0.11.1, whose DDPM is wrong for fewer steps.
     """
     kind = scheduler["_class_name"].removesuffix("Scheduler")

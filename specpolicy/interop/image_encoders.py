@@ -37,11 +37,14 @@ def read_visual_core(
     """Map robomimic's ``VisualCore``: crop, backbone, spatial softmax, linear layer, ReLU.
 
     Args:
-        path: of the checkpoint. key: of the observation.
+        path: of the checkpoint.
+        key: of the observation.
         encoder: ``observation.encoder.rgb`` of its configuration.
-        shape: channels, height, width. state: of its network, names below the key.
+        shape: channels, height, width.
+        state: of its network, names below the key.
         layout: of images as the package is given them.
-        crop_rounding: of the centred crop. crops_at_random: whether a crop that evaluation centres is configured
+        crop_rounding: of the centred crop.
+        crops_at_random: whether a crop that evaluation centres is configured
             elsewhere; then ``encoder`` holds it all the same.
 
     Raises:
@@ -96,8 +99,11 @@ def read_lerobot_encoder(
     """Map LeRobot's ``DiffusionRgbEncoder``: resize, crop, ResNet, spatial softmax, linear layer, ReLU.
 
     Args:
-        path: of the weights. key: of the observation. state: of its encoder.
-        config: layout, shape, resize, crop, scale and offset in our terms. backbone: name of the ResNet.
+        path: of the weights.
+        key: of the observation.
+        state: of its encoder.
+        config: layout, shape, resize, crop, scale and offset in our terms.
+        backbone: name of the ResNet.
 
     Raises:
         CheckpointError: the weights are not those of this encoder.
@@ -117,7 +123,11 @@ def read_torchvision_encoder(
     """Map a plain ResNet with average pooling, as diffusion_policy's ``MultiImageObsEncoder`` has one.
 
     Args:
-        path, key, state, config, backbone: as in :func:`read_lerobot_encoder`.
+        path: as in :func:`read_lerobot_encoder`.
+        key: as in :func:`read_lerobot_encoder`.
+        state: as in :func:`read_lerobot_encoder`.
+        config: as in :func:`read_lerobot_encoder`.
+        backbone: as in :func:`read_lerobot_encoder`.
 
     Raises:
         CheckpointError: the weights are not those of this encoder.
@@ -163,7 +173,10 @@ def checked_encoder(path: Path, key: str, config: Mapping[str, Any], weights: di
     """Return an encoder's weights after comparing their names and shapes with what its configuration builds.
 
     Args:
-        path: of the checkpoint. key: of the observation. config: in our terms. weights: under our names.
+        path: of the checkpoint.
+        key: of the observation.
+        config: in our terms.
+        weights: under our names.
 
     Raises:
         CheckpointError: they do not fit.

@@ -172,9 +172,12 @@ def _part(
     """Normalization by one mode.
 
     Args:
-        file, field: for messages, field without the statistic's name.
+        file: for messages, field without the statistic's name.
+        field: for messages, field without the statistic's name.
         mode: one of :data:`_MODES`.
-        statistics: by name. dim: number of coordinates. eps: of the processor.
+        statistics: by name.
+        dim: number of coordinates.
+        eps: of the processor.
         patched: widths of zero become eps (S2 on); otherwise eps is added to all of them.
 
     Returns:

@@ -77,7 +77,8 @@ def read_unet(file: Path, field: str, state: Mapping[str, Tensor], groups: int, 
     """Map a conditional 1-D U-Net.
 
     Args:
-        file: where it comes from. field: what its names begin with there, for messages.
+        file: where it comes from.
+        field: what its names begin with there, for messages.
         state: its tensors, the prefix dropped.
         groups: of its group norms, but for the last.
         horizon: actions in a chunk.
@@ -182,7 +183,9 @@ def read_transformer(file: Path, field: str, state: Mapping[str, Tensor], heads:
     """Map diffusion_policy's transformer with the timestep as a condition.
 
     Args:
-        file, field, state: as in :func:`read_unet`.
+        file: as in :func:`read_unet`.
+        field: as in :func:`read_unet`.
+        state: as in :func:`read_unet`.
         heads: of its attention, which the weights do not show.
 
     Returns:

@@ -43,7 +43,8 @@ def read_robomimic(path: Path, payload: Mapping[str, Any]) -> ForeignPolicy:
     """Describe a policy in terms of our format.
 
     Args:
-        path: of the file, for messages. payload: what it holds.
+        path: of the file, for messages.
+        payload: what it holds.
 
     Raises:
         CheckpointError: another algorithm; a language, goal, depth or scan observation; a field is missing or wrong.
@@ -180,7 +181,7 @@ def _observations(
 
 
 def _statistics(statistics: Fields, key: str, dim: int) -> AffinePart:
-    """robomimic's normalized value is (x − offset) / scale."""
+    """Read robomimic's normalized value is (x − offset) / scale."""
     entry = statistics.part(key)
     offset, scale = (_vector(entry, name) for name in ("offset", "scale"))
     part = AffinePart(offset, scale, torch.zeros_like(offset))

@@ -132,8 +132,10 @@ class CameraEncoders(nn.ModuleList):
         """Encode any number of images, a batch at a time.
 
         Args:
-            key: of the camera. images: bytes, in its layout, shape ``(n, ...)``.
-            device: of the weights. batch: images at a time.
+            key: of the camera.
+            images: bytes, in its layout, shape ``(n, ...)``.
+            device: of the weights.
+            batch: images at a time.
         """
         parts = torch.split(torch.from_numpy(images), batch)
         return torch.cat([self.encode_batch(key, part.to(device)) for part in parts])

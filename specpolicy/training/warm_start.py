@@ -24,7 +24,8 @@ def fit_linear_map(
     """Fit ``outputs ≈ inputs · matrix + shift`` by least squares.
 
     Args:
-        inputs, outputs: one row for each moment of the data.
+        inputs: one row for each moment of the data.
+        outputs: one row for each moment of the data.
         ridge: penalty of the matrix, relative to the mean variance of the inputs.
 
     Returns:
@@ -46,7 +47,8 @@ def fold_into_condition(
 
     Args:
         network: reads a condition of ``steps`` times as many numbers as the matrix has columns.
-        matrix, shift: of one observation step.
+        matrix: of one observation step.
+        shift: of one observation step.
         steps: observation steps.
 
     Returns:

@@ -272,7 +272,8 @@ def crop_start(size: int, crop: int, rounding: str) -> int:
     integer, halves to the even one.
 
     Args:
-        size: of the image, pixels. crop: of the part, pixels, at most ``size``.
+        size: of the image, pixels.
+        crop: of the part, pixels, at most ``size``.
         rounding: ``down`` or ``nearest``.
 
     Returns:
@@ -285,7 +286,8 @@ def centre_crop(image: Shaped[Tensor, "*n c h w"], crop: Size, rounding: str = "
     """Cut out the middle of images.
 
     Args:
-        image: images, of any type. crop: height and width of the part.
+        image: images, of any type.
+        crop: height and width of the part.
         rounding: of odd borders; see :func:`crop_start`.
 
     Returns:
@@ -302,7 +304,8 @@ def random_crop(
     """Cut out a part of each image, each at its own place, drawn uniformly.
 
     Args:
-        image: images, of any type. crop: height and width of the part.
+        image: images, of any type.
+        crop: height and width of the part.
         generator: of the places, on the CPU; None takes torch's own.
 
     Returns:
@@ -423,7 +426,8 @@ class ImageEncoder(nn.Module):
         """Encode images.
 
         Args:
-            image, generator: as in :meth:`prepare`.
+            image: as in :meth:`prepare`.
+            generator: as in :meth:`prepare`.
 
         Returns:
             One feature vector for each image.
