@@ -19,6 +19,7 @@ import torch
 from specpolicy import samplers
 from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.config import compose, to_container
+from specpolicy.control.inference import episode_generator
 from specpolicy.interop.loading import load_policy
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
@@ -96,7 +97,7 @@ def test_a_server_is_asked_with_bytes(
     assert seen["observations"] == {"image": [96, 96, 3], "agent_pos": 2} and seen["refused"]
     policy = load_policy(checkpoint)
     history = {"image": image[None, None].repeat(2, 1), "agent_pos": np.array([[[100.0, 200.0]] * 2])}
-    expected = policy.predict_action(history, samplers.ddim(policy.scheduler, 2), [torch.Generator().manual_seed(2)])
+    expected = policy.predict_action(history, samplers.ddim(policy.scheduler, 2), [episode_generator(2)])
     np.testing.assert_allclose(seen["actions"], expected.actions[0], rtol=1e-4, atol=1e-2)
 
 
