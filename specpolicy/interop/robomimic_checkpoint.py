@@ -181,7 +181,7 @@ def _observations(
 
 
 def _statistics(statistics: Fields, key: str, dim: int) -> AffinePart:
-    """Read robomimic's normalized value is (x − offset) / scale."""
+    """Read the normalization of an observation: (x − offset) / scale."""
     entry = statistics.part(key)
     offset, scale = (_vector(entry, name) for name in ("offset", "scale"))
     part = AffinePart(offset, scale, torch.zeros_like(offset))
