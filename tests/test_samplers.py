@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from specpolicy import BlockVerifier, FreeDrafter, RecyclingDrafter, ReflectionV
 from specpolicy.commands.common import recipe_of
 from specpolicy.commands.serve import serve
 from specpolicy.config import ConfigError, compose
+from specpolicy.control.inference import EpisodeState, InferenceKind, InferenceRequest
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
-from specpolicy.serving.batching import Answer, BatchedPolicy, Job
+from specpolicy.serving.batching import BatchedPolicy
 from specpolicy.speculative.compiled.sampler import CompiledChain, CompiledSampler
 
 ROOT = Path(__file__).parents[1]
@@ -68,11 +71,16 @@ def test_compiled_policies_are_served_in_batches_that_are_prepared(policy: Diffu
         for value in (0.0, 0.1, 0.2)
     ]
     wanted, got = (
-        engine.run([Job(history, engine.stream(seed)) for seed, history in enumerate(histories)])
+        engine.run(
+            [
+                (EpisodeState.start(seed), InferenceRequest(InferenceKind.WHOLE, history))
+                for seed, history in enumerate(histories)
+            ]
+        )
         for engine in (BatchedPolicy(policy, eager(policy)), BatchedPolicy(policy, made))
     )
     for one, other in zip(wanted, got, strict=True):
-        assert isinstance(one, Answer) and isinstance(other, Answer)
+        assert one.error is None and other.error is None
         np.testing.assert_allclose(other.actions, one.actions, atol=1e-5)
         assert (other.passes, other.acceptance) == (one.passes, one.acceptance)
 
@@ -104,8 +112,6 @@ def test_one_switch_compiles_all_samplers_alike(policy: DiffusionPolicy, command
         ("free_block", {"num_inference_steps": 0}, "num_inference_steps=0"),
         ("free_block", {"window": 0}, "window=0; draft at least 1 step"),
         ("free_block", {"window": "long"}, "window='long'; give a number of steps"),
-        ("recycled", {"window": 2.5}, "window=2.5; expected a whole number of steps"),
-        ("auto", {"num_inference_steps": "many"}, "num_inference_steps='many'; it must be a whole number"),
     ],
 )
 def test_settings_that_cannot_be_are_named(
@@ -113,6 +119,23 @@ def test_settings_that_cannot_be_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         samplers.load(name, policy, **settings)
+
+
+def test_settings_of_another_type_are_named() -> None:
+    """In a process of its own: where types are checked at run time, as in these tests, the check comes before ours."""
+    code = f"""
+import specpolicy
+policy = specpolicy.load_policy({str(ROOT / "checkpoints" / "square")!r})
+for name, settings in (("recycled", {{"window": 2.5}}), ("auto", {{"num_inference_steps": "many"}})):
+    try:
+        specpolicy.samplers.load(name, policy, **settings)
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    window, steps = done.stdout.splitlines()
+    assert window.startswith("window=2.5; expected a whole number of steps")
+    assert steps.startswith("num_inference_steps='many'; it must be a whole number")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

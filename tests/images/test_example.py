@@ -32,5 +32,5 @@ def test_three_samplers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def test_a_pipeline_accelerated(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stock, fast, restored = run("accelerate_a_pipeline.py", monkeypatch, capsys)
-    assert stock == "stock: 100 passes" and restored.endswith("bit for bit: True")
+    assert stock == "stock: 100 evaluations" and restored.endswith("bit for bit: True")
     assert int(fast.split()[2]) < 60

@@ -158,7 +158,7 @@ def test_an_account_that_does_not_add_up_is_refused() -> None:
     passes = torch.tensor([2, 2])
     parts = {"sample": torch.zeros(2, 1), "passes": passes, "evaluations": passes}
     SampleResult.of_rounds(5, torch.tensor([5, 5]), **account, **parts)
-    with pytest.raises(RuntimeError, match="account"):
+    with pytest.raises(RuntimeError, match="do not add up"):
         SampleResult.of_rounds(5, torch.tensor([5, 4]), **account, **parts)
     with pytest.raises(RuntimeError, match="chains of 4 steps"):
         SampleResult.of_rounds(4, torch.tensor([5, 5]), **account, **parts)

@@ -219,7 +219,9 @@ def test_eta_out_of_range(eta: float) -> None:
 
 def test_a_process_that_is_not_finite_names_the_step() -> None:
     good = ReverseProcess.from_scheduler(DDPMScheduler(100), 10)
-    fields = {name: getattr(good, name) for name in ("timesteps", "a", "b", "from_state", "from_output", "limit")}
+    fields = {
+        name: getattr(good, name) for name in ("timesteps", "a", "b", "from_state", "from_output", "thresholding")
+    }
     with pytest.raises(ValueError, match=r"sigma of step 3 \(timestep 60\) is nan"):
         ReverseProcess(**fields, sigma=torch.where(torch.arange(10) == 3, torch.nan, good.sigma))
 

@@ -28,7 +28,7 @@ def test_square_succeeds_at_the_first_grasp(square: SquareEnv) -> None:
 
 @pytest.mark.parametrize(("seed", "slip"), [(1002, GraspFault.BESIDE), (1003, GraspFault.DROPPED)])
 def test_square_repairs_a_slip(square: SquareEnv, monkeypatch: pytest.MonkeyPatch, seed: int, slip: GraspFault) -> None:
-    monkeypatch.setattr("specpolicy_envs.experts.base.Episode.slip", lambda self, grasp: slip)
+    monkeypatch.setattr("specpolicy_envs.experts.base.EpisodeVariation.slip", lambda self, grasp: slip)
     played = perform(square, load_expert("square"), seed)
     nut = played.observations["object"][:, 2]
     assert played.success and closings(played) == 2
