@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -261,11 +262,13 @@ def test_ctrl_c_while_workers_start_leaves_no_traceback_of_theirs(tmp_path: Path
     program.write_text(
         textwrap.dedent(
             """
+            import signal
             import gymnasium
             from specpolicy.rollout.env_worker import EnvPool, MakeEnv, ResetRequest, WorkerConfig
             from specpolicy.control import Constant, Lockstep
 
             if __name__ == "__main__":
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # also where who started the tests ignores it
                 try:
                     with EnvPool(WorkerConfig(MakeEnv("CartPole-v1"), 1), num_envs=2) as pool:
                         for worker in pool.workers:
@@ -289,7 +292,11 @@ def test_ctrl_c_while_workers_start_leaves_no_traceback_of_theirs(tmp_path: Path
         env=environment,
         start_new_session=True,
     )
-    assert process.stdout is not None and process.stdout.readline() == "started\n"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    out, err = process.communicate(timeout=120)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "started\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+        out, err = process.communicate(timeout=120)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert (out, err, process.returncode) == ("interrupted\n", "", 0)
