@@ -267,7 +267,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 def test_an_image_shows_the_finger_where_it_is_and_leaves_the_physics_alone(pusht: PushTEnv) -> None:
     seen = PushTEnv(render_mode="rgb_array", image_size=128)
     for env in (seen, pusht):
-        env.reset(options={"state": [400, 80, 150, 300, 0.0]})
+        env.reset(seed=0, options={"state": [400, 80, 150, 300, 0.0]})
         for _ in range(3):
             env.step([400, 120])
             seen.render()
