@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from side_by_side import RESULTS
 
-from specpolicy.evaluation.plots import COLORS, PAPER, style_axes
+from specpolicy.evaluation.plots import COLORS, PAPER, save, style_axes
 from specpolicy.evaluation.results import read_results
 from specpolicy.evaluation.statistics import wilson
 from specpolicy.utils.files import atomic_path
@@ -122,8 +122,7 @@ def draw(found: Sequence[Cell], path: Path) -> None:
         _panel(axes, task, [cell for cell in found if cell.task == task])
     panels[0].set_ylabel("success, %", fontsize=10)
     panels[0].legend(fontsize=8, frameon=False, loc="lower left")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, path)
 
 
 def _panel(axes: Axes, task: str, found: Sequence[Cell]) -> None:

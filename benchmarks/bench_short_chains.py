@@ -27,6 +27,7 @@ from specpolicy import RecyclingDrafter, ReflectionVerifier, SpeculativeSampler,
 from specpolicy import samplers as factories
 from specpolicy.calibration.x0_variance import x0_variance_path
 from specpolicy.evaluation.fidelity import measure_fidelity
+from specpolicy.evaluation.plots import save
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import OBSERVATIONS, read_observations
 from specpolicy.evaluation.statistics import mean_interval
@@ -121,7 +122,7 @@ def figure(found: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(2.9 * len(found), 2.9), layout="constrained")
+    drawn = Figure(figsize=(2.9 * len(found), 2.9), dpi=120, layout="constrained")
     FigureCanvasAgg(drawn)
     axes = drawn.subplots(1, len(found), sharey=True, squeeze=False)[0]
     styles = {"ddim": ("tab:orange", "s", "ddim (approximate)"), "ddpm": ("tab:gray", "^", "ddpm, fewer steps"),
@@ -137,7 +138,7 @@ def figure(found: Mapping[str, Any], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("energy distance from\n100 steps (0: same law)")
     axes[-1].legend(frameon=False, fontsize=8)
-    drawn.savefig(path, dpi=120)
+    save(drawn, path)
 
 
 def main() -> None:

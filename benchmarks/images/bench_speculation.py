@@ -41,6 +41,7 @@ from specpolicy import (
     SequentialSampler,
     SpeculativeSampler,
 )
+from specpolicy.evaluation.plots import save
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.utils.files import atomic_path
@@ -134,11 +135,9 @@ def show(found: Mapping[str, Any], out: Path) -> None:
     text = overview(found)
     if any(name.startswith("frozen") for name in found.get("chains", {})):
         text += "\n" + comparison(found)
-        with atomic_path(out.with_name(f"{out.stem}_comparison.png")) as temporary:
-            comparison_figure(found).savefig(temporary, format="png")
+        save(comparison_figure(found), out.with_name(f"{out.stem}_comparison.png"))
     if found.get("chains"):
-        with atomic_path(out.with_name(f"{out.stem}_acceptance.png")) as temporary:
-            accepted_along(found).savefig(temporary, format="png")
+        save(accepted_along(found), out.with_name(f"{out.stem}_acceptance.png"))
     with atomic_path(out.with_suffix(".md")) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 
 from benchmarks.images.command_line import compose_script, run_script
 from specpolicy.config import split_list_override, to_container
+from specpolicy.evaluation.plots import save
 from specpolicy.utils.extras import require
 from specpolicy.utils.files import atomic_path
 
@@ -57,8 +58,7 @@ def sample(overrides: Sequence[str]) -> None:
     sheet = image_grid({name: [out / name / f"{each:05d}.png" for each in range(job.images)] for name in results})
     with atomic_path(out / "grid.png") as temporary:
         sheet.save(temporary, format="png")
-    with atomic_path(out / "acceptance.png") as temporary:
-        acceptance_figure(results).savefig(temporary, format="png")
+    save(acceptance_figure(results), out / "acceptance.png")
     with atomic_path(out / "table.md") as temporary:
         temporary.write_text(table(results), encoding="utf-8")
     print(f"{table(results)}in {out}: grid.png, acceptance.png, table.md")
