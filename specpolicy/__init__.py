@@ -1,13 +1,14 @@
 """Sample diffusion policies exactly and faster, by speculation.
 
 The names below are the public interface, imported when they are first asked for: sampling needs torch alone, and
-the command line answers before torch is loaded.
+the command line answers before torch is loaded. Not even typing is imported here: Ctrl-C while it loads would be
+answered with a traceback, since no handler of ours runs yet.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from specpolicy.interop.in_place import accelerate as accelerate
     from specpolicy.interop.loading import load_policy as load_policy
     from specpolicy.policies.checkpoint import CheckpointError as CheckpointError
@@ -76,7 +77,9 @@ _PUBLIC = {
 """Each public name with the module that defines it."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     if name == "samplers":
         return import_module("specpolicy.samplers")
     if name not in _PUBLIC:

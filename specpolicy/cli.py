@@ -6,7 +6,10 @@ Nothing heavy is imported before :func:`main` runs, so that Ctrl-C is answered f
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+
+TYPE_CHECKING = False  # typing takes milliseconds in which Ctrl-C would end in its traceback
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
