@@ -19,6 +19,8 @@ from specpolicy.calibration.store import calibration_path, load_calibration
 from specpolicy.calibration.x0_variance import load_x0_variance
 from specpolicy.config import available, compose
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.compiled.openvino_network import Precision
+from specpolicy.speculative.compiled.runtime import RuntimeChain
 from specpolicy.speculative.compiled.sampler import CompiledChain, CompiledSampler, compile_sampler
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.drafters.linear import LinearDrafter, X0Jacobian
@@ -192,8 +194,9 @@ def compiled(
     backend: str | None = None,
     batches: Sequence[int] = (1,),
     predrafts: bool = False,
-) -> CompiledSampler | CompiledChain:
-    """Any of these samplers with compiled or captured steps, ready for the batch sizes that will come.
+    precision: Precision | None = None,
+) -> CompiledSampler | CompiledChain | RuntimeChain:
+    """Any of these samplers, compiled, captured or on OpenVINO, ready for the batch sizes that will come.
 
     Args:
         policy: its network is compiled with the steps.
@@ -201,11 +204,14 @@ def compiled(
         backend: see :data:`specpolicy.speculative.compiled.Backend`; ``"auto"`` or None chooses by device.
         batches: numbers of observations to prepare for now, rising; others are filled up to the least that holds them.
         predrafts: prepare for pre-drafts, too, where the sampler can make them.
+        precision: of OpenVINO's network, see :func:`~specpolicy.compile_sampler`.
 
     Raises:
+        ConversionError: OpenVINO cannot take over the policy's network.
         ValueError: the sampler has no compiled form, the backend is not to be had here, or the sizes do not rise.
     """
-    made = compile_sampler(sampler(policy), None if backend == "auto" else backend, batches)  # type: ignore[arg-type]
+    named: Any = None if backend == "auto" else backend
+    made = compile_sampler(sampler(policy), named, batches, precision)
     cond_dim = policy.observations.dim * policy.observations.horizon
     with torch.inference_mode(), progress_bar("compiling", len(batches)) as bar:
         for size in batches:

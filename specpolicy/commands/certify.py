@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from specpolicy.commands.common import histories_for
+from specpolicy.commands.common import histories_for, recipe_of
 from specpolicy.config import ConfigError, compose, to_container
 
 
@@ -40,11 +40,12 @@ def certify(arguments: Sequence[str]) -> None:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(Path(cfg.checkpoint), cfg.device)
     name = next((each.partition("=")[2] for each in overrides if each.startswith("sampler=")), "auto")
+    options = [each for each in overrides if each.startswith(("compile=", "precision="))]
     samplers = {
-        each: instantiate(compose("certify", [f"sampler={each}", "checkpoint=none"]).sampler)(policy)
-        for each in dict.fromkeys(["ddpm", "ddim10", "ddim5"])
+        each: instantiate(recipe_of(compose("certify", [*options, f"sampler={each}", "checkpoint=none"])))(policy)
+        for each in ("ddpm", "ddim10", "ddim5")
     }
-    samplers = {"ddpm": samplers.pop("ddpm"), name: instantiate(cfg.sampler)(policy), **samplers}
+    samplers = {"ddpm": samplers.pop("ddpm"), name: instantiate(recipe_of(cfg))(policy), **samplers}
     histories = histories_for(policy, cfg.dataset, cfg.observations)
     count = min(len(histories.observations), max(cfg.chunks, cfg.calls))
     which = np.random.default_rng(cfg.seed).choice(len(histories.observations), count, replace=False)
@@ -62,6 +63,8 @@ def certify(arguments: Sequence[str]) -> None:
             "packages": package_versions(),
             "git": git_revision(),
             "machine": machine(policy.device),
+            "compile": cfg.compile,
+            "precision": cfg.precision,
         },
     )
     out = Path(cfg.out or f"runs/certificate-{Path(cfg.checkpoint).resolve().stem}-{name}.json")

@@ -38,7 +38,11 @@ def composed(
 
 def recipe_of(cfg: DictConfig, predrafts: bool = False) -> DictConfig:
     """The chosen sampler's configuration; inside that of its compiled twin, if ``compile`` names a backend."""
-    if "compile" not in cfg or cfg.compile is None:  # not all commands have the switch
+    if "compile" not in cfg:  # not all commands have the switch
+        return cfg.sampler
+    if cfg.precision is not None and cfg.compile != "openvino":
+        raise ConfigError(f"precision={cfg.precision} is for compile=openvino, and compile={cfg.compile} here")
+    if cfg.compile is None:
         return cfg.sampler
     return OmegaConf.create(
         {
@@ -46,8 +50,9 @@ def recipe_of(cfg: DictConfig, predrafts: bool = False) -> DictConfig:
             "_partial_": True,
             "sampler": to_container(cfg.sampler),
             "backend": cfg.compile,
+            **({} if cfg.precision is None else {"precision": cfg.precision}),
             # Episodes come together or, when most have ended, in a batch that is filled up; latency is measured alone.
-            "batches": sorted({1, cfg.num_envs}),
+            "batches": sorted({1, cfg.get("num_envs", 1)}),
             "predrafts": predrafts,
         }
     )

@@ -27,9 +27,12 @@ def serve(overrides: Sequence[str]) -> None:
             f"variable {TOKEN_VARIABLE} or into a file and token_file=<file>"
         )
     cfg: dict[str, Any] = to_container(compose("serve", overrides))
-    checkpoint, device, threads, recipe, token_file, backend, sizes = (
-        cfg.pop(name) for name in ("checkpoint", "device", "threads", "sampler", "token_file", "compile", "batches")
+    checkpoint, device, threads, recipe, token_file, backend, sizes, precision = (
+        cfg.pop(name)
+        for name in ("checkpoint", "device", "threads", "sampler", "token_file", "compile", "batches", "precision")
     )
+    if precision is not None and backend != "openvino":
+        raise ConfigError(f"precision={precision} is for compile=openvino, and compile={backend} here")
     settings = ServerSettings(**cfg)
     if sizes is not None and (not sizes or sizes[-1] != settings.max_batch):
         raise ConfigError(
@@ -54,7 +57,12 @@ def serve(overrides: Sequence[str]) -> None:
     policy = load_policy(Path(checkpoint), device)
     make = instantiate(recipe)
     sizes = sizes or batch_buckets(settings.max_batch)
-    engine = BatchedPolicy(policy, make(policy) if backend is None else samplers.compiled(policy, make, backend, sizes))
+    made = (
+        make(policy)
+        if backend is None
+        else samplers.compiled(policy, make, backend, sizes, predrafts=True, precision=precision)
+    )
+    engine = BatchedPolicy(policy, made)
     server = PolicyServer(engine, settings, token)
     engine.warm_up([1, 1, settings.max_batch])
 

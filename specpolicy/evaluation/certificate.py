@@ -19,8 +19,8 @@ from specpolicy.control.latency_log import CallLog
 from specpolicy.evaluation.latency import measure_latency
 from specpolicy.evaluation.statistics import ratio_of_medians
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.compiled.runtime import RuntimeChain
 from specpolicy.speculative.exactness import ExactnessReport, check_exactness
-from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.result import SampleResult
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
@@ -185,7 +185,7 @@ def record_chunks(
             noise = torch.stack([torch.randn(policy.event_shape, generator=each) for each in generators])
             result = sampler(policy, noise.to(policy.device), cond=cond, generator=generators, record=True)
             if begin < _RECOMPUTED:
-                worst = max(worst, _recomputed(policy, sampler.process, result, cond))
+                worst = max(worst, _recomputed(policy, sampler, result, cond))
             assert result.trajectory is not None and result.x0 is not None
             results.append(
                 (result.sample.cpu(), result.trajectory.cpu(), result.x0.cpu(), result.passes, result.evaluations)
@@ -201,15 +201,17 @@ def record_chunks(
     )  # fmt: skip
 
 
-def _recomputed(policy: DiffusionPolicy, process: ReverseProcess, result: SampleResult, cond: Any) -> float:
+def _recomputed(policy: DiffusionPolicy, sampler: Any, result: SampleResult, cond: Any) -> float:
     """Evaluate the network anew at recorded states, one state at a time, without the sampler."""
     assert result.trajectory is not None and result.x0 is not None
+    target = sampler.network(policy) if isinstance(sampler, RuntimeChain) else policy
+    process = sampler.process
     here = process.to(policy.device, result.trajectory.dtype)
     worst = 0.0
     for k in range(process.num_steps):
         row = torch.tensor([k], device=policy.device)
         state = result.trajectory[k, :1]
-        output = policy(state.to(result.sample.dtype), here.timesteps[row], cond[:1])
+        output = target(state.to(result.sample.dtype), here.timesteps[row], cond[:1])
         x0 = here.x0(state, output.to(state.dtype), row)
         worst = max(worst, float((x0 - result.x0[k, :1]).abs().max()))
     return worst

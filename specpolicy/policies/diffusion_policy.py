@@ -188,7 +188,7 @@ class DiffusionPolicy(nn.Module):
         if self.config.inpainting:
             # The network always sees the true observations, so that what the chain makes of them has no effect.
             steps, actions = self.config.n_obs_steps, self.config.action_dim
-            known = cond.view(len(cond), steps, -1)
+            known = cond.view(cond.shape[0], steps, -1)
             x = torch.cat([torch.cat([x[:, :steps, :actions], known], dim=-1), x[:, steps:]], dim=1)
             cond = cond[:, :0]
         if cond.dtype == x.dtype:

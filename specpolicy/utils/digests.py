@@ -8,7 +8,10 @@ from pathlib import Path
 
 WEIGHT_FILES = frozenset({".safetensors", ".json", ".pt", ".pth", ".ckpt", ".bin"})
 DEMONSTRATIONS = "demonstrations.json"
-BESIDE = (DEMONSTRATIONS, "calibration-", "windows-", "x0_variance.", "training.")
+CONVERTED = "openvino-"
+"""How files with a network in another format begin."""
+
+BESIDE = (DEMONSTRATIONS, "calibration-", "windows-", "x0_variance.", "training.", CONVERTED)
 """How files begin that tell of a policy, or go on with its training; they are no part of it."""
 
 
@@ -21,8 +24,8 @@ def file_digest(path: Path) -> str:
 def checkpoint_digest(path: str | Path) -> str:
     """Compute the SHA-256 of a checkpoint file; of a folder, over names and digests of its weights and configuration.
 
-    What the policy was trained on, the state of its training, its calibrations, x0_variance and windows are not part of
-    it: knowing more about a policy does not make it another.
+    What the policy was trained on, the state of its training, its calibrations, x0_variance, windows and converted
+    networks are not part of it: knowing more about a policy does not make it another.
 
     Args:
         path: file or folder.

@@ -179,7 +179,7 @@ class TransformerDenoiser(nn.Module):
             raise ValueError(f"chunks of shape {tuple(x.shape[1:])}; this network was built for {self.shape}")
         told = self.timestep_embedding(timestep.to(x.dtype))[:, None]
         if self.observation_steps:
-            observed = self.octaves(cond.reshape(len(cond), self.observation_steps, -1))
+            observed = self.octaves(cond.reshape(cond.shape[0], self.observation_steps, -1))
             told = torch.cat([told, self.enter_observation(observed)], dim=1)
         memory = self.memory(told + self.memory_position)
         hidden = self.enter_action(x) + self.action_position

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -49,9 +49,10 @@ def batch_buckets(most: int) -> list[int]:
     return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
 
 
-Backend = Literal["plain", "inductor", "graph", "graph+inductor"]
+Backend = Literal["plain", "inductor", "graph", "graph+inductor", "openvino"]
 """``plain`` runs the static functions as they are; ``inductor`` compiles them (torch.compile); ``graph`` captures them
-as CUDA graphs; ``graph+inductor`` compiles, then captures."""
+as CUDA graphs; ``graph+inductor`` compiles, then captures. ``openvino`` evaluates the network alone by OpenVINO, and
+leaves the steps around it to PyTorch."""
 
 _FORMS = 128
 
@@ -168,8 +169,12 @@ def make_runner(backend: Backend) -> Runner[Any]:
     Raises:
         ValueError: no such backend, or CUDA graphs without CUDA.
     """
-    if backend not in ("plain", "inductor", "graph", "graph+inductor"):
-        raise ValueError(f"backend={backend!r}; expected plain, inductor, graph or graph+inductor")
+    if backend == "openvino":
+        raise ValueError("backend='openvino' compiles the network alone; compile_sampler(sampler, 'openvino') takes it")
+    if backend not in get_args(Backend):
+        raise ValueError(
+            f"backend={backend!r}; expected {', '.join(get_args(Backend)[:-1])} or {get_args(Backend)[-1]}"
+        )
     if backend.startswith("graph") and not torch.cuda.is_available():
         raise ValueError(f"backend={backend!r} needs CUDA, which torch does not find here; take inductor or plain")
     compiled = backend.endswith("inductor")

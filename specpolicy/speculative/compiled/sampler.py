@@ -20,7 +20,9 @@ from specpolicy.speculative.compiled.backends import (
     pad_rows,
     pad_to_bucket,
 )
+from specpolicy.speculative.compiled.openvino_network import Precision
 from specpolicy.speculative.compiled.round import CompiledState, FixedShapeRound
+from specpolicy.speculative.compiled.runtime import RuntimeChain, RuntimeSampler
 from specpolicy.speculative.denoiser import Cond, Denoiser, DenoiserError
 from specpolicy.speculative.drafters.base import Draft
 from specpolicy.speculative.inputs import Generators, check_cond, check_noise, state_dtype
@@ -329,21 +331,37 @@ class _Steps:
 
 
 def compile_sampler(
-    sampler: Any, backend: Backend | None = None, batches: Sequence[int] | None = None
-) -> CompiledSampler | CompiledChain:
-    """The same sampler with compiled or captured steps; what is exact stays exact.
+    sampler: Any,
+    backend: Backend | None = None,
+    batches: Sequence[int] | None = None,
+    precision: Precision | None = None,
+) -> CompiledSampler | CompiledChain | RuntimeChain:
+    """The same sampler with compiled or captured steps, or with its network evaluated by OpenVINO.
+
+    What is exact stays exact; with ``precision="bf16"`` for the network in bfloat16.
 
     Args:
-        sampler: a :class:`SpeculativeSampler` without an adaptive window, a :class:`SequentialSampler`, or a
-            :class:`SchedulerSampler` of ``DDIMScheduler`` with η = 0.
-        backend: see :data:`Backend`; None chooses by device.
-        batches: batch sizes to prepare, rising; a batch is filled up to the least that holds it. None: as they come.
+        sampler: a :class:`SpeculativeSampler`, a :class:`SequentialSampler`, or a :class:`SchedulerSampler`. What is
+            compiled as a whole must not have an adaptive window, and be of ``DDIMScheduler`` with η = 0 if of a
+            scheduler.
+        backend: see :data:`Backend`; None chooses by device between compiled and captured steps.
+        batches: batch sizes to prepare, rising; a batch is filled up to the least that holds it. None, and always
+            with ``openvino``, which has sizes of its own: as they come.
+        precision: of OpenVINO's network; None for ``f32``. ``bf16`` is another network, which is then the target.
 
     Raises:
-        ValueError: there is no compiled form of it; the message says what has one.
+        ImportError: OpenVINO is asked for and not installed.
+        ValueError: there is no compiled form of it; the message says what has one. Or a precision without ``openvino``.
     """
-    if isinstance(sampler, (CompiledSampler, CompiledChain)):
+    if isinstance(sampler, (CompiledSampler, CompiledChain, RuntimeChain)):
         return sampler
+    if backend == "openvino":
+        if isinstance(sampler, SpeculativeSampler):
+            return RuntimeSampler(sampler, precision or "f32")
+        if isinstance(sampler, (SequentialSampler, SchedulerSampler)):
+            return RuntimeChain(sampler, precision or "f32")
+    elif precision not in (None, "f32"):
+        raise ValueError(f"precision={precision!r} is for backend='openvino'; elsewhere convert the policy itself")
     if isinstance(sampler, SpeculativeSampler):
         return CompiledSampler(sampler, backend, batches=batches)
     if isinstance(sampler, SequentialSampler):
