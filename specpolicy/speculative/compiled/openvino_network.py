@@ -109,7 +109,7 @@ class OpenVINODenoiser:
         with self._lock:
             if rows <= BATCH_SIZES[-1]:
                 return torch.from_numpy(self._model(rows, inputs, form).run(inputs))
-            parts = zip(*(part.split(BATCH_SIZES[-1]) for part in inputs), strict=True)
+            parts = zip(*(torch.split(part, BATCH_SIZES[-1]) for part in inputs), strict=True)
             return torch.from_numpy(np.concatenate([self._model(len(part[0]), part, form).run(part) for part in parts]))
 
     def prepare(self, x: Float[Tensor, "n ..."], timestep: Tensor, cond: Cond, rows: Sequence[int]) -> None:
