@@ -21,6 +21,7 @@ from specpolicy.speculative.inputs import Generators, check_cond, check_noise
 from specpolicy.speculative.process import ReverseProcess, per_row
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
+from specpolicy.utils.digests import checkpoint_digest, note_input
 
 NORMS = ("l1", "l2")
 
@@ -395,6 +396,7 @@ def asdsv(
         )
     smaller = DiffusionPolicy.from_pretrained(draft, policy.device)
     _check(policy, smaller)
+    note_input(f"draft network {Path(draft).name}", checkpoint_digest(draft))
     return AsdsvSampler(
         sequential(policy, num_inference_steps).process, smaller, ThresholdVerifier(delta), DraftSchedule()
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from specpolicy.policies.checkpoint import checkpoint_digest, companion
 from specpolicy.speculative.drafters.linear import X0Jacobian
 from specpolicy.speculative.initial_guess import LinearGuess, X0Guess, ZeroGuess
+from specpolicy.utils.digests import file_digest, note_input
 from specpolicy.utils.files import atomic_path
 
 
@@ -131,6 +132,7 @@ def load_calibration(checkpoint: str | Path, num_inference_steps: int, analytic:
             f"{path} is of another policy: its checkpoint's SHA-256 is {digest[:12]}…, this one's "
             f"{checkpoint_digest(checkpoint)[:12]}…; run {command} again"
         )
+    note_input(path.name, file_digest(path))
     return calibration
 
 

@@ -16,6 +16,7 @@ from specpolicy.calibration.fit import RecordedChains
 from specpolicy.calibration.store import CalibrationError
 from specpolicy.policies.checkpoint import checkpoint_digest, companion
 from specpolicy.speculative.process import ReverseProcess, dense_timesteps
+from specpolicy.utils.digests import file_digest, note_input
 from specpolicy.utils.files import atomic_path
 
 X0_VARIANCE_FORMAT = 1
@@ -112,4 +113,5 @@ def load_x0_variance(checkpoint: str | Path) -> X0Variance:
         raise CalibrationError(f"{path} cannot be read ({error}); remove it, and run {command} again") from error
     if content["checkpoint"] != checkpoint_digest(checkpoint):
         raise CalibrationError(f"{path} is of another policy than {checkpoint}; remove it, and run {command} again")
+    note_input(path.name, file_digest(path))
     return x0_variance

@@ -47,6 +47,7 @@ def tune(overrides: Sequence[str]) -> None:
     )
     entry = tuned.to_dict() | {
         "observations": histories.origin,
+        "settings": {name: cfg[name] for name in ("observations_used", "longest", "chains", "repeats", "seed")},
         "provenance": {"packages": package_versions(), "git": git_revision(), "machine": machine(policy.device)},
     }
     configured = to_container(cfg.sampler.window)

@@ -129,19 +129,17 @@ class ControllerConfig:
         """The name as a file name."""
         return file_name(self.name)
 
-    def recipe(self, exact: bool, sampler_recipe: Any) -> dict[str, Any]:
+    def recipe(self, sampler: Mapping[str, Any]) -> dict[str, Any]:
         """Describe it for a results folder.
 
         Args:
-            exact: whether its sampler is.
-            sampler_recipe: configuration of the sampler.
+            sampler: what the folder keeps of its sampler: whether it is exact, and its recipe.
 
         Returns:
             Plain data.
         """
         return {
-            "exact": exact,
-            "recipe": sampler_recipe,
+            **sampler,
             "sampler": self.sampler,
             "executor": {"name": self.executor_name, "settings": self.settings or repr(self.executor)},
             "injected": self.injected.description,

@@ -149,7 +149,8 @@ def run_missing(
 
 
 def _opened(comparison: Comparison, folder: Path, launcher: Launcher) -> ResultStore:
-    policy, samplers = comparison.contestants()
+    contestants = comparison.contestants()
+    policy, samplers = contestants.policy, contestants.samplers
     device = getattr(policy, "device", torch.device("cpu"))
     return ResultStore(
         folder,
@@ -160,7 +161,7 @@ def _opened(comparison: Comparison, folder: Path, launcher: Launcher) -> ResultS
             "policy": policy.config.to_dict(),
         },
         samplers={
-            name: {"exact": bool(sampler.exact), "recipe": comparison.recipes.get(name, repr(sampler))}
+            name: contestants.recipe(name, comparison.recipes.get(name, repr(sampler)))
             for name, sampler in samplers.items()
         },
         provenance={

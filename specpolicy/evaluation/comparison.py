@@ -26,6 +26,7 @@ from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler
 from specpolicy.rollout.env_worker import EnvPool, MakeEnv, WorkerConfig
 from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeResult, EpisodeSpec, Unit, episode_keys
 from specpolicy.rollout.runner import ObservationRecorder, run_episodes
+from specpolicy.utils.digests import noting_inputs
 from specpolicy.utils.files import atomic_path
 
 KEPT_OBSERVATIONS = 64
@@ -91,10 +92,31 @@ class TaskRunner:
 
 
 class PolicyAndSamplers(NamedTuple):
-    """A policy, and the samplers that are compared on it, by name."""
+    """A policy, and the samplers that are compared on it, by name.
+
+    Attributes:
+        policy: as loaded.
+        samplers: made for it.
+        fitted: for each sampler the SHA-256 of what it was made from besides the checkpoint, by file.
+    """
 
     policy: ChunkPolicy
     samplers: Mapping[str, ChunkSampler]
+    fitted: Mapping[str, Mapping[str, str]] = {}
+
+    def recipe(self, name: str, configured: Any) -> dict[str, Any]:
+        """Describe a sampler for a manifest: a folder refuses to go on with another calibration, too.
+
+        Args:
+            name: of the sampler.
+            configured: its configuration, as plain data.
+        """
+        fitted = self.fitted.get(name)
+        return {
+            "exact": bool(self.samplers[name].exact),
+            "recipe": configured,
+            **({"fitted": dict(fitted)} if fitted else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -109,6 +131,7 @@ class CheckpointLoader:
         recipes: for each sampler what makes it for the policy.
         device: where the policy computes.
         digest: what :func:`checkpoint_digest` must say of the folder, wherever it is opened; None for anything.
+        fitted: what the samplers must have been made from, likewise.
     """
 
     checkpoint: str
@@ -116,6 +139,7 @@ class CheckpointLoader:
     recipes: Mapping[str, Callable[[Any], ChunkSampler]]
     device: str = "cpu"
     digest: str | None = None
+    fitted: Mapping[str, Mapping[str, str]] | None = None
     _loaded: list[PolicyAndSamplers] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -138,12 +162,22 @@ class CheckpointLoader:
                 f"{self.checkpoint} is not the checkpoint that this run began with; every machine must see the same "
                 "files there, and nobody may change them meanwhile"
             )
-        return PolicyAndSamplers(policy, {name: make(policy) for name, make in self.recipes.items()})
+        samplers, fitted = dict[str, ChunkSampler](), dict[str, dict[str, str]]()
+        for name, make in self.recipes.items():
+            with noting_inputs() as fitted[name]:
+                samplers[name] = make(policy)
+        if self.fitted is not None and fitted != self.fitted:
+            changed = next(name for name in fitted if fitted[name] != self.fitted.get(name))
+            raise CheckpointError(
+                f"what {changed} was fitted with beside {self.checkpoint} is not what this run began with; every "
+                "machine must see the same files there, and nobody may change them meanwhile"
+            )
+        return PolicyAndSamplers(policy, samplers, fitted)
 
     def pinned(self) -> CheckpointLoader:
         """The same, but only for the checkpoint as it is now, which has shown that it loads. Raises as a call does."""
         loaded = self()
-        pinned = replace(self, digest=checkpoint_digest(self.checkpoint))
+        pinned = replace(self, digest=checkpoint_digest(self.checkpoint), fitted=loaded.fitted)
         pinned._loaded.append(loaded)
         return pinned
 
@@ -192,7 +226,7 @@ class Comparison:
 
     def open(self) -> TaskRunner:
         """Load the policy and start the environments, here."""
-        policy, samplers = self.contestants()
+        policy, samplers, _ = self.contestants()
         pool = EnvPool(WorkerConfig(self.make_env, policy.config.n_obs_steps), self.num_envs)
         return TaskRunner(policy, samplers, pool, self.crash_limit, self.threads)
 
@@ -292,7 +326,7 @@ def _show(comparison: Comparison, rows: list[SummaryRow], latency: LatencyRun | 
 
 def _film(comparison: Comparison, contestants: PolicyAndSamplers, rows: list[SummaryRow], folder: Path) -> None:
     """One episode side by side; each robot stands still for as long as its sampler thinks."""
-    policy, samplers = contestants
+    policy, samplers, _ = contestants
     cast = {name: samplers[name] for name in comparison.video if name in samplers}
     if not cast:
         return

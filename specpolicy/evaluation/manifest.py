@@ -57,11 +57,12 @@ class Manifest:
         Raises:
             ConfigurationMismatch: the configurations differ, or a sampler of the same name has another recipe.
         """
-        shared = self.samplers.keys() & other.samplers.keys()
-        lines = differences(
-            {**self.configuration, "samplers": {name: self.samplers[name] for name in shared}},
-            {**other.configuration, "samplers": {name: other.samplers[name] for name in shared}},
-        )
+        mine, others = dict[str, Any](), dict[str, Any]()
+        for name in self.samplers.keys() & other.samplers.keys():
+            mine[name], others[name] = dict(self.samplers[name]), dict(other.samplers[name])
+            if "fitted" not in mine[name]:  # of a run that did not note what its samplers were fitted with
+                others[name].pop("fitted", None)
+        lines = differences({**self.configuration, "samplers": mine}, {**other.configuration, "samplers": others})
         if lines:
             raise ConfigurationMismatch(
                 f"{folder} holds results of another configuration:\n"

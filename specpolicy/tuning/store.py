@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from specpolicy.policies.checkpoint import checkpoint_digest, companion
 from specpolicy.speculative.sampler import SpeculativeSampler
+from specpolicy.utils.digests import note_input
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.machine import cpu_model
 
@@ -86,6 +88,7 @@ def load_windows(key: str, num_steps: int, checkpoint: str | Path, device: torch
     windows = content["samplers"][key].get("windows")
     if not isinstance(windows, list) or len(windows) != num_steps or not all(isinstance(w, int) for w in windows):
         raise WindowsError(f"{path}: the windows for ({key}) are not {num_steps} whole numbers; {command}")
+    note_input(f"{path.name}: {key}", hashlib.sha256(json.dumps(windows).encode()).hexdigest())
     return windows
 
 

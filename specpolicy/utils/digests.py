@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +22,36 @@ def file_digest(path: Path) -> str:
     """Compute the SHA-256 of one file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_noted: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting_inputs() -> Iterator[dict[str, str]]:
+    """Collect what is read meanwhile beside the checkpoint itself: calibrations, x0_variance, windows, draft networks.
+
+    Yields:
+        SHA-256 by name, filled by :func:`note_input`.
+    """
+    noted: dict[str, str] = {}
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+def note_input(name: str, digest: str) -> None:
+    """Tell :func:`noting_inputs`, if somebody listens, that something was read that decides a sampler's results.
+
+    Args:
+        name: of the file or folder, without what differs from machine to machine.
+        digest: its SHA-256.
+    """
+    noted = _noted.get()
+    if noted is not None:
+        noted[name] = digest
 
 
 def checkpoint_digest(path: str | Path) -> str:

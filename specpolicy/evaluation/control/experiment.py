@@ -245,7 +245,7 @@ def _check(experiment: ControlExperiment, contestants: PolicyAndSamplers) -> Non
 
 
 def _store(experiment: ControlExperiment, contestants: PolicyAndSamplers, out: Path) -> ResultStore:
-    policy, samplers = contestants
+    policy = contestants.policy
     device = getattr(policy, "device", torch.device("cpu"))
     guards = {name: getattr(experiment.guards, name) for name in experiment.guards.__dataclass_fields__}
     return ResultStore(
@@ -267,7 +267,7 @@ def _store(experiment: ControlExperiment, contestants: PolicyAndSamplers, out: P
         },
         samplers={
             controller.name: controller.recipe(
-                bool(samplers[controller.sampler].exact), experiment.recipes.get(controller.sampler)
+                contestants.recipe(controller.sampler, experiment.recipes.get(controller.sampler))
             )
             for controller in experiment.controllers
         },
@@ -282,7 +282,7 @@ def _store(experiment: ControlExperiment, contestants: PolicyAndSamplers, out: P
 def _play(
     experiment: ControlExperiment, contestants: PolicyAndSamplers, specs: Sequence[EpisodeSpec]
 ) -> Iterator[EpisodeResult]:
-    policy, samplers = contestants
+    policy, samplers, _ = contestants
     config = WorkerConfig(
         experiment.make_env,
         policy.config.n_obs_steps,
