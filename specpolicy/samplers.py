@@ -6,18 +6,20 @@ Each takes the policy, so that one configuration serves every checkpoint. Most n
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from hydra.utils import instantiate
 
 from specpolicy.calibration.store import calibration_path, load_calibration
 from specpolicy.calibration.x0_variance import load_x0_variance
-from specpolicy.config import available, compose
+from specpolicy.config import ConfigError, available, compose
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.compiled.openvino_network import Precision
 from specpolicy.speculative.compiled.runtime import RuntimeChain
@@ -175,7 +177,8 @@ def load(name: str, policy: DiffusionPolicy, **settings: Any) -> Any:
     Args:
         name: one of :func:`names`, such as ``"ddpm"``, ``"free_block"``, ``"recycled"`` or ``"ddim10"``.
         policy: that it is to sample; calibrated samplers look for its calibration beside its checkpoint.
-        **settings: settings of that sampler to change, such as ``window=40`` or ``num_inference_steps=50``.
+        **settings: settings of that sampler to change, such as ``window=40``, ``num_inference_steps=50`` or
+            ``verifier=ResidualVerifier()``; objects are taken as they are.
 
     Returns:
         The sampler; ``sampler.exact`` tells whether it has the distribution of its DDPM chain.
@@ -184,8 +187,12 @@ def load(name: str, policy: DiffusionPolicy, **settings: Any) -> Any:
         ConfigError: the name or a setting is unknown.
         CalibrationError: the sampler needs a calibration that is not there.
     """
-    changed = [f"sampler.{setting}={value}" for setting, value in settings.items()]
-    return instantiate(compose("serve", [f"sampler={name}", *changed]).sampler)(policy)
+    recipe = instantiate(compose("serve", [f"sampler={name}"]).sampler)
+    known = list(inspect.signature(recipe.func).parameters)[1:]  # the first is the policy
+    if unknown := sorted(settings.keys() - set(known)):
+        raise ConfigError(f"sampler {name!r} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    return recipe(policy, **plain)
 
 
 def compiled(

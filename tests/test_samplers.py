@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from specpolicy import BlockVerifier, FreeDrafter, RecyclingDrafter, ReflectionVerifier, samplers
+from specpolicy import BlockVerifier, FreeDrafter, RecyclingDrafter, ReflectionVerifier, ResidualVerifier, samplers
 from specpolicy.commands.common import recipe_of
 from specpolicy.commands.serve import serve
 from specpolicy.config import ConfigError, compose
@@ -147,3 +147,11 @@ def test_policies_in_other_precisions(name: str, dtype: torch.dtype) -> None:
     chunk = made.predict_action(observation, samplers.load(name, made), [torch.Generator().manual_seed(0)])
     assert chunk.actions.dtype == np.float32
     assert np.isfinite(chunk.actions).all()
+
+
+def test_settings_may_be_objects_and_numpy_numbers(policy: DiffusionPolicy) -> None:
+    verifier = ResidualVerifier()
+    made = samplers.load("free_block", policy, window=np.int64(7), verifier=verifier, num_inference_steps=np.int32(20))
+    assert made.verifier is verifier and made.process.num_steps == 20 and int(made.table.max()) == 7
+    with pytest.raises(ConfigError, match=r"'free_block' has no setting 'windw'; it has num_inference_steps, drafter"):
+        samplers.load("free_block", policy, windw=3)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpolicy.control.inference import EpisodeState, InferenceKind, InferenceRequest
-from specpolicy.policies.observations import HistoryWindow, ObservationSpec
+from specpolicy.policies.observations import HistoryWindow, ObservationError, ObservationSpec, check_numbers
 from specpolicy.serving.batching import Batcher, Done, Engine
 from specpolicy.serving.protocol import (
     BadRequest,
@@ -111,15 +111,10 @@ class StepCollector:
                     f"observation[{name!r}] has type {part.dtype}; expected uint8, an image's bytes from 0 to 255"
                 )
             return part.copy()  # what came is a view of the whole message
-        if part.dtype.kind not in "biuf":
-            raise RequestRefused(f"observation[{name!r}] has type {part.dtype}; expected numbers")
-        with np.errstate(over="ignore"):  # what float32 cannot represent becomes infinite, and is refused as such
-            part = part.astype(np.float32)
-        if not np.isfinite(part).all():
-            raise RequestRefused(
-                f"observation[{name!r}] is not finite as float32; check the sensor for NaN, infinity and huge values"
-            )
-        return part
+        try:
+            return check_numbers(name, part)
+        except ObservationError as error:
+            raise RequestRefused(str(error)) from error
 
 
 def _as_array(name: str, value: Any) -> NDArray[Any]:
