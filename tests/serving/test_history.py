@@ -65,7 +65,7 @@ def test_lists_and_any_numeric_dtype_will_do() -> None:
         ),
         ({"pose": np.zeros((1, 2, 3))}, r"has shape \(1, 2, 3\)"),
         ({"pose": np.zeros((2, 3))}, "some parts are one step and some a history"),
-        ({"pose": [0, float("nan"), 0]}, "not finite"),
+        ({"pose": [0, float("nan"), 0]}, "contains NaN"),
         ({"pose": np.array([0, 1e300, 0])}, "beyond float32"),
         ({"pose": ["1", "2", "3"]}, "expected a numeric array or a list of numbers"),
         ({"pose": [[1, 2, 3], [4, 5]]}, "is not an array"),
