@@ -171,8 +171,8 @@ def accelerate_policy(policy: Any, sampler: Any = "auto", *, chain: str | None =
     """Let a live policy sample speculatively; its actions keep exactly their distribution.
 
     Args:
-        policy: LeRobot's ``DiffusionPolicy``; robomimic's ``DiffusionPolicyUNet`` or a ``RolloutPolicy`` with one; a
-            diffusion policy of real-stanford/diffusion_policy. Changed in place until
+        policy: LeRobot's ``DiffusionPolicy`` or the ``DiffusionModel`` in it; robomimic's ``DiffusionPolicyUNet`` or a
+            ``RolloutPolicy`` with one; a diffusion policy of real-stanford/diffusion_policy. Changed in place until
             :meth:`PolicyAcceleration.restore`.
         sampler: ``"auto"``; the name of another that needs no calibration, such as ``"asd"`` or ``"free_block"``; a
             function that makes one from a :class:`~specpolicy.ReverseProcess`; or a sampler of this very chain.
@@ -240,8 +240,8 @@ def _names(thing: Any) -> set[str]:
 
 def _lerobot(policy: Any) -> _Adapter | None:
     """LeRobot: ``policy.diffusion.conditional_sample(batch_size, global_cond, generator, noise)``."""
-    model: Any = getattr(policy, "diffusion", None)
-    if "DiffusionPolicy" not in _names(policy) or not hasattr(model, "conditional_sample"):
+    model: Any = policy if "DiffusionModel" in _names(policy) else getattr(policy, "diffusion", None)
+    if not _names(policy) & {"DiffusionPolicy", "DiffusionModel"} or not hasattr(model, "conditional_sample"):
         return None
     config = model.config
 
