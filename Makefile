@@ -6,7 +6,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 EXTRAS ?= dev
 ROBOMIMIC ?= robomimic==0.3.0
-LEROBOT ?= lerobot[diffusers-dep]==0.6.1
+LEROBOT ?= lerobot[diffusion,dataset,pusht]==0.6.1
 LEROBOT_PYTHON ?= python3.12
 SEEDS  ?= 0:12
 # processes that run tests
@@ -71,8 +71,8 @@ test-lerobot: $(VENV)-lerobot/.installed
 $(VENV)-lerobot/.installed:
 	@command -v $(LEROBOT_PYTHON) >/dev/null || { echo "no $(LEROBOT_PYTHON), which $(LEROBOT) needs"; exit 1; }
 	$(LEROBOT_PYTHON) -m venv $(VENV)-lerobot
-	$(VENV)-lerobot/bin/python -m pip install --quiet --disable-pip-version-check "$(LEROBOT)" "jaxtyping>=0.3" \
-	  "rich>=13" "hydra-core>=1.3.2" "pytest>=8"
+	$(VENV)-lerobot/bin/python -m pip install --quiet --disable-pip-version-check "$(LEROBOT)" ".[eval]" \
+	  ./examples/lerobot_plugin "pytest>=8"
 	touch $@
 
 # What this machine can measure of latency in some minutes; benchmarks/gpu.sh is for one with a GPU.

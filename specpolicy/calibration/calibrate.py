@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,20 +61,18 @@ class ObservationSet:
 
 
 def observations_of_demonstrations(policy: DiffusionPolicy, path: str | Path) -> ObservationSet:
-    """One history for each step of each episode of a robomimic file; before an episode its first step is repeated.
+    """One history for each step of each episode; before an episode its first step is repeated.
+
+    Args:
+        policy: whose observations are looked for, under its own keys.
+        path: a robomimic HDF5 file, or the folder of a LeRobotDataset v3.
 
     Raises:
         DemonstrationError: the file is missing, damaged or lacks what the policy looks at.
-        ImportError: h5py is missing; the message names the extra.
+        ImportError: what reads it is missing; the message names the extra.
     """
-    from specpolicy.datasets.demonstrations import ALL, read_demonstrations
-
     path = Path(path)
-    spec = policy.observations
-    vectors = {key: dim for key, dim in spec.keys.items() if key not in spec.images}
-    episodes = read_demonstrations(
-        path, vectors, validation_demos=0, images=spec.images, action_dim=policy.config.action_dim, filter_key=ALL
-    ).train
+    episodes = _episodes(policy, path)
     back = np.arange(1 - policy.config.n_obs_steps, 1)
     histories = [
         joined[(np.arange(len(joined))[:, None] + back).clip(min=0)]
@@ -81,6 +80,52 @@ def observations_of_demonstrations(policy: DiffusionPolicy, path: str | Path) ->
     ]
     group = np.repeat(np.arange(len(histories)), [len(each) for each in histories])
     return ObservationSet(np.concatenate(histories), group, _origin("demonstrations", path))
+
+
+def _episodes(policy: DiffusionPolicy, path: Path) -> Iterable[Demonstration]:
+    from specpolicy.datasets.demonstrations import ALL, read_demonstrations
+    from specpolicy.datasets.lerobot import LeRobotDataset, is_lerobot_dataset
+
+    spec, config = policy.observations, policy.config
+    vectors = {key: dim for key, dim in spec.keys.items() if key not in spec.images}
+    if is_lerobot_dataset(path):
+        return LeRobotDataset(path).episodes(vectors, spec.images, config.env_action_dim)
+    joined = {key: list(config.source.get("joined", {}).get(key, [key])) for key in vectors}
+    if any(names != [key] for key, names in joined.items()):
+        vectors = _lengths(path, joined, vectors)
+    # robomimic files hold (H, W, C), whatever the policy wants
+    turned = {key for key, shape in spec.images.items() if shape[0] == 3 and shape[-1] != 3}
+    images = {key: (*shape[1:], shape[0]) if key in turned else shape for key, shape in spec.images.items()}
+    found = read_demonstrations(path, vectors, 0, images, action_dim=config.action_dim, filter_key=ALL).train
+    if not turned:
+        return found
+    return [
+        replace(
+            each,
+            images={
+                key: frames.transpose(0, 3, 1, 2) if key in turned else frames for key, frames in each.images.items()
+            },
+        )
+        for each in found
+    ]
+
+
+def _lengths(path: Path, joined: Mapping[str, list[str]], expected: Mapping[str, int]) -> dict[str, int]:
+    """The keys of a file that a policy's observation is joined from, with the lengths that they have there."""
+    from specpolicy.datasets.robomimic import DemonstrationFile
+
+    lengths: dict[str, int] = {}
+    with DemonstrationFile(path) as file:
+        first = file.names[0]
+        for key, names in joined.items():
+            parts = {name: file.read(first, f"obs/{name}").shape[-1] for name in names}
+            if sum(parts.values()) != expected[key]:
+                file.refuse(
+                    f"data/{first}/obs", f"{key!r} is joined from {parts}, {sum(parts.values())} numbers; the policy "
+                    f"expects {expected[key]}"
+                )  # fmt: skip
+            lengths |= parts
+    return lengths
 
 
 @torch.inference_mode()
@@ -116,7 +161,11 @@ def observations_of_results(policy: DiffusionPolicy, path: str | Path) -> Observ
 
 
 def _origin(kind: str, path: Path) -> dict[str, Any]:
-    return {"kind": kind, "file": path.name, "sha256": file_digest(path)}
+    if path.is_file():
+        return {"kind": kind, "file": path.name, "sha256": file_digest(path)}
+    files = sorted(each for each in path.rglob("*") if each.suffix in (".json", ".parquet", ".mp4") and each.is_file())
+    lines = "".join(f"{file_digest(each)}  {each.relative_to(path).as_posix()}\n" for each in files)
+    return {"kind": kind, "file": path.name, "sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
 
 PART = 50

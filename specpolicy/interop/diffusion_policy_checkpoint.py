@@ -176,7 +176,10 @@ def _vector_parts(
 ) -> dict[str, AffinePart | ForeignCamera]:
     """The one observation of policies on vectors, joined by the dataset's class."""
     names = cfg.part("task").raw("obs_keys") or cfg.part("task").part("dataset").raw("obs_keys")
-    joined = f", joined from {', '.join(map(str, names))}" if isinstance(names, list) and names else ""
+    joined = ""
+    if isinstance(names, list) and names:
+        findings.joined["obs"] = [str(name) for name in names]
+        joined = f", joined from {', '.join(findings.joined['obs'])}"
     findings.found["observations"] = f"obs ({dim}){joined}"
     return {"obs": _normalizer(path, state, "obs", dim)}
 

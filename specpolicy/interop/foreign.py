@@ -27,12 +27,14 @@ class Findings:
         format: package, and kind or generation of the file.
         found: short statements by topic.
         assumed: what the files do not say. deviations: from what the package itself would play.
+        joined: observations that the package's dataset joins from several keys of its files, in this order.
     """
 
     format: str
     found: dict[str, str] = field(default_factory=dict)
     assumed: list[str] = field(default_factory=list)
     deviations: list[str] = field(default_factory=list)
+    joined: dict[str, list[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, as a policy's configuration keeps them."""
@@ -41,6 +43,7 @@ class Findings:
             "found": dict(self.found),
             "assumed": list(self.assumed),
             "deviations": list(self.deviations),
+            **({"joined": dict(self.joined)} if self.joined else {}),
         }
 
 

@@ -5,6 +5,10 @@ LeRobot has its own pins (torch below 2.12, Python 3.12): ``make test-lerobot`` 
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ from torch import Tensor
 
 import specpolicy
 from specpolicy import SequentialSampler
+from specpolicy.datasets.lerobot import LeRobotDataset
 
 CAMERAS = ("observation.images.wrist_left", "observation.images.top")
 
@@ -165,3 +170,75 @@ def test_deterministic_policies_are_refused(tmp_path: Path) -> None:
     with specpolicy.accelerate(trained.policy, chain="ddpm") as fast:
         trained.actions()
     assert fast.account.steps == 100 and not fast.exact
+
+
+def test_datasets_that_lerobot_writes(tmp_path: Path) -> None:
+    """Vectors, images in parquet and AV1 video, as LeRobot 0.6.1 records them."""
+    datasets = pytest.importorskip("lerobot.datasets.lerobot_dataset", reason="needs lerobot[dataset]")
+    vector = {"dtype": "float32", "shape": (2,), "names": ["x", "y"]}
+    picture = {"shape": (64, 96, 3), "names": ["height", "width", "channels"]}
+    features = {
+        "observation.state": vector, "action": vector,
+        "observation.images.top": {"dtype": "video", **picture},
+        "observation.images.wrist": {"dtype": "image", **picture},
+    }  # fmt: skip
+    recorded = datasets.LeRobotDataset.create("me/ds", fps=10, features=features, root=tmp_path / "ds", use_videos=True)
+    lengths = (7, 5)
+    for episode, length in enumerate(lengths):
+        for step in range(length):
+            image = np.full((64, 96, 3), 40, np.uint8)
+            image[..., 0] = 20 * step + 10 * episode
+            state = np.array([episode, step], np.float32)
+            recorded.add_frame(
+                {"observation.state": state, "action": -state, "observation.images.top": image,
+                 "observation.images.wrist": image, "task": "push"}
+            )  # fmt: skip
+        recorded.save_episode()
+    recorded.finalize()
+    cameras = {"observation.images.top": (3, 64, 96), "observation.images.wrist": (64, 96, 3)}
+    found = list(LeRobotDataset(tmp_path / "ds").episodes({"observation.state": 2}, cameras, 2))
+    assert [len(each.actions) for each in found] == list(lengths)
+    for index, each in enumerate(found):
+        steps = np.arange(lengths[index])
+        np.testing.assert_array_equal(each.observations, np.stack([np.full(len(steps), index), steps], 1))
+        np.testing.assert_array_equal(each.actions, -each.observations)
+        red = 20 * steps + 10 * index
+        np.testing.assert_array_equal(each.images["observation.images.wrist"][:, 0, 0, 0], red)
+        np.testing.assert_allclose(each.images["observation.images.top"][:, 0].mean((1, 2)), red, atol=6)
+
+
+@pytest.mark.parametrize("sampler", ["auto", "off"])
+def test_lerobots_own_evaluation_with_the_plugin(tmp_path: Path, sampler: str) -> None:
+    """``lerobot-eval`` as a user calls it, in a process of its own."""
+    pytest.importorskip("lerobot_policy_specpolicy", reason="needs examples/lerobot_plugin: make test-lerobot")
+    pytest.importorskip("gym_pusht", reason="needs lerobot[pusht]")
+    inputs = {"observation.image": _image(96, 96), "observation.state": PolicyFeature(FeatureType.STATE, (2,))}
+    outputs = {"action": PolicyFeature(FeatureType.ACTION, (2,))}
+    torch.manual_seed(0)
+    config = DiffusionConfig(
+        input_features=inputs, output_features=outputs, pretrained_backbone_weights=None, device="cpu",
+        push_to_hub=False, down_dims=(16, 32), diffusion_step_embed_dim=16, horizon=16, n_action_steps=8,
+        use_group_norm=True,
+    )  # fmt: skip
+    numbers = np.random.default_rng(1)
+    stats = {key: _statistics(numbers, f.shape) for key, f in {**inputs, **outputs}.items()}
+    folder = tmp_path / "pretrained_model"
+    for part in (DiffusionPolicy(config).eval(), *make_diffusion_pre_post_processors(config, dataset_stats=stats)):
+        part.save_pretrained(folder)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lerobot-eval")), f"--policy.path={folder}", "--policy.device=cpu",
+         "--env.type=pusht", "--env.episode_length=16", "--eval.n_episodes=1", "--eval.batch_size=1",
+         "--eval.use_async_envs=false", f"--output_dir={tmp_path / 'out'}"],
+        capture_output=True, text=True, timeout=600, env={**os.environ, "SPECPOLICY_SAMPLER": sampler},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = [line for line in done.stderr.splitlines() if line.startswith("specpolicy: ")]
+    if sampler == "off":
+        assert not said
+        return
+    (line,) = said
+    evaluations = re.search(
+        r"\(same distribution\): ([\d.]+) network evaluations in its first chunk, 100 without", line
+    )
+    assert evaluations is not None and float(evaluations[1]) < 40
+    assert (tmp_path / "out" / "eval_info.json").is_file()
