@@ -25,18 +25,19 @@ class Camera:
 
     Args:
         name: the camera's name in the model.
-        size: height and width of the image, pixels.
+        size: height of the image, and its width unless that is given, pixels.
+        width: of the image, pixels.
     """
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, width: int | None = None) -> None:
         self._name = name
-        self._size = size
+        self._height, self._width = size, size if width is None else width
         self._model: Any = None
         self._context: Any = None
         self._buffers: Any = None
 
     def image(self, model: Any, data: Any) -> NDArray[np.uint8]:
-        """The scene in ``data``, shape ``(size, size, 3)``, the top row first.
+        """The scene in ``data``, shape ``(height, width, 3)``, the top row first.
 
         Raises:
             RenderingUnavailable: no OpenGL backend works.
@@ -46,8 +47,8 @@ class Camera:
             self.close()
             self._open(model)
         self._context.make_current()
-        view = mujoco.MjrRect(0, 0, self._size, self._size)
-        pixels = np.empty((self._size, self._size, 3), dtype=np.uint8)
+        view = mujoco.MjrRect(0, 0, self._width, self._height)
+        pixels = np.empty((self._height, self._width, 3), dtype=np.uint8)
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, data, self._options, None, self._viewpoint, everything, self._scene)
         mujoco.mjr_render(view, self._scene, self._buffers)
@@ -70,7 +71,7 @@ class Camera:
         mujoco = load_mujoco()
         module = opengl_module()
         frame = model.vis.global_
-        frame.offwidth, frame.offheight = max(frame.offwidth, self._size), max(frame.offheight, self._size)
+        frame.offwidth, frame.offheight = max(frame.offwidth, self._width), max(frame.offheight, self._height)
         try:
             self._context = importlib.import_module(module).GLContext(frame.offwidth, frame.offheight)
             self._context.make_current()

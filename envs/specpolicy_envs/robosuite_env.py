@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -196,7 +196,7 @@ class RobosuiteTask:
         }
 
 
-Observation = dict[str, NDArray[np.float64]]
+Observation = dict[str, NDArray[Any]]
 
 _MODEL_SEED = 0
 """Seeds what robosuite draws while it builds a model (a hammer's size, say), so that every process builds the same."""
@@ -220,6 +220,9 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         render_mode: None or ``"rgb_array"``. OpenGL is touched at the first ``render``, and only then.
         image_size: height and width of a rendered image, pixels.
         camera: name of a camera of the task's model; None for the task's own.
+        images: camera images to observe, uint8, by name: ``{"agentview_image": (84, 84, 3)}``, or ``(3, 84, 84)`` for
+            channels first. The name is the camera's with ``_image`` behind it, as in Robomimic's datasets, and rows
+            begin at the top, as there. Rendered at every step.
 
     Raises:
         ImportError: the simulator is missing or has an unsuitable version; the message says what to install.
@@ -229,7 +232,13 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's own type)
     task: ClassVar[RobosuiteTask]
 
-    def __init__(self, render_mode: str | None = None, image_size: int = 256, camera: str | None = None) -> None:
+    def __init__(
+        self,
+        render_mode: str | None = None,
+        image_size: int = 256,
+        camera: str | None = None,
+        images: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', not {render_mode!r}")
         if image_size < 1:
@@ -243,6 +252,9 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         with seeded_global_numpy(_MODEL_SEED):
             self._robosuite = load_robosuite().make(**self.task.robosuite_arguments())
         self._camera = Camera(self._checked_camera(camera), image_size)
+        self._images = {name: self._observed_camera(name, tuple(shape)) for name, shape in (images or {}).items()}
+        for name, shape in (images or {}).items():
+            self.observation_space[name] = spaces.Box(0, 255, tuple(shape), np.uint8)
         self._is_reset = False
 
     @property
@@ -273,7 +285,7 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         if options and "state" in options:
             set_state(self._robosuite, options["state"])
         self._is_reset = True
-        observation, success = observe(self._robosuite, self.task.observations)
+        observation, success = self._observe()
         return observation, {"success": success}
 
     def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -286,7 +298,7 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         if not self._is_reset:
             raise ResetNeeded("call reset() before step()")
         advance(self._robosuite, checked_action(action, self._actions.low, self._actions.high))
-        observation, success = observe(self._robosuite, self.task.observations)
+        observation, success = self._observe()
         return observation, float(success), success, False, {"success": success}
 
     def state(self) -> NDArray[np.float64]:
@@ -313,7 +325,26 @@ class RobosuiteEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
 
     def close(self) -> None:
         """Free the image buffers; the simulation goes with the object."""
-        self._camera.close()
+        for camera in (self._camera, *(camera for camera, _ in self._images.values())):
+            camera.close()
+
+    def _observe(self) -> tuple[Observation, bool]:
+        observation, success = observe(self._robosuite, self.task.observations)
+        sim = self._robosuite.sim
+        for name, (camera, channels_first) in self._images.items():
+            image: NDArray[Any] = camera.image(sim.model._model, sim.data._data)
+            observation[name] = np.ascontiguousarray(image.transpose(2, 0, 1)) if channels_first else image
+        return observation, success
+
+    def _observed_camera(self, name: str, shape: tuple[int, ...]) -> tuple[Camera, bool]:
+        """The camera of an observation, and whether its channels come first."""
+        channels_first = len(shape) == 3 and shape[0] == 3 and shape[-1] != 3
+        if len(shape) != 3 or 3 not in (shape[0], shape[-1]) or min(shape) < 1:
+            raise ValueError(f"images: {name!r} has shape {shape}; expected (height, width, 3) or (3, height, width)")
+        if not name.endswith("_image"):
+            raise ValueError(f"images: {name!r} names no camera; expected <camera>_image, such as agentview_image")
+        height, width = shape[1:] if channels_first else shape[:2]
+        return Camera(self._checked_camera(name.removesuffix("_image")), height, width), channels_first
 
     def _checked_camera(self, camera: str | None) -> str:
         names = list(self._robosuite.sim.model.camera_names)

@@ -58,6 +58,25 @@ def recipe_of(cfg: DictConfig, predrafts: bool = False) -> DictConfig:
     )
 
 
+def camera_images(cfg: DictConfig, policy: Any) -> dict[str, Any]:
+    """Find the arguments of the task's environment that let it render what a camera policy looks at.
+
+    Args:
+        cfg: with a task, whose own observations need no argument.
+        policy: with or without cameras.
+
+    Returns:
+        ``{"images": {name: shape}}``, or nothing.
+    """
+    spec = getattr(policy, "observations", None)
+    wanted = {
+        name: tuple(shape)
+        for name, shape in getattr(spec, "images", {}).items()
+        if name not in cfg.task.observations
+    }  # fmt: skip
+    return {"images": wanted} if wanted else {}
+
+
 def comparison_of(cfg: DictConfig, recipes: Mapping[str, Any], seeds: Sequence[int]) -> Comparison:
     """What a command's configuration asks to compare."""
     from specpolicy.evaluation.comparison import CheckpointLoader, Comparison
@@ -65,10 +84,11 @@ def comparison_of(cfg: DictConfig, recipes: Mapping[str, Any], seeds: Sequence[i
 
     task, checkpoint = cfg.task.name, str(cfg.checkpoint)
     makers = {name: instantiate(recipe) for name, recipe in recipes.items()}
+    contestants = CheckpointLoader(checkpoint, task, makers, cfg.device).pinned()
     return Comparison(
         task=task,
-        contestants=CheckpointLoader(checkpoint, task, makers, cfg.device).pinned(),
-        make_env=MakeEnv(cfg.task.env),
+        contestants=contestants,
+        make_env=MakeEnv(cfg.task.env, camera_images(cfg, contestants().policy)),
         seeds=seeds,
         repeats=parse_repeats(to_container(cfg.repeats), list(recipes)),
         checkpoint=checkpoint,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from specpolicy.commands.common import recipe_of
+from specpolicy.commands.common import camera_images, recipe_of
 from specpolicy.config import ConfigError, available, compose, parse_seeds, split_list_override, to_container
 
 if TYPE_CHECKING:
@@ -61,7 +61,10 @@ def control(overrides: Sequence[str]) -> None:
     experiment = ControlExperiment(
         task=cfg.task.name,
         contestants=contestants,
-        make_env=MakeEnv(cfg.task.env, {"render_mode": "rgb_array"} if cfg.camera else {}),
+        make_env=MakeEnv(
+            cfg.task.env,
+            {**({"render_mode": "rgb_array"} if cfg.camera else {}), **camera_images(cfg, contestants().policy)},
+        ),
         controllers=_possible(controllers, contestants()),
         seeds=seeds,
         action_spec=instantiate(cfg.actions),

@@ -146,3 +146,35 @@ def test_a_crash_of_the_driver_is_a_reason_not_a_crash(monkeypatch: pytest.Monke
 def test_an_unknown_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "crayon")
     assert "MUJOCO_GL=crayon is not one of" in (rendering_problem() or "")
+
+
+def test_cameras_among_the_observations(opengl: None) -> None:
+    images = {"agentview_image": (48, 64, 3), "robot0_eye_in_hand_image": (3, 32, 32)}
+    env = SquareEnv(images=images)
+    observation, _ = env.reset(seed=0)
+    assert list(observation)[-2:] == list(images) and env.observation_space.contains(observation)
+    assert observation["agentview_image"].std() > 20 and observation["robot0_eye_in_hand_image"].shape == (3, 32, 32)
+    front = observation["agentview_image"]
+    for _ in range(3):
+        observation, *_ = env.step(np.array([0, 1, 0, 0, 0, 0, 1], np.float32))
+    assert (observation["agentview_image"] != front).mean() > 0.005
+    square = SquareEnv(render_mode="rgb_array", image_size=64)
+    square.reset(seed=0)
+    shown = square.render()
+    other, _ = SquareEnv(images={"agentview_image": (3, 64, 64)}).reset(seed=0)
+    assert shown is not None
+    np.testing.assert_array_equal(other["agentview_image"], shown.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        ({"agentview": (84, 84, 3)}, "names no camera; expected <camera>_image"),
+        ({"wall_image": (84, 84, 3)}, "has no camera 'wall'; it has frontview"),
+        ({"agentview_image": (84, 84)}, r"expected \(height, width, 3\)"),
+        ({"agentview_image": (84, 84, 1)}, r"expected \(height, width, 3\)"),
+    ],
+)
+def test_images_that_cannot_be(images: dict[str, tuple[int, ...]], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        SquareEnv(images=images)
