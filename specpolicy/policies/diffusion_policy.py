@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from specpolicy.policies.cameras import CameraEncoders
 from specpolicy.policies.config import PolicyConfig
-from specpolicy.policies.networks import build_network
+from specpolicy.policies.networks import ConditionTables, build_network
 from specpolicy.policies.normalizer import NORMALIZERS
 from specpolicy.policies.observations import ObservationSpec
 from specpolicy.policies.rotations import convert_rotations
-from specpolicy.speculative.denoiser import Denoiser
+from specpolicy.speculative.denoiser import Denoiser, PreparedCondition
 from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.random_streams import ChainGenerators
@@ -98,6 +98,7 @@ class DiffusionPolicy(nn.Module):
         self.observations = ObservationSpec(config.observations, config.n_obs_steps, images)
         cond_dim = 0 if config.inpainting else config.n_obs_steps * self.observations.dim
         self.network = build_network(config.network, config.trajectory_dim, cond_dim, config.horizon)
+        self._tables = ConditionTables()
         normalizer = NORMALIZERS[config.normalization]
         self.observation_normalizer = normalizer.identity(self.observations.dim)
         self.action_normalizer = normalizer.identity(config.action_dim)
@@ -181,16 +182,44 @@ class DiffusionPolicy(nn.Module):
         """Forget the camera frames that were encoded for the last chunk."""
         self.encoders.forget()
 
+    def prepare_condition(self, cond: Any) -> Any:
+        """Compute once a chunk what the network makes of the observations; see :class:`ConditionTables`.
+
+        Args:
+            cond: of :meth:`encode`, shape ``(b, cond)``.
+
+        Returns:
+            What :meth:`forward` takes rows of in the place of ``cond``; ``cond`` itself in training, with gradients and
+            in half precision.
+        """
+        if not isinstance(cond, Tensor):
+            return cond
+        seen = cond[:, :0] if self.config.inpainting else cond
+        rows = self._tables.condition(self.network, seen, lambda: self.num_train_timesteps)
+        return cond if rows is None else PreparedCondition(cond, rows)
+
     def forward(
-        self, x: Float[Tensor, "n time action"], timestep: Tensor, cond: Float[Tensor, "n cond"]
+        self, x: Float[Tensor, "n time action"], timestep: Tensor, cond: Float[Tensor, "n cond"] | PreparedCondition
     ) -> Float[Tensor, "n time action"]:
-        """The denoiser that samplers call: normalized noisy chunks in, the scheduler's prediction type out."""
+        """The denoiser that samplers call: normalized noisy chunks in, the scheduler's prediction type out.
+
+        Args:
+            x: in the dtype of the samples; the network computes in its own.
+            timestep: of each chunk, shape ``(n,)``.
+            cond: of each chunk, as from :meth:`encode`, or rows of what :meth:`prepare_condition` made of it.
+
+        Returns:
+            Shape and dtype of ``x``.
+        """
+        cond, rows = cond if isinstance(cond, PreparedCondition) else (cond, None)
         if self.config.inpainting:
             # The network always sees the true observations, so that what the chain makes of them has no effect.
             steps, actions = self.config.n_obs_steps, self.config.action_dim
             known = cond.view(cond.shape[0], steps, -1)
             x = torch.cat([torch.cat([x[:, :steps, :actions], known], dim=-1), x[:, steps:]], dim=1)
             cond = cond[:, :0]
+        if rows is not None:
+            return self._tables.forward(self.network, x.to(rows.dtype), timestep, rows).to(x.dtype)
         if cond.dtype == x.dtype:
             return self.network(x, timestep, cond)
         return self.network(x.to(cond.dtype), timestep, cond).to(x.dtype)

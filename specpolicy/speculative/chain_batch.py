@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, gather_rows
+from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, gather_rows, prepared
 from specpolicy.speculative.drafters.base import Draft
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.random_streams import ChainGenerators
@@ -141,7 +141,8 @@ class ChainBatch:
         state_buffer: StateBuffer | None = None,
     ) -> None:
         """Start the chains; see the class."""
-        self.rounds, self.process, self.denoiser, self.cond = rounds, rounds.process, denoiser, cond
+        self.rounds, self.process, self.denoiser = rounds, rounds.process, denoiser
+        self.cond = prepared(denoiser, cond)
         self.input_dtype, steps = noise.dtype, self.process.num_steps
         k = torch.full((len(noise),), begin, dtype=torch.long, device=noise.device)
         tail_width = 0 if rounds.drafter.recycles else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,58 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, timestep: Tensor, cond: Cond) -> Tensor:
         """Evaluate the network once, on N rows."""
         ...
+
+
+class PreparedCondition(NamedTuple):
+    """A condition, and what the network has computed from it once for all evaluations of a chunk.
+
+    Attributes:
+        raw: the condition as it was handed in; initial guesses and drafters see this alone.
+        rows: what the network made of it, shape ``(B, features)``.
+    """
+
+    raw: Cond
+    rows: Tensor
+
+
+@runtime_checkable
+class PreparingDenoiser(Denoiser, Protocol):
+    """A denoiser that computes once a chunk what depends on the condition alone; this is optional.
+
+    It is then called with rows of the prepared condition, and with rows of plain ones as any other denoiser: both give
+    the same output up to rounding.
+    """
+
+    def prepare_condition(self, cond: Cond) -> Cond:
+        """Return a :class:`PreparedCondition`, or ``cond`` itself where there is nothing to gain."""
+        ...
+
+
+def prepared(denoiser: Denoiser, cond: Cond) -> Cond:
+    """Prepare a condition for all evaluations of a chunk, if the denoiser can.
+
+    Args:
+        denoiser: the network.
+        cond: conditions with leading dimension B.
+
+    Returns:
+        What the denoiser is to be called with, row by row; ``cond`` itself for denoisers that prepare nothing.
+    """
+    if isinstance(cond, PreparedCondition) or not isinstance(denoiser, PreparingDenoiser):
+        return cond
+    return denoiser.prepare_condition(cond)
+
+
+def raw_condition(cond: Cond) -> Cond:
+    """Undo :func:`prepared`.
+
+    Args:
+        cond: prepared or not.
+
+    Returns:
+        The condition as the caller of the sampler knows it.
+    """
+    return cond.raw if isinstance(cond, PreparedCondition) else cond
 
 
 class DenoiserError(RuntimeError):

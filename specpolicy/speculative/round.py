@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from specpolicy.speculative.denoiser import Cond
+from specpolicy.speculative.denoiser import Cond, raw_condition
 from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart, UnverifiedTail, within_bounds
 from specpolicy.speculative.initial_guess import X0Guess
 from specpolicy.speculative.linear_chain import MultiStepTransition
@@ -187,7 +187,7 @@ class SpeculativeRound:
         """
         if self.initial_guess is None:
             return state
-        x0 = self.initial_guess.x0(state.x, cond).to(state.x.dtype)
+        x0 = self.initial_guess.x0(state.x, raw_condition(cond)).to(state.x.dtype)
         sound = within_bounds(x0.flatten(1)[:, None], state.x)[:, 0]
         return state.evaluated(torch.where(per_row(sound, x0), x0, 0.0))
 
@@ -209,7 +209,8 @@ class SpeculativeRound:
         if state.tail is not None:
             noise = state.tail.noises(noise)
         last_eval = (state.last_eval_k, state.last_eval_x, state.last_eval_x0)
-        draft = self.drafter.draft(DraftStart(self.transition, state.k, state.x, *last_eval, noise, cond, state.tail))
+        seen = raw_condition(cond)
+        draft = self.drafter.draft(DraftStart(self.transition, state.k, state.x, *last_eval, noise, seen, state.tail))
         # Each x̂0 is known before the noise of its step, so that a length found from it keeps the sampler exact.
         sound = within_bounds(draft.x0.flatten(2), state.x, _X0_BOUND).expand(-1, noise.shape[1])
         return draft, noise, torch.minimum(length, sound.cumprod(dim=1).sum(dim=1))

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from specpolicy.speculative.chain_batch import ChainBatch, StateBuffer
-from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser
+from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepared
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.drafters.constant import FreeDrafter, FrozenDrafter
 from specpolicy.speculative.initial_guess import X0Guess
@@ -299,6 +299,7 @@ class SequentialSampler:
         if place not in self._placed:
             self._placed[place] = self.process.to(*place)
         process = self._placed[place]
+        cond = prepared(denoiser, cond)
         random = ChainGenerators(generator, len(noise), noise.device, dtype)
         x = noise.to(dtype)
         states, found = [x], []
@@ -405,6 +406,7 @@ class SchedulerSampler:
         """
         check_noise(noise)
         check_cond(cond, len(noise))
+        cond = prepared(denoiser, cond)
         checked = check_generators(generator, len(noise))
         scheduler = copy.deepcopy(self.scheduler)
         arguments = dict(self.step_arguments)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from specpolicy.policies.networks.condition_tables import ConditionTables as ConditionTables
+from specpolicy.policies.networks.condition_tables import SeparableNetwork as SeparableNetwork
 from specpolicy.policies.networks.mlp import ResidualMlp as ResidualMlp
 from specpolicy.policies.networks.transformer import TransformerDenoiser as TransformerDenoiser
 from specpolicy.policies.networks.unet1d import ConditionalUnet1d as ConditionalUnet1d

@@ -77,11 +77,48 @@ class ResidualMlp(nn.Module):
         cond: Float[Tensor, "n cond"],
     ) -> Float[Tensor, "n time action"]:
         """Predict ε (or x0, or v: whatever the training target was) at noisy chunks ``x``."""
+        self._check_shape(x)
+        told = torch.cat([self.timestep_embedding(timestep.to(x.dtype)), self.octaves(cond)], dim=-1)
+        return self._denoise(self.enter(torch.cat([x.flatten(1), cond], dim=-1)), self.embed(told))
+
+    def timestep_table(self, timesteps: Num[Tensor, " n"]) -> Float[Tensor, "n embed"]:
+        """Compute what the embedding's first layer makes of timesteps; see :class:`SeparableNetwork`."""
+        embedded = self.timestep_embedding(timesteps.to(self.timestep_embedding.frequencies.dtype))
+        weight, bias = self._embed_layer.weight, self._embed_layer.bias
+        return nn.functional.linear(embedded, weight[:, : embedded.shape[1]], bias)
+
+    def condition(self, cond: Float[Tensor, "b cond"]) -> Float[Tensor, "b features"]:
+        """Compute what embedding and entry layer make of observations; see :class:`SeparableNetwork`."""
+        widened, layer = self.octaves(cond), self._embed_layer
+        told, chunk = layer.in_features - widened.shape[1], self.enter.in_features - cond.shape[1]
+        embedded = nn.functional.linear(widened, layer.weight[:, told:])
+        entered = nn.functional.linear(cond, self.enter.weight[:, chunk:], self.enter.bias)
+        return torch.cat([embedded, entered], dim=1)
+
+    def forward_from(
+        self, x: Float[Tensor, "n time action"], t_rows: Float[Tensor, "n embed"], c_rows: Float[Tensor, "n features"]
+    ) -> Float[Tensor, "n time action"]:
+        """Compute :meth:`forward` from rows of the two tables: both first layers are linear, so they add up."""
+        self._check_shape(x)
+        embedded, entered = torch.split(c_rows, [t_rows.shape[1], self.enter.out_features], dim=1)
+        chunk = x.flatten(1)
+        hidden = torch.addmm(entered, chunk, self.enter.weight[:, : chunk.shape[1]].t())
+        return self._denoise(hidden, self.embed[1:](t_rows + embedded))
+
+    @property
+    def _embed_layer(self) -> nn.Linear:
+        layer = self.embed[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def _check_shape(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"chunks of shape {tuple(x.shape[1:])}; this network was built for {self.shape}")
-        told = torch.cat([self.timestep_embedding(timestep.to(x.dtype)), self.octaves(cond)], dim=-1)
-        embedded = self.embed(told)
-        hidden = self.enter(torch.cat([x.flatten(1), cond], dim=-1))
+
+    def _denoise(
+        self, hidden: Float[Tensor, "n width"], embedded: Float[Tensor, "n embed"]
+    ) -> Float[Tensor, "n time action"]:
+        """Everything behind the entry layer."""
         for block in self.blocks:
             hidden = block(hidden, embedded)
         return self.leave(hidden).unflatten(1, self.shape)

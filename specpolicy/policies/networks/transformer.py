@@ -6,6 +6,8 @@ which are tokens too; positions are learned. Layers normalize first (Xiong et al
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
@@ -56,7 +58,16 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "n asking width"]:
         """Attend to ``memory``, or to ``x`` itself."""
         seen = x if memory is None else memory
-        mixed = self.mix(self.split(self.query(x)), self.split(self.key(seen)), self.split(self.value(seen)))
+        return self.attend(x, self.key(seen), self.value(seen))
+
+    def attend(
+        self,
+        x: Float[Tensor, "n asking width"],
+        key: Float[Tensor, "n asked width"],
+        value: Float[Tensor, "n asked width"],
+    ) -> Float[Tensor, "n asking width"]:
+        """Attend to what is projected already."""
+        mixed = self.mix(self.split(self.query(x)), self.split(key), self.split(value))
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -78,8 +89,17 @@ class DecoderBlock(nn.Module):
         self, x: Float[Tensor, "n tokens width"], memory: Float[Tensor, "n told width"]
     ) -> Float[Tensor, "n tokens width"]:
         """Apply the block to action tokens ``x`` under ``memory``. Only attention lets a token see others."""
+        return self.forward_from(x, self.cross.key(memory), self.cross.value(memory))
+
+    def forward_from(
+        self,
+        x: Float[Tensor, "n tokens width"],
+        key: Float[Tensor, "n told width"],
+        value: Float[Tensor, "n told width"],
+    ) -> Float[Tensor, "n tokens width"]:
+        """Compute :meth:`forward` from keys and values of the memory."""
         x = x + self.drop(self.attention(self.norm_self(x)))
-        x = x + self.drop(self.cross(self.norm_cross(x), memory))
+        x = x + self.drop(self.cross.attend(self.norm_cross(x), key, value))
         return x + self.drop(self.narrow(nn.functional.gelu(self.widen(self.norm_wide(x)))))
 
 
@@ -175,16 +195,68 @@ class TransformerDenoiser(nn.Module):
         cond: Float[Tensor, "n cond"],
     ) -> Float[Tensor, "n time action"]:
         """Predict ε (or x0, or v: whatever the training target was) at noisy chunks ``x``."""
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"chunks of shape {tuple(x.shape[1:])}; this network was built for {self.shape}")
         told = self.timestep_embedding(timestep.to(x.dtype))[:, None]
         if self.observation_steps:
-            observed = self.octaves(cond.reshape(cond.shape[0], self.observation_steps, -1))
-            told = torch.cat([told, self.enter_observation(observed)], dim=1)
-        memory = self.memory(told + self.memory_position)
+            told = torch.cat([told, self._observed(cond)], dim=1)
+        return self._denoise(x, self.memory(told + self.memory_position))
+
+    def timestep_table(self, timesteps: Num[Tensor, " n"]) -> Float[Tensor, "n features"]:
+        """Compute the timestep's part of the memory; see :class:`SeparableNetwork`."""
+        told = self.timestep_embedding(timesteps.to(self.timestep_embedding.frequencies.dtype))[:, None]
+        return self._separated(told + self.memory_position[:, :1])
+
+    def condition(self, cond: Float[Tensor, "b cond"]) -> Float[Tensor, "b features"]:
+        """Compute the observations' part of the memory; see :class:`SeparableNetwork`."""
+        if not self.observation_steps:
+            return cond.new_zeros((len(cond), 0))
+        return self._separated(self._observed(cond) + self.memory_position[:, 1:])
+
+    def forward_from(
+        self, x: Float[Tensor, "n time action"], t_rows: Float[Tensor, "n told"], c_rows: Float[Tensor, "n observed"]
+    ) -> Float[Tensor, "n time action"]:
+        """Compute :meth:`forward` from rows of the two tables: tokens of the memory, or their keys and values."""
+        parts = (len(x), 1 if self.encoded else 2 * len(self.blocks), -1, self.action_position.shape[-1])
+        if not self.observation_steps:
+            memory = t_rows.view(parts)
+        else:
+            memory = torch.cat([t_rows.view(parts), c_rows.view(parts)], dim=2)
+        if self.encoded:
+            return self._denoise(x, self.memory(memory[:, 0]))
+        return self._denoise(x, memory)
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the memory's tokens see one another: then only what stands before that can be computed ahead."""
+        return isinstance(self.memory[0], EncoderBlock)
+
+    def _observed(self, cond: Float[Tensor, "b cond"]) -> Float[Tensor, "b steps width"]:
+        steps = cond.reshape(cond.shape[0], self.observation_steps, -1)
+        tokens: Tensor = self.enter_observation(self.octaves(steps))
+        return tokens
+
+    def _separated(self, tokens: Float[Tensor, "b some width"]) -> Float[Tensor, "b features"]:
+        """Keys and values of all blocks for some tokens of the memory; the tokens themselves if they are encoded."""
+        if self.encoded:
+            return tokens.flatten(1)
+        told = self.memory(tokens)
+        crossing: list[Any] = [block.cross for block in self.blocks]
+        layers = [layer for each in crossing for layer in (each.key, each.value)]
+        return torch.stack([layer(told) for layer in layers], dim=1).flatten(1)
+
+    def _denoise(
+        self,
+        x: Float[Tensor, "n time action"],
+        memory: Float[Tensor, "n told width"] | Float[Tensor, "n kv told width"],
+    ) -> Float[Tensor, "n time action"]:
+        """Apply the blocks under a memory, or under the keys and values that they make of it."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"chunks of shape {tuple(x.shape[1:])}; this network was built for {self.shape}")
         hidden = self.enter_action(x) + self.action_position
-        for block in self.blocks:
-            hidden = block(hidden, memory)
+        for place, block in enumerate(self.blocks):
+            if memory.ndim == 3:
+                hidden = block(hidden, memory)
+            else:
+                hidden = block.forward_from(hidden, memory[:, 2 * place], memory[:, 2 * place + 1])  # type: ignore[operator]
         return self.leave(hidden)
 
 

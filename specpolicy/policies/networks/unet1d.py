@@ -6,7 +6,7 @@ residual block as a scale and a shift per channel (FiLM, Perez et al. 2018).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -35,9 +35,9 @@ class FilmResidualBlock(nn.Module):
         self.second = conv_block(channels_out, channels_out, kernel, groups)
         self.skip = nn.Conv1d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "n c t"], cond: Float[Tensor, "n e"]) -> Float[Tensor, "n d t"]:
-        """Apply the block to features ``x`` over time, modulated by ``cond``."""
-        scale, shift = self.film(cond).unsqueeze(-1).chunk(2, dim=1)
+    def forward(self, x: Float[Tensor, "n c t"], film: Float[Tensor, "n d2"]) -> Float[Tensor, "n d t"]:
+        """Apply the block to features ``x`` over time; ``film`` is what its FiLM layer made of the condition."""
+        scale, shift = film.unsqueeze(-1).chunk(2, dim=1)
         hidden = self.first(x)
         # Diffusion Policy multiplies by the scale itself, without adding one.
         return self.second(torch.addcmul(shift, scale, hidden)) + self.skip(x)
@@ -46,10 +46,10 @@ class FilmResidualBlock(nn.Module):
 class FilmLevel(nn.ModuleList):
     """Residual blocks in a row: one level of the U-Net."""
 
-    def forward(self, x: Float[Tensor, "n c t"], cond: Float[Tensor, "n e"]) -> Float[Tensor, "n d t"]:
-        """Apply all blocks."""
+    def forward(self, x: Float[Tensor, "n c t"], films: Iterator[Tensor]) -> Float[Tensor, "n d t"]:
+        """Apply all blocks, each with the next of ``films``."""
         for block in self:
-            x = block(x, cond)
+            x = block(x, next(films))
         return x
 
 
@@ -115,9 +115,40 @@ class ConditionalUnet1d(nn.Module):
         cond: Float[Tensor, "n cond"],
     ) -> Float[Tensor, "n time action"]:
         """Predict ε (or x0, or v: whatever the training target was) at noisy chunks ``x``."""
-        self._check_length(x.shape[1])
         # Mish belongs to the conditioning path of every block; all blocks share it, so it is applied once.
-        film = nn.functional.mish(torch.cat([self.timestep_embedding(timestep.to(x.dtype)), cond], dim=-1))
+        told = nn.functional.mish(torch.cat([self.timestep_embedding(timestep.to(x.dtype)), cond], dim=-1))
+        return self._denoise(x, [layer(told) for layer in self._film_layers()])
+
+    def timestep_table(self, timesteps: Num[Tensor, " n"]) -> Float[Tensor, "n film"]:
+        """Compute what the FiLM layers of all blocks make of timesteps; see :class:`SeparableNetwork`."""
+        embedded = self.timestep_embedding(timesteps.to(self.timestep_embedding.frequencies.dtype))
+        told, dim = nn.functional.mish(embedded), embedded.shape[1]
+        linear = nn.functional.linear
+        return torch.cat([linear(told, layer.weight[:, :dim], layer.bias) for layer in self._film_layers()], dim=1)
+
+    def condition(self, cond: Float[Tensor, "b cond"]) -> Float[Tensor, "b film"]:
+        """Compute what the FiLM layers of all blocks make of observations; see :class:`SeparableNetwork`."""
+        told, dim = nn.functional.mish(cond), cond.shape[1]
+        linear, layers = nn.functional.linear, self._film_layers()
+        return torch.cat([linear(told, layer.weight[:, layer.in_features - dim :]) for layer in layers], dim=1)
+
+    def forward_from(
+        self, x: Float[Tensor, "n time action"], t_rows: Float[Tensor, "n film"], c_rows: Float[Tensor, "n film"]
+    ) -> Float[Tensor, "n time action"]:
+        """Compute :meth:`forward` from rows of the two tables: FiLM is linear in mish([t, o]), so they add up."""
+        return self._denoise(
+            x, torch.split(t_rows + c_rows, [layer.out_features for layer in self._film_layers()], dim=1)
+        )
+
+    def _film_layers(self) -> list[nn.Linear]:
+        """The FiLM layers of all blocks, in the order of their use."""
+        levels = [*self.down, self.middle, *self.up]
+        return [block.film for level in levels for block in level]
+
+    def _denoise(self, x: Float[Tensor, "n time action"], films: Sequence[Tensor]) -> Float[Tensor, "n time action"]:
+        """Everything but the condition: ``films`` holds scales and shifts of each block."""
+        self._check_length(x.shape[1])
+        film = iter(films)
         hidden = x.transpose(1, 2)
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):

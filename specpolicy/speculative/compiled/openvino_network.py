@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from specpolicy.speculative.denoiser import Cond, Denoiser
+from specpolicy.speculative.denoiser import Cond, Denoiser, prepared
 from specpolicy.utils.digests import CONVERTED, source_digest
 from specpolicy.utils.errors import one_line
 from specpolicy.utils.extras import require
@@ -112,6 +112,17 @@ class OpenVINODenoiser:
             parts = zip(*(torch.split(part, BATCH_SIZES[-1]) for part in inputs), strict=True)
             return torch.from_numpy(np.concatenate([self._model(len(part[0]), part, form).run(part) for part in parts]))
 
+    def prepare_condition(self, cond: Cond) -> Cond:
+        """Prepare a condition as the network itself does, in PyTorch and once a chunk.
+
+        Args:
+            cond: conditions with leading dimension B.
+
+        Returns:
+            What to call this denoiser with, row by row.
+        """
+        return prepared(self.denoiser, cond)
+
     def prepare(self, x: Float[Tensor, "n ..."], timestep: Tensor, cond: Cond, rows: Sequence[int]) -> None:
         """Compile the models for batches of some sizes.
 
@@ -124,7 +135,7 @@ class OpenVINODenoiser:
         Raises:
             ConversionError: as in a call.
         """
-        leaves, form = _flat(cond)
+        leaves, form = _flat(prepared(self.denoiser, cond))
         sizes = sorted({size for each in rows for size in _sizes_of(each)})
         with progress_bar("compiling for OpenVINO", len(sizes)) as bar:
             for size in sizes:

@@ -23,7 +23,7 @@ from specpolicy.speculative.compiled.backends import (
 from specpolicy.speculative.compiled.openvino_network import Precision
 from specpolicy.speculative.compiled.round import CompiledState, FixedShapeRound
 from specpolicy.speculative.compiled.runtime import RuntimeChain, RuntimeSampler
-from specpolicy.speculative.denoiser import Cond, Denoiser, DenoiserError
+from specpolicy.speculative.denoiser import Cond, Denoiser, DenoiserError, prepared
 from specpolicy.speculative.drafters.base import Draft
 from specpolicy.speculative.inputs import Generators, check_cond, check_noise, state_dtype
 from specpolicy.speculative.predraft import PreDraft
@@ -106,7 +106,7 @@ class CompiledSampler:
             predraft.check(noise, self.process)
         chains = len(noise)
         random = ChainGenerators(generator, chains, noise.device, dtype)
-        noise, cond = pad_to_bucket(noise, cond, self.batches)
+        noise, cond = pad_to_bucket(noise, prepared(denoiser, cond), self.batches)
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         runner.start(self._begin(noise, record, chains), cond)
         replays = predraft is not None and self.sampler.replayed > 0
@@ -144,7 +144,7 @@ class CompiledSampler:
 
         With ``record`` for what :meth:`predraft` needs, and for calls with a pre-draft.
         """
-        noise, cond = pad_to_bucket(noise, cond, self.batches)
+        noise, cond = pad_to_bucket(noise, prepared(denoiser, cond), self.batches)
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         dtype = state_dtype(noise)
         random = ChainGenerators(torch.Generator().manual_seed(0), len(noise), noise.device, dtype)
@@ -277,7 +277,7 @@ class CompiledChain:
         check_cond(cond, len(noise))
         chains, event, count = len(noise), noise.shape[1:], self.process.num_steps
         random = ChainGenerators(generator, chains, noise.device, dtype)
-        noise, cond = pad_to_bucket(noise, cond, self.batches)
+        noise, cond = pad_to_bucket(noise, prepared(denoiser, cond), self.batches)
         steps, runner = self._prepare(denoiser, noise)
         noisy = (self.process.sigma > 0).tolist()
         zero = torch.zeros(noise.shape, dtype=dtype, device=noise.device)
