@@ -8,6 +8,8 @@ EXTRAS ?= dev
 ROBOMIMIC ?= robomimic==0.3.0
 LEROBOT ?= lerobot[diffusion,dataset,pusht]==0.6.1
 LEROBOT_PYTHON ?= python3.12
+# a checkout of robomimic 0.5, for make test-robomimic
+ROBOMIMIC_SOURCE ?=
 SEEDS  ?= 0:12
 # processes that run tests
 WORKERS ?= 2
@@ -18,7 +20,7 @@ OUT    ?= runs/square
 BIN    := $(VENV)/bin
 
 # `install` runs when the dependencies have changed
-.PHONY: rollout headline reality bench test test-lerobot lint format typecheck build clean install
+.PHONY: rollout headline reality bench test test-lerobot test-robomimic lint format typecheck build clean install
 
 install: $(VENV)/.installed
 
@@ -73,6 +75,19 @@ $(VENV)-lerobot/.installed:
 	$(LEROBOT_PYTHON) -m venv $(VENV)-lerobot
 	$(VENV)-lerobot/bin/python -m pip install --quiet --disable-pip-version-check "$(LEROBOT)" ".[eval]" \
 	  ./examples/lerobot_plugin "pytest>=8"
+	touch $@
+
+# Beside robomimic 0.5 from a checkout of its sources, with the diffusers that it pins, so that pip must not resolve ours.
+test-robomimic: $(VENV)-robomimic/.installed
+	PYTHONPATH=.:$(ROBOMIMIC_SOURCE) $(VENV)-robomimic/bin/python -m pytest -q -c /dev/null --rootdir=. --noconftest \
+	  -p no:cacheprovider tests/interop/real/test_robomimic.py
+
+$(VENV)-robomimic/.installed:
+	@test -d "$(ROBOMIMIC_SOURCE)/robomimic" || { echo "set ROBOMIMIC_SOURCE to a checkout of robomimic 0.5"; exit 1; }
+	$(PYTHON) -m venv $(VENV)-robomimic
+	$(VENV)-robomimic/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 torchvision \
+	  "diffusers==0.11.1" "huggingface_hub==0.23.4" "setuptools<80" imageio tensorboardX psutil h5py termcolor six tqdm \
+	  "gymnasium>=1.0" safetensors "jaxtyping>=0.3" rich hydra-core filelock "pytest>=8"
 	touch $@
 
 # What this machine can measure of latency in some minutes; benchmarks/gpu.sh is for one with a GPU.
