@@ -23,9 +23,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[int], Any]], repeats: int, device: torch.device, warmup: int = 2, seed: int = 0
+    ways: Mapping[str, Callable[[int], Any]],
+    repeats: int,
+    device: torch.device,
+    warmup: int = 2,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call of each way.
+    """Milliseconds of each call of each way, by a clock in seconds.
 
     Every round calls all ways once, in shuffled order and with the round's number, so that what disturbs the machine
     hits all of them alike and ratios are paired.
@@ -36,11 +41,11 @@ def take_turns(
         for number in range(-warmup, repeats):
             for index in turns.permutation(len(names)):
                 synchronize(device)
-                begin = time.perf_counter()
+                begin = clock()
                 ways[names[index]](number + warmup)
                 synchronize(device)
                 if number >= 0:
-                    taken[names[index]].append(1e3 * (time.perf_counter() - begin))
+                    taken[names[index]].append(1e3 * (clock() - begin))
             bar.advance()
     return taken
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "certify": "test a sampler's exactness on a checkpoint, and time it beside its rivals",
     "inspect": "say what a checkpoint holds: ours, robomimic's, diffusion_policy's or LeRobot's",
     "convert": "convert a policy's checkpoint, or published demonstrations, into our formats",
+    "export": "write a sampler's round as an ONNX graph, for controllers without Python",
     "train": "train a policy from robomimic HDF5",
     "calibrate": "fit the linear drafter and the initial guess to a checkpoint",
     "tune": "fit window lengths to a checkpoint and this device",

@@ -182,7 +182,7 @@ class OpenVINODenoiser:
         which = torch.arange(_TRACED_ROWS) % len(inputs[0])
         module = _Traced(self.denoiser, form)
         try:
-            with warnings.catch_warnings(), _unchecked_annotations(), torch.inference_mode(False), torch.no_grad():
+            with warnings.catch_warnings(), unchecked_annotations(), torch.inference_mode(False), torch.no_grad():
                 warnings.simplefilter("ignore")  # of the tracer; what it gets wrong is found by comparing
                 example = tuple(part[which].clone() for part in inputs)
                 model = self._openvino.convert_model(module, example_input=example)
@@ -297,7 +297,7 @@ def _folders(denoiser: Denoiser) -> list[Path]:
 
 
 @contextmanager
-def _unchecked_annotations() -> Iterator[None]:
+def unchecked_annotations() -> Iterator[None]:
     """Where annotations are checked at run time, a tracer's sizes are no ints."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
