@@ -15,6 +15,8 @@ from specpolicy.speculative.drafters.recycling import RecyclingDrafter as Recycl
 from specpolicy.speculative.initial_guess import LinearGuess as LinearGuess
 from specpolicy.speculative.initial_guess import X0Guess as X0Guess
 from specpolicy.speculative.initial_guess import ZeroGuess as ZeroGuess
+from specpolicy.speculative.log_prob import ChainLogProb as ChainLogProb
+from specpolicy.speculative.log_prob import chain_log_prob as chain_log_prob
 from specpolicy.speculative.predraft import PreDraft as PreDraft
 from specpolicy.speculative.process import ReverseProcess as ReverseProcess
 from specpolicy.speculative.result import SampleResult as SampleResult

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from specpolicy.speculative.log_prob import ChainLogProb, recorded_log_prob
+from specpolicy.speculative.process import ReverseProcess
+
 
 @dataclass(frozen=True)
 class SampleResult:
@@ -77,3 +80,22 @@ class SampleResult:
             return float("nan")
         drafted = self.proposed.clamp(min=0).sum()
         return float(self.accepted.clamp(min=0).sum() / drafted) if drafted else float("nan")
+
+    def log_prob(self, process: ReverseProcess) -> ChainLogProb:
+        """Compute the log-probability of each recorded transition under the network that was sampled from.
+
+        Gradients do not reach the network from here; :func:`specpolicy.speculative.log_prob.chain_log_prob` evaluates
+        ``trajectory`` under a network again, also under another one.
+
+        Args:
+            process: the chain that was sampled.
+
+        Returns:
+            Log-densities of all steps with noise, and their sum.
+
+        Raises:
+            ValueError: nothing was recorded, or the process is another one.
+        """
+        if self.trajectory is None or self.x0 is None:
+            raise ValueError("the result holds no trajectory; call the sampler with record=True")
+        return recorded_log_prob(process, self.trajectory, self.x0)
