@@ -16,6 +16,7 @@ from specpolicy.config import available, config_dir
 COMMANDS = {
     "rollout": "play a policy with several samplers: table, plot, video",
     "evaluate": "compare samplers over many seeds and tasks, on one machine or a cluster",
+    "plan": "say which difference of success paired seeds can detect, before they are spent",
     "report": "write one HTML page about a results folder",
     "fidelity": "measure how far samplers are from the policy's own distribution",
     "demonstrate": "record demonstrations of a task's scripted expert",
