@@ -104,7 +104,7 @@ def chain_log_prob(
     k = chosen.repeat_interleave(batch)
     rows = torch.arange(batch, device=trajectory.device).repeat(count)
     output = call_denoiser(denoiser, states, here.timesteps[k], gather_rows(prepared(denoiser, cond), rows))
-    x0 = here.x0(states, output, k).double().unflatten(0, (count, batch))
+    x0 = here.x0(states, output, k).double().reshape(count, batch, *trajectory.shape[2:])
     return _gaussian(process, trajectory, x0, chosen)
 
 
