@@ -45,11 +45,13 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[str, list[str], bool]
     parser = argparse.ArgumentParser(
         prog="specpolicy",
         description="Exact speculative sampling of robot diffusion policies.",
-        usage="specpolicy [--version] [--debug] COMMAND [name=value ...]",
+        usage="specpolicy [--help] [--version] [--debug] COMMAND [name=value ...]",
+        add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands (`specpolicy COMMAND --help` lists the options of each):\n"
         + "\n".join(f"  {name:<12} {line}" for name, line in COMMANDS.items()),
     )
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)  # in the usage: one screen is 24 lines
     parser.add_argument("--version", action="version", version=f"specpolicy {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=argparse.SUPPRESS)
