@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from specpolicy.utils.checks import shown
+
+_LARGEST_SEED = 2**63 - 1  # what a results folder can hold
+_MOST_SEEDS = 10**7
 
 
 class ConfigError(ValueError):
@@ -65,31 +71,10 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_unknown_option(command, overrides) or f"{command}: {_first_line(error)}") from error
     if "device" in config:
+        from specpolicy.utils.machine import check_device  # imports torch, which takes a second
+
         check_device(str(config.device))
     return config
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not know or cannot reach.
-
-    Args:
-        device: such as ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-
-    Raises:
-        ConfigError: it is none of these, or this machine has none.
-    """
-    import torch
-
-    try:
-        kind = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device={device}: unknown; use cpu, cuda, cuda:N or mps") from error
-    if kind.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={device}: torch {torch.__version__} finds no CUDA device here; use device=cpu")
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-    if kind.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"device={device}: torch finds no MPS device here; use device=cpu")
 
 
 def _check_grammar(override: str) -> None:
@@ -184,25 +169,36 @@ def parse_seeds(seeds: str | int | Sequence[int], counted_from: int | None = Non
     Raises:
         ConfigError: not of these forms, empty, negative, or a seed twice.
     """
+    form = ConfigError(f"seeds={shown(seeds)}; write first:end (end excluded), one number, or a list [1,5,9]")
+    parsed: Sequence[int]
     try:
         if isinstance(seeds, str) and ":" in seeds:
             first, end = (int(part) for part in seeds.split(":"))
-            parsed = list(range(first, end))
+            parsed = range(first, end)
         elif isinstance(seeds, str | int):
-            parsed = [int(seeds)] if counted_from is None else list(range(counted_from, counted_from + int(seeds)))
+            number = int(_whole(seeds))
+            parsed = [number] if counted_from is None else range(counted_from, counted_from + number)
         else:
-            parsed = [int(seed) for seed in seeds]
+            parsed = [int(_whole(seed)) for seed in seeds]
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"seeds={seeds!r}; write first:end (end excluded), one number, or a list [1,5,9]") from error
-    if not parsed or min(parsed) < 0:
-        raise ConfigError(f"seeds={seeds!r}: at least one seed, none negative")
-    twice = sorted({seed for seed in parsed if parsed.count(seed) > 1}) if len(set(parsed)) < len(parsed) else []
-    if twice:
+        raise form from error
+    if not parsed or min(parsed[0], parsed[-1], *(parsed if isinstance(parsed, list) else ())) < 0:
+        raise ConfigError(f"seeds={shown(seeds)}: at least one seed, none negative")
+    if len(parsed) > _MOST_SEEDS or max(parsed) > _LARGEST_SEED:
+        raise ConfigError(f"seeds={shown(seeds)}: at most {_MOST_SEEDS} seeds, none above {_LARGEST_SEED}")
+    if twice := sorted(seed for seed, count in Counter(parsed).items() if count > 1):
         raise ConfigError(
-            f"seeds={seeds!r}: {twice} are there twice and would give the same episodes again; for further episodes "
-            "from a seed ask for repeats"
+            f"seeds={shown(seeds)}: {shown(twice)} are there twice and would give the same episodes again; for further "
+            "episodes from a seed ask for repeats"
         )
-    return parsed
+    return list(parsed)
+
+
+def _whole(value: object) -> str | int:
+    """A number as it is written, so that 1.7 and true are not taken for 1."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value
 
 
 def parse_repeats(repeats: int | str | Sequence[int | str], samplers: Sequence[str]) -> dict[str, int]:

@@ -28,11 +28,13 @@ from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.drafters.linear import LinearDrafter, X0Jacobian
 from specpolicy.speculative.drafters.recycling import RecyclingDrafter
 from specpolicy.speculative.initial_guess import X0Guess, ZeroGuess
+from specpolicy.speculative.inputs import kind_of
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler, SpeculativeSampler
 from specpolicy.speculative.verifiers import ReflectionVerifier, Verifier
 from specpolicy.speculative.window import Window
 from specpolicy.tuning.store import load_windows, sampler_key
+from specpolicy.utils.checks import check_choice, check_flag, check_number
 from specpolicy.utils.progress import progress_bar
 
 Trained: TypeAlias = DiffusionPolicy | DDPMScheduler
@@ -56,7 +58,7 @@ def make_process(policy: Trained, num_inference_steps: int, analytic: bool = Fal
         CalibrationError: the checkpoint does not know its x0_variance.
         ValueError: the policy is of no checkpoint.
     """
-    if not analytic:
+    if not check_flag("analytic", analytic):
         return ReverseProcess.from_scheduler(_scheduler(policy), num_inference_steps)
     return load_x0_variance(_loaded(policy)[0]).chain(_scheduler(policy), num_inference_steps)
 
@@ -97,7 +99,7 @@ def calibrated(
     num_inference_steps: int,
     verifier: Verifier,
     window: Window | str,
-    initial_guess: str | None = "fitted",
+    initial_guess: X0Guess | str | None = "fitted",
     drafter: Callable[[X0Jacobian], Drafter] = LinearDrafter,
     analytic: bool = False,
 ) -> SpeculativeSampler:
@@ -108,29 +110,26 @@ def calibrated(
         num_inference_steps: K, of chain and calibration.
         verifier: of the :class:`SpeculativeSampler`.
         window: likewise; or ``"auto"``, as for :func:`speculative`.
-        initial_guess: what stands in for x̂0 before the first evaluation: ``"fitted"``, ``"zero"``, or None for
-            an evaluation at pure noise.
+        initial_guess: what stands in for x̂0 before the first evaluation: ``"fitted"``, ``"zero"``, an object, or
+            None for an evaluation at pure noise.
         drafter: made with the Jacobian; :class:`~specpolicy.RecyclingDrafter` wants a causal verifier.
         analytic: see :func:`make_process`.
 
     Raises:
         CalibrationError: the checkpoint has no calibration of its own for so many steps.
         WindowsError: ``"auto"``, and no windows were chosen for this sampler.
-        ValueError: the policy is of no checkpoint, or ``initial_guess`` is none of these.
+        ValueError: the policy is of no checkpoint, or ``initial_guess`` is another word.
     """
     process = make_process(policy, num_inference_steps, analytic)
     calibration = load_calibration(_loaded(policy)[0], num_inference_steps, analytic)
-    initial_guesses: dict[str | None, X0Guess | None] = {
-        "fitted": calibration.initial_guess,
-        "zero": ZeroGuess(),
-        None: None,
-    }
-    if initial_guess not in initial_guesses:
-        raise ValueError(f"initial_guess={initial_guess!r}; expected fitted, zero or null")
+    guess = initial_guess
+    if isinstance(guess, str):
+        guesses: dict[str, X0Guess] = {"fitted": calibration.initial_guess, "zero": ZeroGuess()}
+        guess = guesses[check_choice("initial_guess", guess, ("fitted", "zero"))]
     drafts = drafter(calibration.jacobian)
     return _with_window(
         policy,
-        partial(SpeculativeSampler, process, drafts, verifier, initial_guess=initial_guesses[initial_guess]),
+        partial(SpeculativeSampler, process, drafts, verifier, initial_guess=guess),
         window,
     )
 
@@ -159,7 +158,7 @@ def default(
 def ddim(policy: Trained, num_inference_steps: int, eta: float = 0.0) -> SchedulerSampler:
     """Few-step DDIM (Song et al. 2021). Approximate: not the distribution of the training chain."""
     few = DDIMScheduler.from_config(_scheduler(policy).config)
-    return SchedulerSampler(few, num_inference_steps, {"eta": eta})
+    return SchedulerSampler(few, num_inference_steps, {"eta": check_number("eta", eta, least=0, most=1)})
 
 
 def names() -> list[str]:
@@ -241,6 +240,10 @@ def _with_window(policy: Trained, make: Callable[..., SpeculativeSampler], windo
 
 
 def _scheduler(policy: Trained) -> DDPMScheduler:
+    if not isinstance(policy, DiffusionPolicy) and not hasattr(policy, "set_timesteps"):
+        raise TypeError(
+            f"policy is a {kind_of(policy)}; expected what specpolicy.load_policy(path) returns, or a scheduler"
+        )
     return policy.training_scheduler if isinstance(policy, DiffusionPolicy) else policy
 
 

@@ -164,6 +164,19 @@ def test_errors_of_other_libraries_become_one_line(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_what_compiled_code_raises_is_not_our_message() -> None:
+    from specpolicy.speculative.random_streams import ChainGenerators
+    from specpolicy.utils.errors import explain
+
+    numbers = ChainGenerators(None, 2, torch.device("cpu"), torch.float32)
+    with pytest.raises(RuntimeError) as torchs:
+        numbers.noise((-1,))
+    assert explain(torchs.value).startswith("unexpected RuntimeError in specpolicy: ")
+    with pytest.raises(ConfigError) as ours:
+        parse_seeds("x")
+    assert explain(ours.value).startswith("seeds='x'; write first:end")
+
+
 @pytest.mark.parametrize("after_s", [0.05, 0.5, 2.0])
 def test_ctrl_c_in_the_first_seconds(after_s: float) -> None:
     command = [sys.executable, "-m", "specpolicy.cli", "rollout", "seeds=0:1", "checkpoint=/nowhere"]
@@ -255,7 +268,7 @@ def test_the_core_needs_torch_alone() -> None:
 
 def test_seeds_and_lists() -> None:
     assert parse_seeds("3:6") == [3, 4, 5] and parse_seeds(7) == [7] and parse_seeds([4, 1]) == [4, 1]
-    for wrong in ("a:b", "6:3", "x", [1, 1], [-1], "1:2:3"):
+    for wrong in ("a:b", "6:3", "x", [1, 1], [-1], "1:2:3", [1.7], True, 1.0, 2**63, "0:99999999999999", [None]):
         with pytest.raises(ConfigError, match="seeds"):
             parse_seeds(wrong)  # type: ignore[arg-type]
     assert split_list_override(["sampler=[a, b]", "x=1"], "sampler") == (["a", "b"], ["x=1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from functools import partial
@@ -20,6 +21,7 @@ from specpolicy.control.inference import EpisodeState, InferenceKind, InferenceR
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.serving.batching import BatchedPolicy
 from specpolicy.speculative.compiled.sampler import CompiledChain, CompiledSampler
+from specpolicy.speculative.initial_guess import ZeroGuess
 
 ROOT = Path(__file__).parents[1]
 
@@ -155,3 +157,26 @@ def test_settings_may_be_objects_and_numpy_numbers(policy: DiffusionPolicy) -> N
     assert made.verifier is verifier and made.process.num_steps == 20 and int(made.table.max()) == 7
     with pytest.raises(ConfigError, match=r"'free_block' has no setting 'windw'; it has num_inference_steps, drafter"):
         samplers.load("free_block", policy, windw=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("free_block", {"analytic": "no"}, "analytic='no': expected true or false"),
+        ("ddim10", {"eta": -1}, "eta=-1: expected a finite number, at least 0, at most 1"),
+        ("ddim10", {"eta": "0"}, "eta='0': expected a finite number"),
+        ("ddim10", {"eta": float("nan")}, "eta=nan: expected a finite number"),
+        ("recycled", {"initial_guess": "none"}, "initial_guess='none': expected one of fitted, zero"),
+    ],
+)
+def test_settings_are_checked_where_a_sampler_is_made(
+    policy: DiffusionPolicy, name: str, settings: dict[str, object], says: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(says)):
+        samplers.load(name, policy, **settings)
+
+
+def test_a_guess_may_be_an_object_and_a_path_is_no_policy(policy: DiffusionPolicy) -> None:
+    assert isinstance(samplers.load("recycled", policy, initial_guess=ZeroGuess()).initial_guess, ZeroGuess)
+    with pytest.raises(TypeError, match=r"policy is a str; expected what specpolicy\.load_policy"):
+        samplers.load("ddpm", "checkpoints/square")  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from specpolicy.speculative.inputs import check_whole, seeded_generator
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.sampler import SequentialSampler
 from specpolicy.utils.digests import source_digest
-from specpolicy.utils.files import atomic_path
+from specpolicy.utils.files import atomic_path, read_arrays
 from specpolicy.utils.progress import progress_bar
 from specpolicy.utils.run_identity import claim_folder
 
@@ -149,9 +149,8 @@ def observations_of_results(policy: DiffusionPolicy, path: str | Path) -> Observ
     """
     path = Path(path)
     try:
-        with np.load(path) as arrays:
-            observations = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
+        observations = read_arrays(path)
+    except ValueError as error:
         raise CalibrationError(
             f"{path} cannot be read ({error}); expected an observations.npz as `specpolicy evaluate` leaves it"
         ) from error

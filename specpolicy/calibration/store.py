@@ -15,7 +15,8 @@ from specpolicy.policies.checkpoint import checkpoint_digest, companion
 from specpolicy.speculative.drafters.linear import X0Jacobian
 from specpolicy.speculative.initial_guess import LinearGuess, X0Guess, ZeroGuess
 from specpolicy.utils.digests import file_digest, note_input
-from specpolicy.utils.files import atomic_path
+from specpolicy.utils.errors import one_line
+from specpolicy.utils.files import DAMAGED, atomic_path
 
 
 class CalibrationError(RuntimeError):
@@ -125,8 +126,8 @@ def load_calibration(checkpoint: str | Path, num_inference_steps: int, analytic:
         if calibration.jacobian.num_steps != num_inference_steps:
             raise ValueError(f"it is for {calibration.jacobian.num_steps} steps")
         digest = str(about["checkpoint"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CalibrationError(f"{path} cannot be read ({error}); run {command} again") from error
+    except (SafetensorError, *DAMAGED) as error:
+        raise CalibrationError(f"{path} cannot be read ({one_line(error, 300)}); run {command} again") from error
     if digest != checkpoint_digest(checkpoint):
         raise CalibrationError(
             f"{path} is of another policy: its checkpoint's SHA-256 is {digest[:12]}…, this one's "

@@ -17,9 +17,11 @@ from specpolicy.calibration.store import CalibrationError
 from specpolicy.policies.checkpoint import checkpoint_digest, companion
 from specpolicy.speculative.process import ReverseProcess, dense_timesteps
 from specpolicy.utils.digests import file_digest, note_input
-from specpolicy.utils.files import atomic_path
+from specpolicy.utils.errors import one_line
+from specpolicy.utils.files import DAMAGED, atomic_path
 
 X0_VARIANCE_FORMAT = 1
+_LARGEST = 1e4  # x0 is normalized: its variance is about 1 at most
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ class X0Variance:
         Raises:
             ValueError: so many steps are impossible, or the scheduler was made for another number of timesteps.
         """
-        timesteps = dense_timesteps(len(self.variance), num_inference_steps)
         if scheduler.config.num_train_timesteps != len(self.variance):
             raise ValueError(
                 f"the scheduler has {scheduler.config.num_train_timesteps} timesteps; the x0_variance is known of "
                 f"{len(self.variance)}"
             )
+        timesteps = dense_timesteps(len(self.variance), num_inference_steps)
         process = ReverseProcess.from_scheduler(scheduler, timesteps=timesteps)
         return process.with_analytic_variance(self.variance[process.timesteps])
 
@@ -105,13 +107,15 @@ def load_x0_variance(checkpoint: str | Path) -> X0Variance:
         if content["format"] != X0_VARIANCE_FORMAT:
             raise KeyError(f"format {content['format']}, this version reads {X0_VARIANCE_FORMAT}")
         x0_variance = X0Variance(torch.tensor(content["variance"], dtype=torch.float64), dict(content["about"]))
-        if x0_variance.variance.ndim != 1 or not bool(
-            (x0_variance.variance.isfinite() & (x0_variance.variance >= 0)).all()
-        ):
-            raise ValueError("the variances are not a list of finite numbers of 0 or more")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CalibrationError(f"{path} cannot be read ({error}); remove it, and run {command} again") from error
-    if content["checkpoint"] != checkpoint_digest(checkpoint):
+        values = x0_variance.variance
+        if values.ndim != 1 or not bool(((values >= 0) & (values <= _LARGEST)).all()):
+            raise ValueError(f"the variances are not a list of numbers from 0 to {_LARGEST:g}")
+        digest = content["checkpoint"]
+    except DAMAGED as error:
+        raise CalibrationError(
+            f"{path} cannot be read ({one_line(error, 300)}); remove it, and run {command} again"
+        ) from error
+    if digest != checkpoint_digest(checkpoint):
         raise CalibrationError(f"{path} is of another policy than {checkpoint}; remove it, and run {command} again")
     note_input(path.name, file_digest(path))
     return x0_variance

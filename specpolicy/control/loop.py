@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import gymnasium
 import numpy as np
@@ -25,6 +25,7 @@ from specpolicy.control.safety import ActionFilter, Guards, NoFilter, SafetyFilt
 from specpolicy.control.trace import EpisodeTrace, InferenceRecord, StepRecord
 from specpolicy.control.viewers import View
 from specpolicy.policies.observations import ObservationHistory
+from specpolicy.utils.checks import shown
 from specpolicy.utils.errors import format_exception
 
 ControlCoroutine = Generator[InferenceRequest, "Future[InferenceResult]", EpisodeTrace]
@@ -197,7 +198,7 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
         What happened, tick by tick.
     """
     env, clock, config = setup.env, setup.clock, setup.executor.config
-    observation, _ = env.reset(seed=seed)
+    observation = _read_reset(env.reset(seed=seed))
     history = ObservationHistory(setup.n_obs_steps, observation)
     actions = setup.make_filter(history)
     trace = EpisodeTrace(seed, repeat, clock.rate_hz, config.n_action_steps, faults=actions.faults)
@@ -232,18 +233,12 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
             pausing = buffer.empty or config.idle is not IdleBehavior.REST
             context = TickContext(tick, now, now - clock.due(tick), pausing, scheduler.waiting_s(clock))
             sent, queue = actions.send(context, buffer), buffer.left(tick)
-            observation, reward, terminated, truncated, info = env.step(_cast(sent.action, env.action_space))
-            problem = _add(history, observation)
-            if setup.success_required and "success" not in info:
-                raise KeyError(
-                    "the environment's info has no 'success'; wrap it so that every step reports it as a bool"
-                )
-            trace.ticks.append(
-                _row(context, clock, sent, queue, scheduler.computing, float(reward), bool(info.get("success", False)))
-            )
+            stepped = _read_step(env.step(_cast(sent.action, env.action_space)), setup.success_required)
+            problem = _add(history, stepped.observation)
+            trace.ticks.append(_row(context, clock, sent, queue, scheduler.computing, stepped.reward, stepped.success))
             for view in setup.views:
                 view.tick(trace, env)
-            over = bool(terminated or truncated) or actions.stopped is not None or len(trace.ticks) == setup.max_ticks
+            over = stepped.over or actions.stopped is not None or len(trace.ticks) == setup.max_ticks
             if not over:
                 tick = clock.next_tick(tick)
     except (KeyboardInterrupt, SystemExit):
@@ -253,6 +248,76 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
     for view in setup.views:
         view.end(trace)
     return trace
+
+
+class _EnvStep(NamedTuple):
+    """What one step of an environment said."""
+
+    observation: Any
+    reward: float
+    over: bool
+    success: bool
+
+
+def _read_reset(returned: Any) -> Any:
+    """The observation of ``env.reset``; a mapping of two keys would unpack into their names."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ValueError(f"env.reset returned {_form(returned)}; expected (observation, info), as Gymnasium has it")
+    return returned[0]
+
+
+def _read_step(returned: Any, strict: bool) -> _EnvStep:
+    """Read what ``env.step`` returned; text, None and NaN are not taken for yes, no or a number.
+
+    Args:
+        returned: five values, as Gymnasium has it.
+        strict: ``info`` must have ``success``, and the reward must be finite.
+
+    Raises:
+        KeyError: there is no ``success``.
+        ValueError: anything else is not what it should be.
+    """
+    if not isinstance(returned, tuple) or len(returned) != 5:
+        raise ValueError(
+            f"env.step returned {_form(returned)}; expected (observation, reward, terminated, truncated, info), as "
+            "Gymnasium has it"
+        )
+    observation, reward, terminated, truncated, info = returned
+    if not isinstance(info, Mapping):
+        raise ValueError(f"the environment's info is {_form(info)}; expected a mapping")
+    if strict and "success" not in info:
+        raise KeyError("the environment's info has no 'success'; wrap it so that every step reports it as a bool")
+    number = _number("reward", reward)
+    if strict and not np.isfinite(number):
+        raise ValueError(f"the environment's reward is {number}; expected a finite number")
+    flags = [
+        _flag(name, value)
+        for name, value in (
+            ("terminated", terminated),
+            ("truncated", truncated),
+            ("info['success']", info.get("success", False)),
+        )
+    ]
+    return _EnvStep(observation, number, flags[0] or flags[1], flags[2])
+
+
+def _number(name: str, value: Any) -> float:
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(f"the environment's {name} is {shown(value)}; expected a number")
+    return float(array.item())
+
+
+def _flag(name: str, value: Any) -> bool:
+    """True or false; some environments report a success as 1.0."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
+        raise ValueError(f"the environment's {name} is {shown(value)}; expected true or false")
+    return bool(array.item())
+
+
+def _form(value: Any) -> str:
+    return f"{len(value)} values" if isinstance(value, tuple) else f"a {type(value).__name__}"
 
 
 def check_count(name: str, value: int | None) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from specpolicy.control.inference import InferenceKind
+from specpolicy.utils.errors import one_line
 from specpolicy.utils.extras import require
-from specpolicy.utils.files import atomic_path
+from specpolicy.utils.files import DAMAGED, atomic_path
 
 
 @dataclass
@@ -185,8 +186,10 @@ def read_trace(path: Path) -> EpisodeTrace:
         rows = table.select([field.name for field in fields(StepRecord)]).to_pylist()
         ticks = [StepRecord(**{**row, "action": tuple(row["action"])}) for row in rows]
         return EpisodeTrace(**{**rest, "faults": Counter(rest["faults"])}, ticks=ticks, inferences=inferences)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path} is not a readable trace of an episode ({error}): run the episode again") from error
+    except (pa.ArrowException, *DAMAGED) as error:
+        raise TraceError(
+            f"{path} is not a readable trace of an episode ({one_line(error, 300)}): run the episode again"
+        ) from error
 
 
 def _columns(pa: Any) -> list[tuple[str, Any]]:

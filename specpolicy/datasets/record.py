@@ -30,7 +30,8 @@ from specpolicy.datasets.robomimic import (
 )
 from specpolicy.rollout.workers import make_workers, run_requests
 from specpolicy.utils.digests import file_digest
-from specpolicy.utils.files import FolderLock, atomic_path, differences
+from specpolicy.utils.errors import one_line
+from specpolicy.utils.files import DAMAGED, FolderLock, atomic_path, differences
 from specpolicy.utils.machine import package_versions
 from specpolicy.utils.progress import progress_bar
 
@@ -76,10 +77,10 @@ class RecordingCheckpoint:
 
     def attempts(self) -> dict[int, str | None]:
         """Seeds that are done: None after a success, else why it failed."""
-        failed = {
-            _seed(path): json.loads(path.read_text("utf-8"))["failure"] for path in self.folder.glob("seed-*.json")
+        notes = {_seed(path): json.loads(path.read_text("utf-8")) for path in self.folder.glob("seed-*.json")}
+        return {seed: note["failure"] for seed, note in notes.items()} | {
+            _seed(path): None for path in self.folder.glob("seed-*.hdf5")
         }
-        return failed | {_seed(path): None for path in self.folder.glob("seed-*.hdf5")}
 
     def save(self, attempt: Attempt) -> None:
         """Save an attempt, at once or not at all."""
@@ -121,7 +122,10 @@ class RecordingCheckpoint:
     def _take_up(self, restart: bool) -> None:
         path = self.folder / IDENTITY
         if path.exists():
-            lines = differences(json.loads(path.read_text("utf-8")), self.identity)
+            try:
+                lines = differences(dict(json.loads(path.read_text("utf-8"))), self.identity)
+            except DAMAGED as error:
+                lines = [f"  {path.name} cannot be read ({one_line(error, 300)})"]
             if lines and not restart:
                 raise OtherRecording(
                     f"{self.folder} holds an unfinished recording of another kind:\n" + "\n".join(lines) + "\n"
@@ -242,8 +246,8 @@ def read_recorded(path: Path, recording: Mapping[str, Any], software: Mapping[st
     """
     try:
         attributes = read_attributes(path)
-        there = json.loads(str(attributes["recording"]))
-    except (DemonstrationError, KeyError):
+        there = dict(json.loads(str(attributes["recording"])))
+    except (DemonstrationError, *DAMAGED):
         raise OtherRecording(
             f"{path} is there and was not recorded from an expert; choose another out=, or overwrite=true to replace it"
         ) from None

@@ -238,7 +238,7 @@ class DemonstrationFile:
                 self.refuse(place, f"cannot be read ({one_line(error)})", error)
             if absent := [name for name in listed if name not in self._data]:
                 self.refuse(place, f"names {shown(absent)}, which the group 'data' does not have")
-            masks[key] = listed
+            masks[key] = list(dict.fromkeys(listed))  # some tools write a name twice
         return masks
 
     def keys(self, episode: str, group: str = "") -> list[str]:
@@ -248,12 +248,18 @@ class DemonstrationFile:
             found = found.get(group, {})
             if not hasattr(found, "keys"):
                 self.refuse(f"data/{episode}/{group}", "is an array; expected a group of arrays")
-        return [key for key in found if not isinstance(found.get(key), self._h5py.Group)]
+        try:
+            return [key for key in found if not isinstance(found.get(key), self._h5py.Group)]
+        except RuntimeError as error:
+            self.refuse(f"data/{episode}/{group}", f"holds a link that leads nowhere ({one_line(error)})", error)
 
     def read(self, episode: str, name: str) -> NDArray[Any]:
         """Read one dataset of an episode, such as ``actions`` or ``obs/object``: numbers, with a row for each step."""
         place, group = f"data/{episode}/{name}", self._group(episode)
-        stored = group.get(name)
+        try:
+            stored = group.get(name)
+        except RuntimeError as error:  # links that lead to themselves
+            self.refuse(place, f"cannot be found ({one_line(error)}); remove this link", error)
         if not isinstance(stored, self._h5py.Dataset):
             self.refuse(f"data/{episode}:", f"{name!r} is missing; found {shown(sorted(group))}")
         if stored.dtype.kind not in "biuf":
@@ -271,7 +277,12 @@ class DemonstrationFile:
         return values
 
     def _group(self, episode: str) -> Any:
-        group = self._data.get(episode)
+        try:
+            group = self._data.get(episode)
+        except RuntimeError as error:
+            self.refuse(f"data/{episode}", f"cannot be found ({one_line(error)}); remove this link", error)
+        if group is None:
+            self.refuse(f"data/{episode}", "is a link to what is not there; copy what it means into this file")
         if not isinstance(group, self._h5py.Group):
             self.refuse(
                 f"data/{episode}",
@@ -313,13 +324,17 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
         for name in file.names:
             attributes = file.attributes(name)
             attributes.pop("num_samples", None)
-            yield Episode(
-                actions=file.read(name, "actions"),
-                observations={key: file.read(name, f"obs/{key}") for key in file.keys(name, "obs")},
-                others={key: file.read(name, key) for key in file.keys(name) if key != "actions"},
-                next_observations={key: file.read(name, f"next_obs/{key}") for key in file.keys(name, "next_obs")},
-                attributes=attributes,
-            )
+            try:
+                episode = Episode(
+                    actions=file.read(name, "actions"),
+                    observations={key: file.read(name, f"obs/{key}") for key in file.keys(name, "obs")},
+                    others={key: file.read(name, key) for key in file.keys(name) if key != "actions"},
+                    next_observations={key: file.read(name, f"next_obs/{key}") for key in file.keys(name, "next_obs")},
+                    attributes=attributes,
+                )
+            except EpisodeError as error:
+                file.refuse(f"data/{name}:", str(error), error)
+            yield episode
 
 
 def _plain(value: Any) -> Attribute:

@@ -30,7 +30,8 @@ import numpy as np
 from specpolicy.evaluation.manifest import MANIFEST, Manifest, ResultsError, written
 from specpolicy.policies.protocols import Observation
 from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult
-from specpolicy.utils.files import FolderLock
+from specpolicy.utils.errors import one_line
+from specpolicy.utils.files import FolderLock, read_arrays
 
 OBSERVATIONS = "observations.npz"
 _SHARD_EPISODES = 256  # in a shard at most, which is written again with every episode
@@ -186,13 +187,12 @@ def read_observations(folder: Path) -> list[Observation]:
     if not path.exists():
         return []
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            stacked = {name: np.asarray(arrays[name]) for name in arrays.files}
+        stacked = read_arrays(path)
         counts = {len(part) for part in stacked.values()}
         if len(counts) != 1 or any(part.dtype.kind not in "fiub" for part in stacked.values()):
             raise ValueError("expected arrays of numbers with as many rows each")
-    except Exception as error:  # zip, zlib and numpy fail in many ways on a damaged archive
-        reason = " ".join(f"{error}".split())
+    except (TypeError, ValueError) as error:
+        reason = one_line(error)
         raise ResultsError(f"{path} cannot be read ({reason}): delete it, and the next run records new ones") from error
     return [{name: part[row : row + 1] for name, part in stacked.items()} for row in range(counts.pop())]
 

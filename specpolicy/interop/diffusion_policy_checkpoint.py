@@ -184,6 +184,37 @@ def _vector_parts(
     return {"obs": _normalizer(path, state, "obs", dim)}
 
 
+def _assembled(
+    path: Path,
+    cfg: Fields,
+    policy: Fields,
+    state: Mapping[str, Tensor],
+    findings: Findings,
+    network: NetworkWeights,
+    parts: Mapping[str, AffinePart | ForeignCamera],
+    action_dim: int,
+    steps: tuple[int, int, int, int],
+    inpainting: bool = False,
+) -> ForeignPolicy:
+    """Add what all kinds of policies share; ``steps`` are n_obs_steps, horizon, n_action_steps and the first played."""
+    scheduler, num_inference_steps = _played(policy, findings)
+    return assemble(
+        path,
+        findings,
+        network,
+        task=_remarks(cfg, findings),
+        parts=parts,
+        action=_normalizer(path, state, "action", action_dim),
+        n_obs_steps=steps[0],
+        horizon=steps[1],
+        n_action_steps=steps[2],
+        first_action=steps[3],
+        scheduler=scheduler,
+        num_inference_steps=num_inference_steps,
+        inpainting=inpainting,
+    )
+
+
 def _unet(path: Path, cfg: Fields, policy: Fields, state: Mapping[str, Tensor], findings: Findings) -> ForeignPolicy:
     n_obs_steps, horizon, n_action_steps = _steps(policy, cfg)
     first = n_obs_steps - 1 if policy.flag("oa_step_convention", False) else n_obs_steps
@@ -206,22 +237,9 @@ def _unet(path: Path, cfg: Fields, policy: Fields, state: Mapping[str, Tensor], 
         findings.found["condition"] = f"the first {n_obs_steps} steps of {obs_dim} inpainted coordinates"
     else:
         action_dim, obs_dim = network.action_dim, network.cond_dim // n_obs_steps
-    scheduler, steps = _played(policy, findings)
-    return assemble(
-        path,
-        findings,
-        network,
-        task=_remarks(cfg, findings),
-        parts=_vector_parts(path, cfg, state, obs_dim, findings),
-        action=_normalizer(path, state, "action", action_dim),
-        n_obs_steps=n_obs_steps,
-        horizon=horizon,
-        n_action_steps=n_action_steps,
-        first_action=first,
-        scheduler=scheduler,
-        num_inference_steps=steps,
-        inpainting=inpainting,
-    )
+    parts = _vector_parts(path, cfg, state, obs_dim, findings)
+    steps = n_obs_steps, horizon, n_action_steps, first
+    return _assembled(path, cfg, policy, state, findings, network, parts, action_dim, steps, inpainting)
 
 
 def _transformer(
@@ -242,22 +260,9 @@ def _transformer(
     elif network.config["observation_steps"] != n_obs_steps:
         refuse(path, f"the transformer was built for {network.config['observation_steps']} observation steps, "
                      f"cfg.policy.n_obs_steps is {n_obs_steps}")  # fmt: skip
-    scheduler, steps = _played(policy, findings)
-    return assemble(
-        path,
-        findings,
-        network,
-        task=_remarks(cfg, findings),
-        parts=_vector_parts(path, cfg, state, obs_dim, findings),
-        action=_normalizer(path, state, "action", action_dim),
-        n_obs_steps=n_obs_steps,
-        horizon=horizon,
-        n_action_steps=n_action_steps,
-        first_action=first,
-        scheduler=scheduler,
-        num_inference_steps=steps,
-        inpainting=inpainting,
-    )
+    parts = _vector_parts(path, cfg, state, obs_dim, findings)
+    steps = n_obs_steps, horizon, n_action_steps, first
+    return _assembled(path, cfg, policy, state, findings, network, parts, action_dim, steps, inpainting)
 
 
 class _ImagePolicy:
@@ -287,20 +292,9 @@ class _ImagePolicy:
             f"{key} ({'camera' if isinstance(part, ForeignCamera) else len(part.center)})"
             for key, part in parts.items()
         )
-        scheduler, steps = _played(self.policy, self.findings)
-        return assemble(
-            self.path,
-            self.findings,
-            network,
-            task=_remarks(self.cfg, self.findings),
-            parts=parts,
-            action=_normalizer(self.path, self.state, "action", network.action_dim),
-            n_obs_steps=n_obs_steps,
-            horizon=horizon,
-            n_action_steps=n_action_steps,
-            first_action=first,
-            scheduler=scheduler,
-            num_inference_steps=steps,
+        steps = n_obs_steps, horizon, n_action_steps, first
+        return _assembled(
+            self.path, self.cfg, self.policy, self.state, self.findings, network, parts, network.action_dim, steps
         )
 
     def _parts(self) -> dict[str, AffinePart | ForeignCamera]:

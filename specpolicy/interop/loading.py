@@ -5,6 +5,7 @@ Which one it is, is told by the content, not by names.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from specpolicy.interop.robomimic_checkpoint import is_robomimic, read_robomimic
 from specpolicy.policies import checkpoint as own
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.utils.errors import one_line
+from specpolicy.utils.machine import check_device
 
 _RUN = "pretrained_model"
 """Name of the folder with a policy inside a checkpoint of LeRobot's training."""
@@ -40,8 +43,9 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", task: str 
 
     Raises:
         CheckpointError: there is nothing that can be read safely; one line that names file and field.
+        DeviceError: the device cannot be reached.
     """
-    path = Path(path)
+    path, device = _path_of(path), check_device(device)
     if own.is_own(path):
         return own.load_pretrained(path, device, task)
     foreign = read_foreign(path)
@@ -56,7 +60,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", task: str 
 
 def read_policy_config(path: str | Path) -> PolicyConfig:
     """Read what a checkpoint is of; arguments and errors as for :func:`load_policy`."""
-    path = Path(path)
+    path = _path_of(path)
     return own.read_config(path) if own.is_own(path) else PolicyConfig.from_dict(read_foreign(path).config)
 
 
@@ -88,6 +92,18 @@ def read_foreign(path: str | Path) -> ForeignPolicy:
         return read_diffusion_policy(path, payload)
     refuse(path, f"{_description(payload)}; checkpoints of robomimic hold model, config and algo_name, those of "
                  "diffusion_policy cfg and state_dicts")  # fmt: skip
+
+
+def _path_of(given: str | Path) -> Path:
+    """Check what was given for a path before anything asks the file system about it."""
+    if not isinstance(given, str | os.PathLike):
+        raise own.CheckpointError(f"the checkpoint is given as a {type(given).__name__}; expected a path")
+    path = Path(given)
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:
+        raise own.CheckpointError(f"no checkpoint at {str(path)[:80]!r}: {one_line(error)[:80]}") from error
+    return path
 
 
 def _read_folder(folder: Path) -> ForeignPolicy:

@@ -18,7 +18,8 @@ from specpolicy.policies.config import PolicyConfig
 from specpolicy.utils.digests import DEMONSTRATIONS
 from specpolicy.utils.digests import checkpoint_digest as checkpoint_digest
 from specpolicy.utils.digests import file_digest as file_digest
-from specpolicy.utils.files import atomic_path
+from specpolicy.utils.errors import one_line
+from specpolicy.utils.files import DAMAGED, atomic_path
 
 COMPANION = ".specpolicy"
 """Ending of the folder beside a foreign checkpoint in which is kept what was found out about it."""
@@ -61,8 +62,10 @@ def read_seen_seeds(folder: Path) -> frozenset[int]:
         return frozenset()
     try:
         return frozenset(int(seed) for seed in json.loads(path.read_text(encoding="utf-8"))["seeds"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); copy it again, or train again") from error
+    except DAMAGED as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({one_line(error, 300)}); copy it again, or train again"
+        ) from error
 
 
 if TYPE_CHECKING:
@@ -140,8 +143,8 @@ def read_config(folder: str | Path) -> PolicyConfig:
             )
     try:
         return PolicyConfig.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{folder / CONFIG} cannot be read: {_one_line(error)}") from error
+    except DAMAGED as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be read: {one_line(error, 300)}") from error
 
 
 def load_pretrained(path: str | Path, device: str | torch.device = "cpu", task: str | None = None) -> DiffusionPolicy:
@@ -207,7 +210,9 @@ def _build(folder: Path, config: PolicyConfig) -> DiffusionPolicy:
         policy = DiffusionPolicy(config)
         levels = policy.scheduler.alphas_cumprod
     except Exception as error:  # whatever torch and diffusers say of hostile arguments
-        raise CheckpointError(f"{folder / CONFIG} describes no policy that can be built: {_one_line(error)}") from error
+        raise CheckpointError(
+            f"{folder / CONFIG} describes no policy that can be built: {one_line(error, 300)}"
+        ) from error
     if unknown := [key for key in config.scheduler if not key.startswith("_") and key not in _scheduler_keys()]:
         raise CheckpointError(f"{folder / CONFIG}: scheduler.{unknown[0]} is no setting of DDPMScheduler")
     check = config.scheduler.get("prediction_type", "epsilon"), config.scheduler.get("variance_type", "fixed_small")
@@ -253,7 +258,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged or truncated ({_one_line(error)}); copy or train it again")
+    return CheckpointError(f"{path} is damaged or truncated ({one_line(error, 300)}); copy or train it again")
 
 
 def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
@@ -266,7 +271,3 @@ def _difference(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tup
         )
     name = next(name for name in expected if found[name] != expected[name])
     return f"{name} has shape {found[name]}; expected {expected[name]}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -21,7 +21,7 @@ from specpolicy.policies.normalizer import NORMALIZERS
 from specpolicy.policies.observations import ObservationSpec
 from specpolicy.policies.rotations import convert_rotations
 from specpolicy.speculative.denoiser import Denoiser, PreparedCondition
-from specpolicy.speculative.inputs import Generators
+from specpolicy.speculative.inputs import Generators, kind_of
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
@@ -252,6 +252,10 @@ class DiffusionPolicy(nn.Module):
             ValueError: the pre-draft is of another batch size or chain.
             TypeError: the sampler cannot use pre-drafts.
         """
+        if not callable(sampler):
+            raise TypeError(
+                f"sampler is a {kind_of(sampler)}; make one, e.g. with specpolicy.samplers.load('recycled', policy)"
+            )
         cond = self.encode(observation)
         if predraft is None:
             noise = draw_noise((len(cond), *self.event_shape), generator, self.device)

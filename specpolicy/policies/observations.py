@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 class ObservationError(ValueError):
@@ -31,6 +32,7 @@ def check_numbers(name: str, value: Any) -> NDArray[np.float32]:
     array = _array(name, value)
     if array.dtype.kind not in "biuf":
         what = "text" if array.dtype.kind in "SU" else f"values of type {array.dtype}"
+        what = "nothing (None)" if value is None else what
         raise ObservationError(f"observation[{name!r}] holds {what}; expected numbers")
     with np.errstate(over="ignore"):
         numbers = array.astype(np.float32)
@@ -43,7 +45,10 @@ def check_numbers(name: str, value: Any) -> NDArray[np.float32]:
 
 def _array(name: str, value: Any) -> NDArray[Any]:
     try:
-        return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if isinstance(value, Tensor):  # bfloat16 is no type of numpy's
+            value = value.detach().cpu()
+            value = value.float() if value.is_floating_point() else value
+        return np.asarray(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ObservationError(
             f"observation[{name!r}] is a {type(value).__name__} and no array of numbers: {' '.join(str(error).split())}"
@@ -125,12 +130,12 @@ class ObservationSpec:
                     f"observation[{key!r}] has type {part.dtype}; expected uint8, an image's bytes from 0 to 255"
                 )
             return part
-        dim = self.keys[key]
+        dim, part = self.keys[key], check_numbers(key, part)
         if part.ndim != 3 or part.shape[1:] != (self.horizon, dim):
             raise ObservationError(
                 f"observation[{key!r}] has shape {part.shape}; expected (batch, {self.horizon} steps, {dim})"
             )
-        return check_numbers(key, part)
+        return part
 
 
 HistoryWindow = dict[str, NDArray[Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from specpolicy.control.loop import ControlCoroutine, ControlSetup, check_count,
 from specpolicy.control.safety import Guards, InferenceFailed
 from specpolicy.control.trace import EpisodeTrace
 from specpolicy.rollout.workers import WorkerError, make_workers
+from specpolicy.utils.checks import check_integer
 from specpolicy.utils.errors import format_exception
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
@@ -195,6 +197,18 @@ class EpisodeHandler:
         return EpisodeCrash(reason, self._trace)
 
 
+def close_environment(environment: gymnasium.Env[Any, Any] | EnvWorker) -> None:
+    """Close an environment whose results are written: what it raises is a warning.
+
+    Args:
+        environment: itself, or its worker.
+    """
+    try:
+        environment.close()
+    except Exception as error:
+        warnings.warn(f"closing an environment failed: {format_exception(error)}", stacklevel=2)
+
+
 class EnvPool:
     """Environments in workers, kept from one set of episodes to the next. Use it as a context manager.
 
@@ -221,7 +235,7 @@ class EnvPool:
     def __init__(
         self, config: WorkerConfig, num_envs: int = 1, timeout_s: float = 600.0, in_process: bool | None = None
     ) -> None:
-        check_count("num_envs", num_envs)
+        num_envs = check_integer("num_envs", num_envs, 1)
         self.workers: list[EnvWorker] = make_workers(
             partial(EpisodeHandler, config),
             num_envs,
@@ -232,9 +246,9 @@ class EnvPool:
         )
 
     def close(self) -> None:
-        """Close every environment and end every worker."""
+        """Close every environment and end every worker; what an environment raises then is a warning."""
         for worker in self.workers:
-            worker.close()
+            close_environment(worker)
 
     def __enter__(self) -> EnvPool:
         return self

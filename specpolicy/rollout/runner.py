@@ -34,7 +34,14 @@ from specpolicy.control.loop import ControlSetup, run_episode
 from specpolicy.control.trace import EpisodeTrace
 from specpolicy.control.viewers import View
 from specpolicy.policies.protocols import ChunkPolicy, ChunkPolicyConfig, Observation, PredictedChunk
-from specpolicy.rollout.env_worker import EnvPool, EnvWorker, EpisodeCrash, ResetRequest, WorkerConfig
+from specpolicy.rollout.env_worker import (
+    EnvPool,
+    EnvWorker,
+    EpisodeCrash,
+    ResetRequest,
+    WorkerConfig,
+    close_environment,
+)
 from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, EpisodeSpec
 from specpolicy.rollout.workers import WorkerError
 from specpolicy.utils.errors import format_exception
@@ -159,14 +166,14 @@ def run_episodes_singly(
                 result = _result(task, spec.key, reply, time.perf_counter() - begun)
             except Exception as error:
                 if env is not None:
-                    env.close()  # its state is unknown
+                    close_environment(env)  # its state is unknown
                 env = None
                 crash = EpisodeCrash(format_exception(error), None)
                 result = _result(task, spec.key, crash, time.perf_counter() - begun)
             yield from guard.note(result)
     finally:
         if env is not None:
-            env.close()
+            close_environment(env)
 
 
 class ObservationRecorder:

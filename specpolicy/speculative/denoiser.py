@@ -123,14 +123,17 @@ def call_denoiser(
         The network's output, of the shape of ``x``.
 
     Raises:
-        DenoiserError: the shape differs from that of ``x``, or a value is NaN or infinite.
+        DenoiserError: the shape differs from that of ``x``, or a value is no real number, NaN or infinite.
     """
     output = denoiser(x, timestep, cond)
     if not isinstance(output, Tensor) or output.shape != x.shape:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        hint = " (return its .sample)" if isinstance(getattr(output, "sample", None), Tensor) else ""
         raise DenoiserError(
-            f"denoiser returned {got} for input {tuple(x.shape)}; it must return the shape of its input"
+            f"denoiser returned {got} for input {tuple(x.shape)}; it must return the shape of its input{hint}"
         )
+    if not output.is_floating_point():
+        raise DenoiserError(f"denoiser returned {output.dtype}; it must return floating-point numbers")
     if not torch.isfinite(output).all():
         bad = sorted({int(t) for t in timestep[~torch.isfinite(output.flatten(1)).all(dim=1)]})
         raise DenoiserError(

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for all chains, a list with one for each chain, or None for torch's default."""
 
@@ -52,6 +54,23 @@ def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) 
     return number
 
 
+def check_part(name: str, part: object, kind: type, example: str) -> None:
+    """Check a part that a sampler is made of.
+
+    Args:
+        name: of the argument.
+        part: what was given; None stands for the default.
+        kind: class that it must be of.
+        example: one, for the message.
+
+    Raises:
+        TypeError: it is of another class, or the class itself.
+    """
+    if part is not None and not isinstance(part, kind):
+        given = f"the class {part.__name__}" if isinstance(part, type) else f"a {kind_of(part)}"
+        raise TypeError(f"{name} is {given}; expected an object such as {example}")
+
+
 def seeded_generator(seed: Any) -> torch.Generator:
     """Make a CPU generator from a seed.
 
@@ -87,6 +106,11 @@ def check_noise(noise: Any) -> torch.dtype:
         raise ValueError(
             f"noise has shape {tuple(noise.shape)} and dtype {noise.dtype}; expected floating point (batch, *event)"
         )
+    odd = "sparse" if noise.layout != torch.strided else "on the meta device, without values" if noise.is_meta else ""
+    odd = "of events without numbers" if len(noise) and not noise.numel() else odd
+    odd = f"of dtype {noise.dtype}" if noise.dtype not in _NUMBERS else odd
+    if odd:
+        raise ValueError(f"noise is {odd}; expected a dense float16, bfloat16, float32 or float64 tensor")
     if not bool(noise.isfinite().all()):
         raise ValueError("noise holds NaN or infinity; expected standard normal numbers")
     return state_dtype(noise)

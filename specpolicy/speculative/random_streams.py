@@ -54,7 +54,7 @@ class ChainGenerators:
             Shape ``(chains, *event)``.
         """
         chains = range(self.batch) if chains is None else chains
-        if self.generators is None:
+        if not self.generators:  # no list, or one for no chain at all
             return self._draw((len(chains), *event), self.shared, True, self.dtype)
         return torch.stack([self._draw(event, self.generators[chain], True, self.dtype) for chain in chains])
 

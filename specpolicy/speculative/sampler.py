@@ -16,7 +16,15 @@ from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepa
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.drafters.constant import FreeDrafter, FrozenDrafter
 from specpolicy.speculative.initial_guess import X0Guess
-from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_whole, kind_of
+from specpolicy.speculative.inputs import (
+    Generators,
+    check_cond,
+    check_generators,
+    check_noise,
+    check_part,
+    check_whole,
+    kind_of,
+)
 from specpolicy.speculative.linear_chain import MultiStepTransition, max_draft_lengths
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.process import ReverseProcess, per_row
@@ -54,6 +62,7 @@ class SpeculativeSampler:
             off where rows cost time and pre-drafts are poor.
 
     Raises:
+        TypeError: drafter, verifier or initial guess are none.
         ValueError: the window or ``replay`` is below 1 or no whole number, no step of the process has noise, or the
             verifier is not causal where it must be.
 
@@ -73,6 +82,9 @@ class SpeculativeSampler:
         replay: int | None = None,
     ) -> None:
         """Check the parts against one another."""
+        check_part("drafter", drafter, Drafter, "FreeDrafter()")
+        check_part("verifier", verifier, Verifier, "BlockVerifier()")
+        check_part("initial_guess", initial_guess, X0Guess, "ZeroGuess()")
         if not bool((process.sigma > 0).any()):
             raise ValueError("no step of this process has noise (sigma = 0 throughout): there is nothing to verify")
         self.process = process
@@ -88,8 +100,7 @@ class SpeculativeSampler:
         self.exact: bool = self.verifier.exact
         longest = max_draft_lengths(process)
         self.table = longest if isinstance(window, AdaptiveWindow) else window_lengths(window, longest)
-        wanted = process.num_steps if replay is None else check_whole("replay", replay)
-        self.replayed = min(int(longest[0]), wanted)
+        self.replayed = min(int(longest[0]), process.num_steps if replay is None else check_whole("replay", replay))
         self._rounds: dict[tuple[torch.device, torch.dtype], SpeculativeRound] = {}
 
     def __repr__(self) -> str:
@@ -412,8 +423,7 @@ class SchedulerSampler:
         arguments = dict(self.step_arguments)
         if self._takes_generator and checked is not None:
             arguments["generator"] = checked
-        x, states = noise * scheduler.init_noise_sigma, []
-        states.append(x)
+        states = [x := noise * scheduler.init_noise_sigma]
         for t in scheduler.timesteps:
             rows: Int[Tensor, " b"] = torch.full((len(x),), t.item(), device=x.device, dtype=t.dtype)
             output = call_denoiser(denoiser, scheduler.scale_model_input(x, t), rows, cond)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from itertools import pairwise
 from operator import index
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from specpolicy.speculative.process import ReverseProcess, X0Thresholding
+from specpolicy.utils.checks import check_number, shown
 
 # Below this a standard deviation is lost in float32 beside a sample of unit scale: diffusers' variance floor of 1e-20
 # at a last step above t = 0 is such a case, and counts as no noise.
@@ -34,12 +34,12 @@ def read_scheduler(
     if _is(scheduler, "DDIMScheduler"):
         if timesteps is not None:
             raise ValueError("DDIMScheduler takes no custom timesteps; give num_inference_steps, or use DDPMScheduler")
-        if eta == 0:
+        if check_number("eta", eta) == 0:
             raise ValueError(
                 f"DDIM with eta={eta} is deterministic: there is no Gaussian kernel to verify. Pass eta > 0, use "
                 "DDPMScheduler for an exact speculative sampler, or SchedulerSampler to run DDIM as it is"
             )
-        if not 0 < eta < math.inf:
+        if eta < 0:
             raise ValueError(f"eta={eta}; expected a number above 0 and at most 1")
         return _read_ddim(_set(scheduler, num_inference_steps, None), eta, use_clipped_model_output)
     raise ValueError(
@@ -67,6 +67,8 @@ def set_timesteps(scheduler: Any, num_inference_steps: Any) -> None:
             outside the noise schedule.
     """
     try:
+        if isinstance(num_inference_steps, bool):
+            raise TypeError
         steps = index(num_inference_steps)
     except TypeError:
         raise ValueError(f"num_inference_steps={num_inference_steps!r}; it must be a whole number") from None
@@ -90,21 +92,25 @@ def _set(scheduler: Any, num_inference_steps: int | None, timesteps: list[int] |
     if timesteps is not None:
         if num_inference_steps is not None:
             raise ValueError("both num_inference_steps and timesteps are given; give one of them")
-        _check_custom(list(timesteps), scheduler.config.num_train_timesteps)
-        scheduler.set_timesteps(timesteps=list(timesteps))
+        scheduler.set_timesteps(timesteps=_custom(timesteps, scheduler.config.num_train_timesteps))
     elif num_inference_steps is not None:
         set_timesteps(scheduler, num_inference_steps)
     _check_timesteps(scheduler)
     return scheduler
 
 
-def _check_custom(timesteps: list[int], times: int) -> None:
-    falling = all(later < earlier for earlier, later in pairwise(timesteps))
-    if not timesteps or not falling or timesteps[0] >= times or timesteps[-1] < 0:
+def _custom(timesteps: Any, times: int) -> list[int]:
+    """Check timesteps that were given one by one; numpy's and torch's numbers are taken, 40.5 is not."""
+    try:
+        whole = [-1 if isinstance(each, bool) else index(each) for each in timesteps]
+    except TypeError:
+        whole = []
+    if not whole or any(later >= earlier for earlier, later in pairwise(whole)) or whole[0] >= times or whole[-1] < 0:
         raise ValueError(
-            f"timesteps={timesteps}; expected a list that falls, from at most num_train_timesteps - 1 = {times - 1} to "
-            "at least 0"
+            f"timesteps={shown(timesteps)}; expected a list of whole numbers that falls, from at most "
+            f"num_train_timesteps - 1 = {times - 1} to at least 0"
         )
+    return whole
 
 
 def _check_timesteps(scheduler: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.round import ChainState
+from specpolicy.utils.checks import shown
 
 
 @runtime_checkable
@@ -133,21 +134,21 @@ def window_lengths(window: object, longest: Int[Tensor, " k"]) -> Int[Tensor, " 
     """
     expected = "expected a whole number of steps, or one for each step of the chain"
     if isinstance(window, str | bytes | bool):
-        raise ValueError(f"window={window!r}; {expected}")
+        raise ValueError(f"window={shown(window)}; {expected}")
     try:
         try:
             lengths = torch.as_tensor(operator.index(window))  # type: ignore[arg-type]
         except TypeError:
             lengths = torch.as_tensor(window)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise ValueError(f"window={window!r}; {expected}") from None
+        raise ValueError(f"window={shown(window)}; {expected}") from None
     lengths = lengths.to(longest.device)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool or lengths.ndim > 1:
-        raise ValueError(f"window={window!r}; {expected}")
+        raise ValueError(f"window={shown(window)}; {expected}")
     if lengths.ndim and len(lengths) != len(longest):
         raise ValueError(
             f"window has {len(lengths)} entries for a chain of {len(longest)} steps; give one for each step"
         )
     if (lengths < 1).any():
-        raise ValueError(f"window={window!r}; draft at least 1 step a round (for none, use SequentialSampler)")
+        raise ValueError(f"window={shown(window)}; draft at least 1 step a round (for none, use SequentialSampler)")
     return torch.minimum(lengths.expand(len(longest)), longest)

@@ -13,7 +13,8 @@ import torch
 from specpolicy.policies.checkpoint import checkpoint_digest, companion
 from specpolicy.speculative.sampler import SpeculativeSampler
 from specpolicy.utils.digests import note_input
-from specpolicy.utils.files import atomic_path
+from specpolicy.utils.errors import one_line
+from specpolicy.utils.files import DAMAGED, atomic_path
 from specpolicy.utils.machine import cpu_model
 
 FORMAT = 1
@@ -85,9 +86,10 @@ def load_windows(key: str, num_steps: int, checkpoint: str | Path, device: torch
     if key not in content["samplers"]:
         known = "; ".join(f"({each})" for each in sorted(content["samplers"]))
         raise WindowsError(f"{path} has no windows for ({key}), only for {known}; {command}")
-    windows = content["samplers"][key].get("windows")
-    if not isinstance(windows, list) or len(windows) != num_steps or not all(isinstance(w, int) for w in windows):
-        raise WindowsError(f"{path}: the windows for ({key}) are not {num_steps} whole numbers; {command}")
+    entry = content["samplers"][key]
+    windows = entry.get("windows") if isinstance(entry, dict) else None
+    if not isinstance(windows, list) or len(windows) != num_steps or not all(_is_window(each) for each in windows):
+        raise WindowsError(f"{path}: the windows for ({key}) are not {num_steps} whole numbers from 1 on; {command}")
     note_input(f"{path.name}: {key}", hashlib.sha256(json.dumps(windows).encode()).hexdigest())
     return windows
 
@@ -97,6 +99,12 @@ def _read(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT or not isinstance(content["samplers"], dict) or not content["checkpoint"]:
             raise KeyError(f"format {FORMAT}")
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise WindowsError(f"{path} cannot be read ({error}); remove it and run `specpolicy tune` again") from error
+    except DAMAGED as error:
+        raise WindowsError(
+            f"{path} cannot be read ({one_line(error, 300)}); remove it and run `specpolicy tune` again"
+        ) from error
     return content
+
+
+def _is_window(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31

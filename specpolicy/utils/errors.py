@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import errno
 import os
 import traceback
@@ -26,27 +27,46 @@ _ADVICE = {
 }
 
 
-def one_line(text: object) -> str:
+_RAISE = (dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"])
+
+
+def one_line(text: object, most: int | None = None) -> str:
     """Join the lines of a message; an exception without one is named by its type.
 
     Args:
         text: a message or an exception.
+        most: characters at most; None for all.
     """
-    joined = " ".join(str(text).split())
+    joined = " ".join(str(text).split())[:most]
     return type(text).__name__ if not joined and isinstance(text, BaseException) else joined
 
 
 def raised_in(error: BaseException) -> str:
     """Name the module in which an exception was raised, ``""`` if it is not known."""
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
+    trace = _innermost(error)
     return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
 
 
 def is_ours(error: BaseException) -> bool:
-    """Tell whether this library raised the exception, with a message for the user."""
-    return raised_in(error).split(".")[0] in ("specpolicy", "specpolicy_envs")
+    """Tell whether this library raised the exception, with a message for the user.
+
+    Compiled code, torch's and numpy's included, has no frames of its own: what it raises seems to come from the line of
+    ours that called it. Only a ``raise`` statement is ours.
+
+    Args:
+        error: that was caught.
+    """
+    trace = _innermost(error)
+    if trace is None or raised_in(error).split(".")[0] not in ("specpolicy", "specpolicy_envs"):
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] in _RAISE
+
+
+def _innermost(error: BaseException) -> TracebackType | None:
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace
 
 
 def explain(error: BaseException, options: Mapping[str, str] | None = None) -> str:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from specpolicy.utils.errors import one_line
+
+_MOST_COMPRESSED = 100
+
+DAMAGED = (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What reading a damaged or hostile file of plain data raises: nesting, numbers and shapes may be anything."""
 
 
 @contextmanager
@@ -103,3 +113,26 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     mine, theirs = flatten(there), flatten(now)
     values = {key: (mine.get(key, _ABSENT), theirs.get(key, _ABSENT)) for key in sorted(mine.keys() | theirs.keys())}
     return [f"  {key}: {before!r} there, {after!r} now" for key, (before, after) in values.items() if before != after]
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read an archive of arrays (``.npz``); objects are never unpickled.
+
+    Args:
+        path: the archive.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        ValueError: it is missing, damaged or no archive, or would take far more memory than the file is large.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size, stored = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        if size > _MOST_COMPRESSED * stored + 2**20:
+            raise ValueError(f"it would take {size / 2**20:.0f} MiB from a file of {stored / 2**20:.1f} MiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
+    except Exception as error:  # zip, zlib and numpy fail in many ways on a damaged archive
+        raise ValueError(one_line(error, 300)) from error

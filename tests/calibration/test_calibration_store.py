@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from calibration_fakes import save_untrained
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from specpolicy import LinearGuess, X0Guess, X0Jacobian, ZeroGuess
 from specpolicy.calibration.fit import RecordedChains, rank_that_fits
@@ -144,3 +146,25 @@ def test_a_jacobian_of_another_number_of_steps_is_refused(checkpoint: Path) -> N
     path.rename(calibration_path(checkpoint, 20))
     with pytest.raises(CalibrationError, match="it is for 5 steps"):
         load_calibration(checkpoint, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("jacobian.basis", torch.tensor(1.0)), ("jacobian.basis", torch.ones(3)), ("jacobian.values", torch.tensor(1.0))],
+)
+def test_arrays_of_other_shapes_are_refused(checkpoint: Path, name: str, values: torch.Tensor) -> None:
+    path = save_calibration(calibration(ZeroGuess()), checkpoint)
+    with safe_open(path, framework="pt") as file:
+        about, tensors = file.metadata(), {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+    save_file(tensors | {name: values}, path, about)
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        load_calibration(checkpoint, 5)
+
+
+def test_a_description_nested_too_deeply_is_damage(checkpoint: Path) -> None:
+    path = save_calibration(calibration(ZeroGuess()), checkpoint)
+    with safe_open(path, framework="pt") as file:
+        name, tensors = next(iter(file.metadata())), {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, {name: "[" * 100_000})
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        load_calibration(checkpoint, 5)

@@ -211,3 +211,33 @@ def test_the_summary_says_what_is_used(tmp_path: Path) -> None:
     assert "split by mask/train and mask/valid, 3 in neither are not used" in text
     assert "NutAssemblySquare 1.4.1; relative actions of 4 coordinates, from -0." in text
     assert "not read: rewards, obs/joints" in text
+
+
+def test_a_name_that_a_mask_lists_twice_counts_once(tmp_path: Path) -> None:
+    path = edited(write_file(tmp_path / "d.hdf5"), lambda file: mask(file, train=[0, 0, 1, 2], valid=[3, 3]))
+    data = read_demonstrations(path, KEYS, validation_demos=1)
+    assert [each.name for each in data.train] == ["demo_0", "demo_1", "demo_2"]
+    assert [each.name for each in data.valid] == ["demo_3"] and "2 in neither" in data.info.split
+
+
+@pytest.mark.parametrize(
+    ("place", "link", "says"),
+    [
+        ("data/demo_6", h5py.SoftLink("/nowhere"), "data/demo_6 is a link to what is not there"),
+        ("data/demo_6", h5py.ExternalLink("absent.hdf5", "/data/demo_0"), "data/demo_6 is a link to what is not there"),
+        ("data/demo_6", h5py.SoftLink("/data/demo_6"), "data/demo_6 cannot be found"),
+        ("data/demo_2/obs/loop", h5py.SoftLink("/data/demo_2/obs/loop"), "data/demo_2/obs holds a link that leads"),
+    ],
+)
+def test_links_that_lead_nowhere(tmp_path: Path, place: str, link: Any, says: str) -> None:
+    path = edited(write_file(tmp_path / "d.hdf5"), lambda file: file.__setitem__(place, link))
+    with pytest.raises(DemonstrationError, match=says):
+        read_demonstrations(path, KEYS, validation_demos=1)
+    with pytest.raises(DemonstrationError, match=says):
+        list(read_episodes(path))
+
+
+def test_episodes_that_cannot_be_learned_from_name_file_and_episode(tmp_path: Path) -> None:
+    path = edited(write_file(tmp_path / "d.hdf5"), replaced("rewards", np.full(20, np.nan)))
+    with pytest.raises(DemonstrationError, match=r"d.hdf5, data/demo_2: rewards contains NaN"):
+        list(read_episodes(path))

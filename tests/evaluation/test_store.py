@@ -265,3 +265,9 @@ def test_manifest_is_readable_json(tmp_path: Path) -> None:
     opened(tmp_path).close()
     content = json.loads((tmp_path / "manifest.json").read_text())
     assert content["configuration"]["policy"]["horizons"] == [2, 16, 8]
+
+
+def test_an_archive_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "observations.npz", position=np.zeros((400, 10_000)))
+    with pytest.raises(ResultsError, match=r"it would take 31 MiB from a file of 0.0 MiB.*delete it"):
+        read_observations(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,8 +79,8 @@ def test_speculation_drives_a_policy() -> None:
         ({"eef": np.full((2, 2, 2), object())}, r"observation\['eef'\] holds values of type object"),
         ({"eef": np.full((2, 2, 2), 1j)}, r"observation\['eef'\] holds values of type complex128"),
         ({"eef": [[[1.0, 2.0], [3.0]]]}, r"observation\['eef'\] is a list and no array of numbers"),
-        ({"eef": "open"}, r"observation\['eef'\] has shape \(\)"),
-        ({"eef": object()}, r"observation\['eef'\] has shape \(\)"),
+        ({"eef": "open"}, r"observation\['eef'\] holds text"),
+        ({"eef": object()}, r"observation\['eef'\] holds values of type object"),
     ],
 )
 def test_bad_observations(change: dict[str, np.ndarray | None], says: str) -> None:
@@ -250,3 +251,40 @@ def test_checkpoint_with_broken_json(tmp_path: Path) -> None:
 def test_unknown_network_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"network\.name='resnet': expected one of mlp, transformer, unet1d"):
         small_policy(network={"name": "resnet"})
+
+
+def test_tensors_of_any_precision_are_observations() -> None:
+    policy, given = small_policy(), observation(2)
+    sampler = SequentialSampler(ReverseProcess.from_scheduler(policy.scheduler, 20))
+    tensors = {key: torch.tensor(part).bfloat16() for key, part in given.items()}
+    rounded = {key: part.float().numpy() for key, part in tensors.items()}
+    chunks = [policy.predict_action(each, sampler, torch.Generator().manual_seed(0)) for each in (tensors, rounded)]
+    np.testing.assert_array_equal(chunks[0].actions, chunks[1].actions)
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [(None, "holds nothing (None); expected numbers"), ("text", "holds text"), (b"bytes", "holds text")],
+)
+def test_parts_that_are_no_numbers_are_named_before_their_shape(part: Any, says: str) -> None:
+    with pytest.raises(ObservationError, match=re.escape(f"observation['eef'] {says}")):
+        small_policy().encode(observation(1) | {"eef": part})
+
+
+@pytest.mark.parametrize("sampler", [None, "ddpm"])
+def test_a_sampler_that_is_none(sampler: Any) -> None:
+    with pytest.raises(TypeError, match=r"sampler is a \w+; make one, e.g. with specpolicy.samplers.load"):
+        small_policy().predict_action(observation(1), sampler)
+
+
+@pytest.mark.parametrize("path", [3, None, "x" * 5000, "nul\0inside"])
+def test_paths_that_are_none(path: Any) -> None:
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        specpolicy.load_policy(path)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+def test_devices_that_are_not_there(tmp_path: Path, device: str) -> None:
+    small_policy().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"device={device}: "):
+        specpolicy.load_policy(tmp_path, device=device)

@@ -198,6 +198,66 @@ def test_nothing_but_crashes_aborts() -> None:
     assert len(run(make_env, list(range(30)), crash_limit=None)) == 30
 
 
+class OddEnv(ReachEnv):
+    """Returns something odd at the third step of seed 1."""
+
+    def __init__(self, change: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.change = change
+
+    def step(self, action: Any) -> Any:
+        returned = super().step(action)
+        return self.change(returned) if self._seed == 1 and self._steps == 3 else returned
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda r: (r[0], r[1], r[2], r[4]), "env.step returned 4 values; expected (observation, reward"),
+        (lambda r: None, "env.step returned a NoneType"),
+        (lambda r: (r[0], float("nan"), *r[2:]), "reward is nan; expected a finite number"),
+        (lambda r: (r[0], "1", *r[2:]), "reward is '1'; expected a number"),
+        (lambda r: (r[0], 0.0, "False", *r[3:]), "terminated is 'False'; expected true or false"),
+        (lambda r: (r[0], 0.0, False, None, r[4]), "truncated is None; expected true or false"),
+        (lambda r: (*r[:4], None), "info is a NoneType; expected a mapping"),
+        (lambda r: (*r[:4], {"success": "False"}), "info['success'] is 'False'; expected true or false"),
+        (lambda r: (*r[:4], {"success": {"task": False}}), "info['success'] is {'task': False}; expected true"),
+        (lambda r: (*r[:4], {"success": float("nan")}), "info['success'] is nan; expected true or false"),
+        (lambda r: (*r[:4], {"success": np.array([True, False])}), "info['success'] is array([ True, False])"),
+    ],
+)
+def test_odd_steps_are_crashes_and_never_successes(change: Callable[[Any], Any], says: str) -> None:
+    results = {result.seed: result for result in run(partial(OddEnv, change), [0, 1])}
+    assert says in str(results[1].error) and not results[1].success
+    assert results[0].error is None
+
+
+def test_numbers_and_numpys_values_are_steps() -> None:
+    def change(r: Any) -> Any:
+        return r[0], np.float32(0), np.bool_(False), np.array(0), {"success": np.float64(0.0)}
+
+    assert outcome(run(partial(OddEnv, change), [1])) == outcome(run(ReachEnv, [1]))
+
+
+def test_a_reset_without_info_is_a_crash() -> None:
+    class OldEnv(ReachEnv):
+        def reset(self, **options: Any) -> Any:
+            observation, info = super().reset(**options)
+            return observation if options["seed"] == 1 else (observation, info)
+
+    results = {result.seed: result for result in run(OldEnv, [0, 1])}
+    assert "env.reset returned a dict; expected (observation, info)" in str(results[1].error)
+
+
+def test_an_environment_that_cannot_be_closed_loses_no_results() -> None:
+    class StuckEnv(ReachEnv):
+        def close(self) -> None:
+            raise RuntimeError("the window is gone")
+
+    with pytest.warns(UserWarning, match="closing an environment failed: RuntimeError: the window is gone"):
+        assert len(run(StuckEnv, [0, 1])) == 2
+
+
 def test_an_environment_without_success_says_so() -> None:
     with pytest.raises(EvaluationAborted, match="info has no 'success'"):
         run(MakeEnv("MountainCarContinuous-v0"), [0, 1, 2], policy=BlindPolicy(), crash_limit=2)

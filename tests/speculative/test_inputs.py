@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ from jaxtyping import config
 from mixtures import ddpm, mixture
 
 from specpolicy import (
+    BlockVerifier,
     DenoiserError,
+    FreeDrafter,
     RecyclingDrafter,
     ReflectionVerifier,
     ReverseProcess,
@@ -167,3 +170,46 @@ def test_the_network_is_still_blamed_for_what_it_does() -> None:
     for sampler in samplers():
         with pytest.raises(DenoiserError, match="NaN or infinity"):
             sampler(lambda x, t, c: x * torch.nan, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"verifier": "block"}, "verifier is a str; expected an object such as BlockVerifier()"),
+        ({"verifier": BlockVerifier}, "verifier is the class BlockVerifier; expected an object"),
+        ({"drafter": FreeDrafter}, "drafter is the class FreeDrafter; expected an object such as FreeDrafter()"),
+        ({"initial_guess": "zero"}, "initial_guess is a str; expected an object such as ZeroGuess()"),
+    ],
+)
+def test_parts_of_a_sampler_that_are_none(parts: dict[str, Any], says: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(says)):
+        SpeculativeSampler(ddpm(6)[1], **parts)
+
+
+def test_true_is_no_number_of_steps() -> None:
+    with pytest.raises(ValueError, match="num_inference_steps=True; it must be a whole number"):
+        ReverseProcess.from_scheduler(ddpm(6)[0], True)
+
+
+@pytest.mark.parametrize("which", range(3), ids=KINDS[:3])
+def test_no_chains_give_no_samples(which: int) -> None:
+    for generator in (None, []):
+        result = samplers()[which](lambda x, t, cond: x, torch.zeros(0, 3), generator=generator)
+        assert result.sample.shape == (0, 3)
+
+
+@pytest.mark.parametrize("timesteps", [[40.5, 2], [4.0, 2.0], 4, "abc", [["a"]], [True, False], [2, 4], []])
+def test_custom_timesteps_are_whole_numbers_that_fall(timesteps: Any) -> None:
+    with pytest.raises(ValueError, match="expected a list of whole numbers that falls"):
+        ReverseProcess.from_scheduler(ddpm(6)[0], timesteps=timesteps)
+
+
+@pytest.mark.parametrize("timesteps", [np.array([4, 2, 0]), torch.tensor([4, 2, 0]), range(4, -1, -2)])
+def test_custom_timesteps_of_other_libraries(timesteps: Any) -> None:
+    assert ReverseProcess.from_scheduler(ddpm(6)[0], timesteps=timesteps).timesteps.tolist() == [4, 2, 0]
+
+
+@pytest.mark.parametrize("eta", ["1", None, float("nan"), -1])
+def test_etas_that_are_none(eta: Any) -> None:
+    with pytest.raises(ValueError, match="eta="):
+        ReverseProcess.from_scheduler(DDIMScheduler(100), 10, eta=eta)

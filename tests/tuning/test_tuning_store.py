@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers import DDPMScheduler
@@ -56,6 +57,18 @@ def test_what_is_missing_is_said(checkpoint: Path) -> None:
     path.write_text("half of i")
     with pytest.raises(WindowsError, match=r"cannot be read .* remove it"):
         load_windows("b", 1, checkpoint, "cpu")
+
+
+@pytest.mark.parametrize("entry", [None, [1], {"windows": [True]}, {"windows": [0]}, {"windows": [10**400]}, {}])
+def test_windows_that_are_none_are_refused(checkpoint: Path, entry: Any) -> None:
+    path = save_windows({"windows": [2]}, "a", checkpoint, "cpu")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"samplers": {"a": entry}}))
+    with pytest.raises(WindowsError, match="are not 1 whole numbers from 1 on"):
+        load_windows("a", 1, checkpoint, "cpu")
+    path.write_text("[" * 100_000)
+    with pytest.raises(WindowsError, match="cannot be read"):
+        load_windows("a", 1, checkpoint, "cpu")
 
 
 def test_device_names_are_file_names() -> None:

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from specpolicy.approximate.specdiff.importance import CachingError
-from specpolicy.approximate.specdiff.token_cache import Current, Layout, answer_attention, replaced, route_tokens
+from specpolicy.approximate.specdiff.token_cache import Current, Layout, answer_attention, route_tokens
+from specpolicy.utils.attributes import replaced
 
 
 def heads(

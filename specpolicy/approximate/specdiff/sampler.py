@@ -23,13 +23,14 @@ from specpolicy.approximate.specdiff.importance import (
     look_ahead_steps,
     trajectory_of,
 )
-from specpolicy.approximate.specdiff.token_cache import TokenCache, replaced
+from specpolicy.approximate.specdiff.token_cache import TokenCache
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.samplers import Trained, ddim, sequential
 from specpolicy.speculative.denoiser import Cond, Denoiser
 from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler
+from specpolicy.utils.attributes import replaced
 
 
 @dataclass(frozen=True)

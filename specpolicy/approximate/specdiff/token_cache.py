@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from specpolicy.approximate.specdiff.importance import CacheSettings, CachingError, log_importance
+from specpolicy.utils.attributes import replaced
 
 
 def attend(
@@ -296,20 +297,6 @@ def _past(positions: Int[Tensor, "b asking"] | None, query: Tensor, asked: int) 
 
 Current: TypeAlias = Callable[[], TokenCache]
 """The cache of the chain that goes on."""
-
-
-@contextmanager
-def replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
-    """``thing.name = value`` while the block runs, whether the attribute is the object's own or its class's."""
-    own, before = name in vars(thing), vars(thing).get(name)
-    setattr(thing, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(thing, name, before)
-        else:
-            delattr(thing, name)
 
 
 def route_tokens(

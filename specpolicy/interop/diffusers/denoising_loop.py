@@ -29,6 +29,7 @@ from specpolicy.speculative.denoiser import Cond, Denoiser
 from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.result import SampleResult
+from specpolicy.utils.attributes import replaced
 
 
 class Progress(Protocol):
@@ -204,10 +205,10 @@ class PatchedDenoisingLoop:
                     return stock_scale(sample, *args, **given)
                 return sample
 
-            stack.enter_context(_replaced(self.network, "forward", forward))
-            stack.enter_context(_replaced(self.scheduler, "step", step))
+            stack.enter_context(replaced(self.network, "forward", forward))
+            stack.enter_context(replaced(self.scheduler, "step", step))
             if self.family.scales_input:  # done where the network is asked
-                stack.enter_context(_replaced(self.scheduler, "scale_model_input", scale_model_input))
+                stack.enter_context(replaced(self.scheduler, "scale_model_input", scale_model_input))
             yield
 
     def results(self) -> list[SampleResult]:
@@ -278,17 +279,3 @@ def _generators(given: Any, batch: int) -> Generators:
     if isinstance(given, torch.Generator):
         return [given] if batch == 1 else given
     return given[0] if given is not None and len(given) == 1 < batch else given
-
-
-@contextmanager
-def _replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
-    """``thing.name = value`` while the block runs, for attributes that are usually the class's."""
-    own, before = name in vars(thing), vars(thing).get(name)
-    setattr(thing, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(thing, name, before)
-        else:
-            delattr(thing, name)

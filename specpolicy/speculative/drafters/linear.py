@@ -34,7 +34,8 @@ class X0Jacobian:
 
     def __post_init__(self) -> None:
         """Check the shapes."""
-        if self.values.ndim != 2 or (self.basis is not None and self.basis.shape[-1] != self.values.shape[1]):
+        rank = None if self.basis is None or self.basis.ndim != 2 else self.basis.shape[1]
+        if self.values.ndim != 2 or (self.basis is not None and rank != self.values.shape[1]):
             basis = None if self.basis is None else tuple(self.basis.shape)
             raise ValueError(f"jacobian {tuple(self.values.shape)} with basis {basis}; expected (K, r) and (d, r)")
 
