@@ -174,7 +174,7 @@ def _batched(name: str, sampler: Any) -> bool:
 
 
 def _exact(name: str, sampler: Any) -> bool:
-    return bool(sampler.exact) or name == LOOP  # a scheduler's sampler does not know whose law it has
+    return bool(sampler.exact) or name == LOOP  # a scheduler's sampler does not know whose distribution it has
 
 
 def _measure(

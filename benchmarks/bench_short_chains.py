@@ -1,4 +1,4 @@
-"""How short may a chain be? Distance from the law of 100 steps, for three ways to take fewer, all in one run.
+"""How short may a chain be? Distance from the distribution of 100 steps, for three ways to take fewer, all in one run.
 
     python benchmarks/bench_short_chains.py pusht square tool_hang transport
 

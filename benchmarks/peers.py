@@ -54,7 +54,7 @@ class PeerSampler:
 
     Attributes:
         loop: conditions of shape ``(b, c)`` to chunks, ``(b, horizon, action_dim)`` or a later part of them.
-        kind, steps: its setting. exact: whether the law is that of the policy's 100-step chain.
+        kind, steps: its setting. exact: whether the distribution is that of the policy's 100-step chain.
     """
 
     loop: Callable[[Tensor], Tensor]

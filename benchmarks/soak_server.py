@@ -44,7 +44,7 @@ MIB = 2**20
 
 
 def cheap_policy() -> DiffusionPolicy:
-    """An untrained perceptron of 16 features: 2 observation steps of 4 numbers in, 4 actions of 3 numbers out."""
+    """An untrained MLP of 16 features: 2 observation steps of 4 numbers in, 4 actions of 3 numbers out."""
     torch.manual_seed(0)
     config = PolicyConfig(
         task="soak",

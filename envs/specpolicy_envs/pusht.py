@@ -177,10 +177,8 @@ class PushTEnv(gym.Env[dict[str, Any], NDArray[np.float32]]):
         block.angle = values[4]  # before the position: turning moves a body whose centre of mass is not its origin
         block.position = tuple(values[2:4])
         agent.velocity, block.velocity, block.angular_velocity = tuple(values[5:7]), tuple(values[7:9]), values[9]
-        # Taken out and put back, so that contacts of the drawn state are forgotten and drawings show the shapes here.
-        shapes = [*agent.shapes, *self._pusht._block_shapes]
-        self._pusht.space.remove(*shapes)
-        self._pusht.space.add(*shapes)
+        for body in (agent, block):  # drawings show where shapes were last updated
+            self._pusht.space.reindex_shapes_for_body(body)
 
     def _observe(self) -> Observation:
         block = self._pusht.block

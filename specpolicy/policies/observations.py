@@ -32,7 +32,7 @@ def check_numbers(name: str, value: Any) -> NDArray[np.float32]:
     array = _array(name, value)
     if array.dtype.kind not in "biuf":
         what = "text" if array.dtype.kind in "SU" else f"values of type {array.dtype}"
-        what = "nothing (None)" if value is None else what
+        what = "nothing (None)" if array.ndim == 0 and array[()] is None else what
         raise ObservationError(f"observation[{name!r}] holds {what}; expected numbers")
     with np.errstate(over="ignore"):
         numbers = array.astype(np.float32)

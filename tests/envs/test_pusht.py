@@ -174,18 +174,6 @@ def test_the_sum_of_rewards_is_the_best_coverage(pusht: PushTEnv) -> None:
     assert pusht.step([256, 256])[1] > 0, "each episode counts for itself"
 
 
-def test_a_restored_state_knows_nothing_of_the_drawn_one(pusht: PushTEnv) -> None:
-    """Contacts of the state that was drawn are forgotten: whatever it was, the same steps follow."""
-    x, y, angle = MARK
-    ends = set()
-    for seed in range(12):
-        pusht.reset(seed=seed, options={"state": [x, y - 45, x, y, angle]})
-        for _ in range(3):
-            pusht.step([x, y])
-        ends.add(pusht.state().round(9).tobytes())
-    assert len(ends) == 1
-
-
 @pytest.mark.parametrize(("shift", "succeeds"), [(0.0, True), (0.4, True), (4.0, False)])
 def test_success_ends_the_episode(pusht: PushTEnv, shift: float, succeeds: bool) -> None:
     x, y, angle = MARK

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -272,7 +273,8 @@ def test_parts_that_are_no_numbers_are_named_before_their_shape(part: Any, says:
 
 
 @pytest.mark.parametrize("sampler", [None, "ddpm"])
-def test_a_sampler_that_is_none(sampler: Any) -> None:
+def test_a_sampler_that_is_none(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users call it: without checks of annotations
     with pytest.raises(TypeError, match=r"sampler is a \w+; make one, e.g. with specpolicy.samplers.load"):
         small_policy().predict_action(observation(1), sampler)
 
