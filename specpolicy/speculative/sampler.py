@@ -16,15 +16,7 @@ from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepa
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.drafters.constant import FreeDrafter, FrozenDrafter
 from specpolicy.speculative.initial_guess import X0Guess
-from specpolicy.speculative.inputs import (
-    Generators,
-    check_cond,
-    check_generators,
-    check_noise,
-    check_part,
-    check_whole,
-    kind_of,
-)
+from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_part, check_whole
 from specpolicy.speculative.linear_chain import MultiStepTransition, max_draft_lengths
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.process import ReverseProcess, per_row
@@ -446,7 +438,7 @@ def _checked(scheduler: Any) -> Any:
     if "FlowMatch" in name or not hasattr(scheduler, "init_noise_sigma"):
         what = "a flow-matching scheduler" if "FlowMatch" in name else "no scheduler with timesteps and noise levels"
         raise ValueError(
-            f"{kind_of(scheduler)} {name!r} is {what}; expected a diffusers scheduler of a denoising diffusion, such "
+            f"scheduler {name!r} is {what}; expected a diffusers scheduler of a denoising diffusion, such "
             "as DDIMScheduler, DPMSolverMultistepScheduler or EulerDiscreteScheduler"
         )
     return scheduler

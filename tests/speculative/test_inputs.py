@@ -115,7 +115,7 @@ def test_flow_matching_schedulers_are_refused_by_name() -> None:
 
 
 def test_something_else_is_no_scheduler() -> None:
-    with pytest.raises(ValueError, match="str 'str' is no scheduler with timesteps"):
+    with pytest.raises(ValueError, match="scheduler 'str' is no scheduler with timesteps"):
         SchedulerSampler("ddim", 5)
 
 
