@@ -30,7 +30,6 @@ from specpolicy.datasets.robomimic import (
 )
 from specpolicy.rollout.workers import make_workers, run_requests
 from specpolicy.utils.digests import file_digest
-from specpolicy.utils.errors import one_line
 from specpolicy.utils.files import DAMAGED, FolderLock, atomic_path, differences
 from specpolicy.utils.machine import package_versions
 from specpolicy.utils.progress import progress_bar
@@ -77,10 +76,10 @@ class RecordingCheckpoint:
 
     def attempts(self) -> dict[int, str | None]:
         """Seeds that are done: None after a success, else why it failed."""
-        notes = {_seed(path): json.loads(path.read_text("utf-8")) for path in self.folder.glob("seed-*.json")}
-        return {seed: note["failure"] for seed, note in notes.items()} | {
-            _seed(path): None for path in self.folder.glob("seed-*.hdf5")
+        failed = {
+            _seed(path): json.loads(path.read_text("utf-8"))["failure"] for path in self.folder.glob("seed-*.json")
         }
+        return failed | {_seed(path): None for path in self.folder.glob("seed-*.hdf5")}
 
     def save(self, attempt: Attempt) -> None:
         """Save an attempt, at once or not at all."""
@@ -122,10 +121,7 @@ class RecordingCheckpoint:
     def _take_up(self, restart: bool) -> None:
         path = self.folder / IDENTITY
         if path.exists():
-            try:
-                lines = differences(dict(json.loads(path.read_text("utf-8"))), self.identity)
-            except DAMAGED as error:
-                lines = [f"  {path.name} cannot be read ({one_line(error, 300)})"]
+            lines = differences(json.loads(path.read_text("utf-8")), self.identity)
             if lines and not restart:
                 raise OtherRecording(
                     f"{self.folder} holds an unfinished recording of another kind:\n" + "\n".join(lines) + "\n"
