@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -15,7 +15,8 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from specpolicy.utils.checks import shown
+if TYPE_CHECKING:
+    import torch
 
 _LARGEST_SEED = 2**63 - 1  # what a results folder can hold
 _MOST_SEEDS = 10**7
@@ -71,10 +72,40 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_unknown_option(command, overrides) or f"{command}: {_first_line(error)}") from error
     if "device" in config:
-        from specpolicy.utils.machine import check_device  # imports torch, which takes a second
-
         check_device(str(config.device))
     return config
+
+
+def check_device(device: str | torch.device | int) -> torch.device:
+    """Refuse a device that torch does not know or cannot reach.
+
+    Args:
+        device: such as ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a number counts CUDA's.
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: it is none of these, or this machine has none.
+    """
+    import torch
+
+    text = f"cuda:{device}" if isinstance(device, int) and not isinstance(device, bool) else str(device)
+    try:
+        found = torch.device(text)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device}: unknown; use cpu, cuda, cuda:N or mps") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={device}: torch {torch.__version__} finds no CUDA device here; use device=cpu")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    if found.type not in ("cpu", "cuda"):
+        try:
+            reached = torch.ones(1, device=found).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+            raise ConfigError(f"device={device}: torch finds no {found.type.upper()} device here; use cpu") from error
+        assert len(reached) == 1
+    return found
 
 
 def _check_grammar(override: str) -> None:
@@ -169,7 +200,7 @@ def parse_seeds(seeds: str | int | Sequence[int], counted_from: int | None = Non
     Raises:
         ConfigError: not of these forms, empty, negative, or a seed twice.
     """
-    form = ConfigError(f"seeds={shown(seeds)}; write first:end (end excluded), one number, or a list [1,5,9]")
+    form = ConfigError(f"seeds={seeds!r:.80}; write first:end (end excluded), one number, or a list [1,5,9]")
     parsed: Sequence[int]
     try:
         if isinstance(seeds, str) and ":" in seeds:
@@ -183,12 +214,12 @@ def parse_seeds(seeds: str | int | Sequence[int], counted_from: int | None = Non
     except (TypeError, ValueError) as error:
         raise form from error
     if not parsed or min(parsed[0], parsed[-1], *(parsed if isinstance(parsed, list) else ())) < 0:
-        raise ConfigError(f"seeds={shown(seeds)}: at least one seed, none negative")
+        raise ConfigError(f"seeds={seeds!r:.80}: at least one seed, none negative")
     if len(parsed) > _MOST_SEEDS or max(parsed) > _LARGEST_SEED:
-        raise ConfigError(f"seeds={shown(seeds)}: at most {_MOST_SEEDS} seeds, none above {_LARGEST_SEED}")
+        raise ConfigError(f"seeds={seeds!r:.80}: at most {_MOST_SEEDS} seeds, none above {_LARGEST_SEED}")
     if twice := sorted(seed for seed, count in Counter(parsed).items() if count > 1):
         raise ConfigError(
-            f"seeds={shown(seeds)}: {shown(twice)} are there twice and would give the same episodes again; for further "
+            f"seeds={seeds!r:.80}: {twice!r:.80} are there twice and would give the same episodes again; for further "
             "episodes from a seed ask for repeats"
         )
     return list(parsed)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from specpolicy.config import check_device
 from specpolicy.interop.checkpoint_files import comma_list, read_torch_archive, refuse, shortened
 from specpolicy.interop.diffusion_policy_checkpoint import is_diffusion_policy, read_diffusion_policy
 from specpolicy.interop.foreign import ForeignPolicy
@@ -21,7 +22,6 @@ from specpolicy.policies import checkpoint as own
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.utils.errors import one_line
-from specpolicy.utils.machine import check_device
 
 _RUN = "pretrained_model"
 """Name of the folder with a policy inside a checkpoint of LeRobot's training."""
@@ -43,7 +43,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", task: str 
 
     Raises:
         CheckpointError: there is nothing that can be read safely; one line that names file and field.
-        DeviceError: the device cannot be reached.
+        ConfigError: the device cannot be reached.
     """
     path, device = _path_of(path), check_device(device)
     if own.is_own(path):

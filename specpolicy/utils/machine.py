@@ -100,37 +100,3 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-class DeviceError(ValueError):
-    """torch does not know a device, or cannot reach it here."""
-
-
-def check_device(device: str | torch.device | int) -> torch.device:
-    """Refuse a device that torch does not know or cannot reach.
-
-    Args:
-        device: such as ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a number counts CUDA's.
-
-    Returns:
-        The device.
-
-    Raises:
-        DeviceError: it is none of these, or this machine has none.
-    """
-    text = f"cuda:{device}" if isinstance(device, int) and not isinstance(device, bool) else str(device)
-    try:
-        found = torch.device(text)
-    except RuntimeError as error:
-        raise DeviceError(f"device={device}: unknown; use cpu, cuda, cuda:N or mps") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device={device}: torch {torch.__version__} finds no CUDA device here; use device=cpu")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-    if found.type not in ("cpu", "cuda"):
-        try:
-            reached = torch.ones(1, device=found).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-            raise DeviceError(f"device={device}: torch finds no {found.type.upper()} device here; use cpu") from error
-        assert len(reached) == 1
-    return found
