@@ -71,7 +71,7 @@ test-lerobot: $(VENV)-lerobot/.installed
 	  tests/interop/real/test_lerobot.py
 
 $(VENV)-lerobot/.installed:
-	@command -v $(LEROBOT_PYTHON) >/dev/null || { echo "no $(LEROBOT_PYTHON), which $(LEROBOT) needs"; exit 1; }
+	@command -v $(LEROBOT_PYTHON) >/dev/null || { echo "not run: no $(LEROBOT_PYTHON), which $(LEROBOT) needs"; exit 1; }
 	$(LEROBOT_PYTHON) -m venv $(VENV)-lerobot
 	$(VENV)-lerobot/bin/python -m pip install --quiet --disable-pip-version-check "$(LEROBOT)" ".[eval]" \
 	  ./examples/lerobot_plugin "pytest>=8"
@@ -83,7 +83,7 @@ test-robomimic: $(VENV)-robomimic/.installed
 	  -p no:cacheprovider tests/interop/real/test_robomimic.py
 
 $(VENV)-robomimic/.installed:
-	@test -d "$(ROBOMIMIC_SOURCE)/robomimic" || { echo "set ROBOMIMIC_SOURCE to a checkout of robomimic 0.5"; exit 1; }
+	@test -d "$(ROBOMIMIC_SOURCE)/robomimic" || { echo "not run: set ROBOMIMIC_SOURCE to a checkout of robomimic 0.5"; exit 1; }
 	$(PYTHON) -m venv $(VENV)-robomimic
 	$(VENV)-robomimic/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 torchvision \
 	  "diffusers==0.11.1" "huggingface_hub==0.23.4" "setuptools<80" imageio tensorboardX psutil h5py termcolor six tqdm \

@@ -77,7 +77,7 @@ class LeRobotDataset:
         images: Mapping[str, tuple[int, ...]] | None = None,
         action_dim: int | None = None,
     ) -> Iterator[Demonstration]:
-        """Read episode by episode; only one is in memory at a time.
+        """Read episode by episode; one data file and the frames of one episode are in memory at a time.
 
         Args:
             keys: vectors to read and their lengths; joined in this order.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class Certificate:
         detectable: see :class:`Detectable`.
         recomputed: largest difference between the sampler's x̂0 and a fresh evaluation of the network, on some chunks.
         rows: one for each sampler of the table.
+        encoding_ms: of the images of one chunk, contained in every sampler's time; None without cameras.
         findings: what is known of the checkpoint, line by line.
         provenance: versions, machine, source of the observations.
     """
@@ -99,6 +101,7 @@ class Certificate:
     detectable: Detectable
     recomputed: float
     rows: list[SamplerRow]
+    encoding_ms: float | None = None
     findings: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -144,6 +147,8 @@ class Certificate:
             kind = "exact" if row.exact else "approximate"
             table.add_row(row.name, kind, f"{row.evaluations:.1f}", f"{row.rows:.0f}", speed)
         console.print(table)
+        if self.encoding_ms is not None:
+            console.print("Times contain encoding the images once a chunk, measured apart from the samplers.")
         console.print(
             f"{len(self.p_values)} tests on {self.chunks} chunks; they would have found a shift of the mean of "
             f"{self.detectable.mean:.2g} σ, {self.detectable.step_mean:.2g} σ in a single step, a variance wrong by "
@@ -288,6 +293,11 @@ def certify(
         {key: part[index : index + 1] for key, part in observations.items()} for index in range(min(calls, count))
     ]
     run = measure_latency(policy, samplers, singles, calls=calls, warmup=2, seed=seed)
+    encoding = encoding_nanoseconds(policy, observations, calls, seed)
+    logs = {
+        each: replace(log, nanoseconds=[spent + encoding for spent in log.nanoseconds])
+        for each, log in run.samplers.items()
+    }
     return Certificate(
         checkpoint=checkpoint,
         sampler=name,
@@ -297,10 +307,44 @@ def certify(
         p_values=report.p_values,
         detectable=detectable(report, noisy, chunks),
         recomputed=recomputed,
-        rows=[_row(each, log, run.samplers.get("ddpm")) for each, log in run.samplers.items()],
+        rows=[_row(each, log, logs.get("ddpm")) for each, log in logs.items()],
         findings=list(findings),
+        encoding_ms=encoding / 1e6 if encoding else None,
         provenance={"device": run.device, "threads": run.threads, "calls": calls, "seed": seed, **(provenance or {})},
     )
+
+
+def encoding_nanoseconds(
+    policy: DiffusionPolicy, observations: Mapping[str, NDArray[Any]], calls: int, seed: int = 0
+) -> int:
+    """Measure what encoding the images of one chunk takes, where observations hold features in their place.
+
+    Args:
+        policy: with or without cameras.
+        observations: those that were timed; cameras that are among them as images have been timed already.
+        calls: timed, each with frames of its own, since a frame is not encoded twice.
+        seed: of the frames.
+
+    Returns:
+        The median; 0 without such cameras.
+    """
+    given = {key for key, part in observations.items() if np.asarray(part).dtype == np.uint8}
+    shapes = {key: shape for key, shape in policy.observations.images.items() if key not in given}
+    if not shapes:
+        return 0
+    numbers, spent = np.random.default_rng(seed), list[int]()
+    for _ in range(calls + 1):
+        frames = {
+            key: numbers.integers(0, 256, (1, policy.observations.horizon, *shape), dtype=np.uint8)
+            for key, shape in shapes.items()
+        }
+        begun = time.perf_counter_ns()
+        with torch.inference_mode():
+            for features in policy.encoders.encode(frames, policy.device).values():
+                features.cpu()
+        spent.append(time.perf_counter_ns() - begun)
+    policy.reset()
+    return int(np.median(spent[1:]))  # the first is not counted
 
 
 def _row(name: str, log: CallLog, reference: CallLog | None) -> SamplerRow:

@@ -12,7 +12,7 @@ from scipy import stats
 
 import specpolicy
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.evaluation.certificate import SIGNIFICANCE, certify, detectable
+from specpolicy.evaluation.certificate import SIGNIFICANCE, certify, detectable, encoding_nanoseconds
 from specpolicy.speculative.exactness import ExactnessReport
 from specpolicy.speculative.verifiers import AcceptedPrefix, BlockVerifier, DraftTargetGap
 
@@ -86,3 +86,16 @@ def test_the_command_writes_a_certificate(tmp_path: Path, capsys: pytest.Capture
     assert main([*job, "sampler=ddim10"]) == EXIT_USER_ERROR
     assert main(["certify", f"observations={OBSERVATIONS}"]) == EXIT_USER_ERROR
     assert "give a checkpoint" in capsys.readouterr().err
+
+
+def test_encoding_images_is_part_of_every_time() -> None:
+    """A fast sampler must not look faster than it is because its images came as features."""
+    policy = specpolicy.load_policy(ROOT / "checkpoints" / "pusht_image")
+    features = {key: np.zeros((4, 2, dim), np.float32) for key, dim in policy.observations.keys.items()}
+    assert encoding_nanoseconds(policy, features, 3) > 100_000
+    assert encoding_nanoseconds(policy, policy.observations.zeros(1), 3) == 0
+    assert encoding_nanoseconds(specpolicy.load_policy(CHECKPOINT), {}, 3) == 0
+    samplers = {"ddpm": specpolicy.samplers.sequential(policy, 20), "ddim2": specpolicy.samplers.ddim(policy, 2)}
+    found = certify(policy, samplers, "ddpm", features, checkpoint="pusht_image", chunks=20, calls=3)
+    assert found.encoding_ms is not None and found.encoding_ms > 0.1
+    assert found.rows[1].speed is not None and found.rows[1].speed[0] < 10
