@@ -54,7 +54,7 @@ def test_the_initial_guess_can_be_chosen(checkpoint: Path) -> None:
     policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "square")
     assert isinstance(sampler_of("linear_block20", policy, "sampler.initial_guess=zero").initial_guess, ZeroGuess)
     assert sampler_of("linear_block20", policy, "sampler.initial_guess=null").initial_guess is None
-    with pytest.raises(ValueError, match="initial_guess='warm'; expected fitted, zero or null"):
+    with pytest.raises(ValueError, match="initial_guess='warm': expected one of fitted, zero"):
         samplers.calibrated(policy, 20, BlockVerifier(), 12, "warm")
 
 

@@ -202,7 +202,8 @@ def test_a_short_table_of_betas_is_enough_for_its_own_timesteps() -> None:
 
 @pytest.mark.parametrize("timesteps", [[], [5, 5, 1], [1, 5], [100, 5], [5, -1]])
 def test_custom_timesteps_that_do_not_fit(timesteps: list[int]) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"timesteps={timesteps}; expected a list that falls")):
+    says = re.escape(f"timesteps={timesteps}; expected a list of whole numbers that falls")
+    with pytest.raises(ValueError, match=says):
         ReverseProcess.from_scheduler(DDPMScheduler(100), timesteps=timesteps)
 
 
