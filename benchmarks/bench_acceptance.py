@@ -2,7 +2,7 @@
 
     python benchmarks/bench_acceptance.py square
 
-Free drafts, several windows; the same observations and random streams for all verifiers. Passes and accepted steps a
+Free drafts, several windows; the same observations and random streams for all verifiers. NFE and accepted steps a
 round do not depend on the machine. What judging costs is timed apart from the network, on windows as they occur.
 """
 

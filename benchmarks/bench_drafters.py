@@ -121,7 +121,7 @@ ROWS = {
 
 
 def overview(folder: Path) -> str:
-    """Passes of all tasks measured so far, as a markdown table."""
+    """NFE of all tasks measured so far, as a markdown table."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     lines = [["K", "window", "drafts, verification", *found], ["---:", "---:", "---", *["---:"] * len(found)]]
     for steps, windows in SHOWN.items():
@@ -132,7 +132,7 @@ def overview(folder: Path) -> str:
     observations = " or ".join(sorted({str(each["identity"]["observations"]["count"]) for each in found.values()}))
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
-        f"{table}\n\nPasses of one chunk, means over {observations} observations with 95 % intervals; all exact. "
+        f"{table}\n\nNFE of one chunk, means over {observations} observations with 95 % intervals; all exact. "
         "Recycled drafts go with reflection, and have the fitted initial guess too.\n"
     )
 
@@ -169,7 +169,7 @@ def main() -> None:
         with atomic_path(out) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
-    with progress_bar("passes", len(samplers), completed=len(found["samplers"])) as bar:
+    with progress_bar("samplers", len(samplers), completed=len(found["samplers"])) as bar:
         for name, sampler in samplers.items():
             if name in found["samplers"]:
                 continue

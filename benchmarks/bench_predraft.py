@@ -1,7 +1,7 @@
 """What is left to compute when the observation comes, if a chain was drafted under an older one?
 
 Episodes are played and the window of every tick is kept. At random ticks a chain is drafted under what a predictor made
-of an observation some ticks old, and finished under the present one: passes after the observation, and, at batch 1, how
+of an observation some ticks old, and finished under the present one: NFE after the observation, and, at batch 1, how
 long that takes beside the whole sampler and few-step DDIM in the same run. The finished samples are exact whatever the
 draft was (``tests/speculative/test_predraft.py``). One tick of age is what a draft has that is begun one tick before
 the chunk ends; ages above that are for drafts that take longer, or for chunks asked for ahead.
@@ -204,7 +204,7 @@ def overview(folder: Path) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     moments_seen = " or ".join(map(str, sorted(counts)))
     return (
-        f"{table}\n\nPasses after the observation, means over {moments_seen} moments of played episodes, when the "
+        f"{table}\n\nNFE after the observation, means over {moments_seen} moments of played episodes, when the "
         "draft was made under an observation so many ticks old and extrapolated linearly; then the "
         "time from observation to actions at batch 1 against few-step DDIM in the same run, with 95 % intervals. All "
         "samplers are exact, for the 100-step chain or (20) the 20-step one; DDIM is not.\n"
@@ -216,8 +216,8 @@ def _interval(ratio: Mapping[str, float]) -> str:
 
 
 def show(results: Mapping[str, Any]) -> None:
-    """Passes after the observation, by age of what was drafted under."""
-    table = Table(title=f"{results['task']}: passes after the observation (one is enough), n = {results['n']}")
+    """NFE after the observation, by age of what was drafted under."""
+    table = Table(title=f"{results['task']}: NFE after the observation (one is enough), n = {results['n']}")
     for name in ("sampler", "predictor", "no draft", *(f"{age} ticks" for age in AGES)):
         table.add_column(name, overflow="fold")
     for sampler in dict.fromkeys(row["sampler"] for row in results["rows"]):

@@ -1,9 +1,9 @@
-"""How do passes grow with the chain and the event, and time with the network and its rows?
+"""How does NFE grow with the chain and the event, and time with the network and its rows?
 
     python benchmarks/bench_scaling.py
     python benchmarks/bench_scaling.py --device cuda --calls 50
 
-Passes: free drafts and block verification on mixtures of Gaussians whose denoiser is known in closed form, so that no
+NFE: free drafts and block verification on mixtures of Gaussians whose denoiser is known in closed form, so that no
 training blurs them; steps, event size and window vary. Time: U-Nets of random weights from 1 to 200 M parameters, a
 pass over several rows against one row, which is what decides how wide a window pays.
 """
@@ -61,7 +61,7 @@ def main() -> None:
     window = [_passes(options.chains, 100, 128, width) for width in WINDOWS]
     networks = {**NETWORKS, **(LARGEST if device.type == "cuda" else {})}
     rows = {name: _rows(channels, options.calls, device) for name, channels in networks.items()}
-    table = [f"# Scaling, {device.type}", "", f"Passes of free block, {options.chains} chains of a known mixture.", ""]
+    table = [f"# Scaling, {device.type}", "", f"NFE of free block, {options.chains} chains of a known mixture.", ""]
     table += ["| steps | numbers | window | passes | steps a pass |", "| ---: | ---: | ---: | ---: | ---: |"]
     for row in itertools.chain(chain, event, window):
         gain = row["steps"] / row["passes"]["value"]

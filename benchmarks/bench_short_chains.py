@@ -5,7 +5,7 @@
 *ddpm* takes the scheduler's evenly spaced timesteps and its noise; *analytic* takes timesteps dense towards the sample
 and noise that makes up for what long steps leave out (``x0_variance.json`` beside the checkpoint); *ddim* takes no
 noise (η = 0). Each asks the network once a step. The first two are Gaussian chains, which speculative samplers sample
-exactly in fewer passes; the passes of recycled drafts without a calibration stand beside them.
+exactly in fewer evaluations; the NFE of recycled drafts without a calibration stand beside them.
 
 Distances are between action chunks at the same recorded observations, see ``specpolicy fidelity``. A task that has been
 measured is not measured again; results in ``benchmarks/results/short_chains``.
@@ -58,7 +58,7 @@ def evenly(recorded: Sequence[Observation], most: int) -> list[Observation]:
 
 
 def passes_of(policy: DiffusionPolicy, batch: Mapping[str, Any], steps: int, analytic: bool) -> list[float]:
-    """Passes of one chunk with recycled drafts: mean and 95 % interval over observations."""
+    """NFE of one chunk with recycled drafts: mean and 95 % interval over observations."""
     process = factories.make_process(policy, steps, analytic)
     sampler = SpeculativeSampler(process, RecyclingDrafter(), ReflectionVerifier(), steps - 1, ZeroGuess())
     result = policy.predict_action(batch, sampler, torch.Generator().manual_seed(0)).result
@@ -109,9 +109,9 @@ def table(found: Mapping[str, Any]) -> str:
     chance = ", ".join(f"{task} {np.mean(each['ways'][LONG]['distance']):.3f}" for task, each in found.items())
     told = next(iter(found.values()))["identity"]["observations"]
     return "\n".join(lines) + (
-        f"\n\nEnergy distance from the law of the 100-step chain, in units of its spread, {told['chunks']} chunks at "
+        f"\n\nEnergy distance from the distribution of the 100-step chain, in units of its spread, {told['chunks']} chunks at "
         f"each of {told['count']} observations, with 95 % intervals over these; chance alone gives {chance}. "
-        "Spread and roughness are relative to the long chain's. Passes: recycled drafts without a "
+        "Spread and roughness are relative to the long chain's. NFE: recycled drafts without a "
         "calibration, in one window. "
         '"Its own": a DDPM chain of so many steps, which speculative samplers sample exactly; ddim is not one.\n'
     )
@@ -136,7 +136,7 @@ def figure(found: Mapping[str, Any], path: Path) -> None:
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set(title=task, xlabel="steps", xticks=STEPS, ylim=(-0.015, 0.3))  # DDIM's intervals on Tool Hang go on
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("energy distance from\n100 steps (0: same law)")
+    axes[0].set_ylabel("energy distance from\n100 steps (0: same distribution)")
     axes[-1].legend(frameon=False, fontsize=8)
     save(drawn, path)
 

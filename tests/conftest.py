@@ -20,7 +20,7 @@ REAL_CLOCK = {"serving", "control", "evaluation"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let what meets sockets, other processes and the real clock try again, once the machine has had time to breathe.
 
-    The law of samplers is tested with fixed seeds, and once.
+    The distribution of samplers is tested with fixed seeds, and once.
     """
     for item in items:
         if REAL_CLOCK & set(item.path.relative_to(Path(__file__).parent).parts):  # wherever the checkout lies

@@ -5,7 +5,7 @@
     python -m benchmarks.images.bench_caching --sets 128 --data datasets/usr/share/datasets/fashion-mnist
 
 Everything samples the same 20-step DDIM chain (η = 0) from the same noise, so that what differs is the caching; beside
-it stands the plain way to compute less, fewer steps. Operations are counted by torch's dispatcher, speculative passes
+it stands the plain way to compute less, fewer steps. Operations are counted by torch's dispatcher, speculative ones
 included. Time is of one batch on one thread, ways in turn, as ratios of medians: of the processor's time, which hardly
 depends on what else the machine does, and of the clock. A policy is asked for one chunk, and for several at once.
 
@@ -276,10 +276,10 @@ def images_table(results: Mapping[str, Any]) -> str:
         "| --- | --- |" + " ---: |" * 3,
     ]
     for name, row in images["sets"].items():
-        law = "" if name == "held out" else "of the chain" if name == "whole" else "approx."
+        distribution = "" if name == "held out" else "of the chain" if name == "whole" else "approx."
         more = _interval(row["more"], 1) if row["more"] else "–"
         off = _interval(images["off"][name], 3) if name in images["off"] else "–"
-        lines.append(f"| {name} | {law} | {_interval(row['frechet'], 1)} | {more} | {off} |")
+        lines.append(f"| {name} | {distribution} | {_interval(row['frechet'], 1)} | {more} | {off} |")
     return (
         "\n".join(lines)
         + f"\n\n{images['images']} images of each set from the same noise and of the same classes, in the "

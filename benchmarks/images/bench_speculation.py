@@ -4,7 +4,7 @@
     python -m benchmarks.images.bench_speculation checkpoints/fashion_mnist --steps 1000 --chains 12 --windows 16 32
     python -m benchmarks.images.bench_speculation checkpoints/fashion_mnist --steps 100 --images 256 --data datasets/…
 
-Passes: single chains, every sampler on the same seeds in a random order; a chain's time is of the clock and of the
+NFE: single chains, every sampler on the same seeds in a random order; a chain's time is of the clock and of the
 processor, the latter hardly depends on what else the machine does. Frozen and Free drafts with reflection, residual and
 block verification are the comparison of Soen et al. (2026). ``--images`` also samples sets of images and measures how
 far each is from held-out ones, in the features of an ImageNet network (extra: ``distance``).

@@ -39,7 +39,7 @@ def ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float, float]:
 
 
 def overview(found: Mapping[str, Any]) -> str:
-    """Passes, rows, acceptance and time of each sampler; distances, if there are any."""
+    """NFE, rows, acceptance and time of each sampler; distances, if there are any."""
     parts = [table(found) for part, table in (("chains", spent), ("distances", apart)) if found.get(part)]
     return "\n".join(parts)
 
@@ -48,7 +48,7 @@ def spent(found: Mapping[str, Any]) -> str:
     """What the single chains took."""
     steps, chains = found["identity"]["steps"], found["chains"]
     first = chains["sequential"]
-    head = ["sampler", "passes", "× fewer", "rows", "kept, % of drafted", "kept a round", "clock, × faster"]
+    head = ["sampler", "NFE", "× fewer", "rows", "kept, % of drafted", "kept a round", "clock, × faster"]
     lines = [[*head, "processor, × faster"], ["---", *["---:"] * len(head)]]
     for name, rows in chains.items():
         passes = mean_interval(column(rows, "passes"))
@@ -125,7 +125,7 @@ def comparison(found: Mapping[str, Any]) -> str:
 
 
 def comparison_figure(found: Mapping[str, Any]) -> Figure:
-    """Passes, steps kept a round and time over the window, for the six pairs."""
+    """NFE, steps kept a round and time over the window, for the six pairs."""
     figure = Figure(figsize=(10, 3.6), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
     windows, chains = _windows(found), found["chains"]
@@ -147,7 +147,7 @@ def comparison_figure(found: Mapping[str, Any]) -> Figure:
                 color=COLOURS[verifier], linestyle="-" if drafter == "free" else "--", label=f"{drafter}, {verifier}",
                 markerfacecolor=COLOURS[verifier] if drafter == "free" else "white",
             )  # fmt: skip
-    for axes, title in zip(panels, ("passes", "steps kept a round", "processor time, × sequential"), strict=True):
+    for axes, title in zip(panels, ("NFE", "steps kept a round", "processor time, × sequential"), strict=True):
         axes.set(title=title, xlabel="window", ylim=(0, None))
         axes.set_xticks(place, windows)
         axes.spines[["top", "right"]].set_visible(False)

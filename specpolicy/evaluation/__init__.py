@@ -6,10 +6,14 @@ Success is counted over seeds (:func:`run_episodes`, kept in a :class:`ResultSto
 ``specpolicy.evaluation.video``: the processes that run environments start faster without matplotlib.
 """
 
+# ruff: noqa: E402
+from specpolicy.utils.extras import require_all as _require_all
+
+_require_all(("scipy", "pyarrow", "matplotlib", "imageio_ffmpeg", "jinja2"), "eval")  # before anything imports one
+
 from specpolicy.control.inference import episode_generator as episode_generator
 from specpolicy.control.latency_log import CallLog as CallLog
 from specpolicy.control.latency_log import LatencyRun as LatencyRun
-from specpolicy.evaluation import requirements as _requirements  # noqa: F401
 from specpolicy.evaluation.latency import measure_latency as measure_latency
 from specpolicy.evaluation.manifest import ConfigurationMismatch as ConfigurationMismatch
 from specpolicy.evaluation.manifest import Manifest as Manifest

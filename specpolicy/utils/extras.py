@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from types import ModuleType
 
 
@@ -27,3 +28,18 @@ def require(module: str, extra: str) -> ModuleType:
             f"pip install 'specpolicy[{extra}]'",
             name=module,
         ) from error
+
+
+def require_all(modules: tuple[str, ...], extra: str) -> None:
+    """Check that ``modules`` are installed without importing them: workers do not need most of them.
+
+    Args:
+        modules: importable names, top level.
+        extra: the extra in whose requirements they are.
+
+    Raises:
+        ImportError: one of them is not installed; the message gives the ``pip`` line.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            require(module, extra)

@@ -1,4 +1,4 @@
-"""Passes through the cache, in every family of networks."""
+"""Evaluations through the cache, in every family of networks."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class TickPolicy:
 
 @dataclass(frozen=True)
 class Meant:
-    """What an action that was sent was meant for; all None if the robot held."""
+    """What an action that was sent was meant for; all None if the robot stood still."""
 
     observed: int | None
     tick: int | None
@@ -125,7 +125,7 @@ class FakeConfig:
 
 @dataclass(frozen=True)
 class FakeSampler:
-    """``passes`` a chunk; ``noise``: how much of the random stream enters its actions."""
+    """``passes``: evaluations a chunk; ``noise``: how much of the random stream enters its actions."""
 
     exact: bool = True
     passes: int = 8

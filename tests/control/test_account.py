@@ -94,7 +94,7 @@ def test_metrics_of_lockstep() -> None:
 
 
 def test_metrics_of_held_stale_and_missed_ticks() -> None:
-    blocking = measure([play(Blocking(4), 0.15)])  # 3 ticks of 7 held; 4 aged 3 to 6 ticks, of which 3 is fresh
+    blocking = measure([play(Blocking(4), 0.15)])  # 3 ticks of 7 stood still; 4 aged 3 to 6 ticks, of which 3 is fresh
     assert blocking.idle == pytest.approx(18 / 40) and blocking.missed == 0.0
     assert blocking.stale == pytest.approx(16 / 22)
     late = measure([play(Asynchronous(4, 4), 0.4)])

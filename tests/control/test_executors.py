@@ -110,7 +110,7 @@ def test_a_pre_draft_is_made_while_the_chunk_plays_and_finished_with_the_observa
     for draft, finish in zip(trace.inferences[1::2], trace.inferences[2::2], strict=False):
         assert draft.ended_s is not None and draft.ended_s <= finish.begun_s + 1e-9
         assert finish.tick - draft.tick == 2  # two ticks of latency: the draft is there just in time
-        assert finish.ended_s == pytest.approx(finish.begun_s + 0.1 * 2 / 8)  # its share of the passes
+        assert finish.ended_s == pytest.approx(finish.begun_s + 0.1 * 2 / 8)  # its share of the evaluations
     assert len(policy.asked) == len(trace.inferences)
 
 

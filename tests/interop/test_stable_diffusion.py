@@ -92,7 +92,7 @@ def test_callbacks_see_every_step_in_order(pipeline: Any) -> None:
 
 
 def test_a_callback_may_change_the_state(pipeline: Any) -> None:
-    """The state is put back to zero half way: from there on the chain is a new one, of the law that starts there."""
+    """The state is put back to zero half way: from there on the chain is a new one, of the distribution from there."""
 
     def note(pipeline: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         states.append(tensors["latents"])

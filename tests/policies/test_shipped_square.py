@@ -1,4 +1,4 @@
-"""The shipped Square network, sampled speculatively, still has the law of its sequential chain."""
+"""The shipped Square network, sampled speculatively, still has the distribution of its sequential chain."""
 
 from __future__ import annotations
 

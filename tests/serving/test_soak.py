@@ -23,7 +23,7 @@ def load() -> ModuleType:
 def test_thousands_of_requests_from_eight_clients_leave_nothing_behind(tmp_path: Path) -> None:
     found = load().soak(3000, 8, tmp_path / "soak.json", most_s=300.0, every_s=0.1)
     assert found["completed"] and found["n"] == 3000 and found["errors"] == {}
-    # eight impatient clients share passes; whether any request ever rides alone is the machine's affair
+    # eight impatient clients share evaluations; whether any request ever rides alone is the machine's affair
     sizes = {int(size): n for size, n in found["batch_sizes"].items()}
     assert sum(sizes.values()) == 3000 and max(sizes) > 1
     # 2 MiB over the counted 2100 requests are 1000 bytes each: a reply or an observation that is kept takes more

@@ -82,7 +82,7 @@ def test_hopeless_drafts_cost_no_more_than_the_sequential_sampler(drafter: Draft
 
 
 def test_a_fixed_window_of_one_pays_two_rows_a_step_where_nothing_is_accepted() -> None:
-    """Free: passes are the steps, since the round that rejects still advances by one; but each evaluates two points."""
+    """An evaluation a step: the round that rejects still advances by one; but each evaluates two points."""
     _, process = ddpm(50, prediction_type="sample")
     noise = torch.randn(2, 3072, generator=torch.Generator().manual_seed(0))
     free = SpeculativeSampler(process, FreeDrafter(), window=1)(erratic, noise)

@@ -1,4 +1,4 @@
-"""Rounds in static shapes: the same samples from the same seeds, the same law, and buffers that stay inside."""
+"""Rounds in static shapes: the same samples from the same seeds, the same distribution, buffers that stay inside."""
 
 from __future__ import annotations
 

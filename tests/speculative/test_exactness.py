@@ -1,4 +1,4 @@
-"""Every drafter with every verifier has the law of the sequential sampler; and the tests that say so have power."""
+"""Every drafter with every verifier has the sequential sampler's distribution; the tests have power."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from specpolicy.speculative.verifiers import AcceptedPrefix, DraftTargetGap, Rej
 
 
 class OffsetDrafter(Drafter):
-    """Misses the target's mean by exactly ``distance`` standard deviations at every step.
+    """Is off the target's mean by exactly ``distance`` standard deviations at every step.
 
     The harshest test of a verifier: many rejections deep inside a block, where a wrong residual shows.
     """

@@ -51,7 +51,7 @@ GUESSES = [ZeroGuess(), linear()]
 @pytest.mark.parametrize("drafter", [FreeDrafter(), FrozenDrafter()])
 @pytest.mark.parametrize("initial_guess", GUESSES, ids=lambda each: type(each).__name__)
 def test_any_initial_guess_is_exact(initial_guess: X0Guess, drafter: Drafter) -> None:
-    """Their guesses have nothing to do with the data; the law stays, and so do all states on the way."""
+    """Their guesses have nothing to do with the data; the distribution stays, and so do all states on the way."""
     scheduler, process = ddpm(8)
     noise, generator = chains(12_000, 1)
     cond = torch.rand(12_000, 1, generator=generator, dtype=torch.float64)

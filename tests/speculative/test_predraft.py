@@ -1,4 +1,4 @@
-"""A chain drafted under one condition and verified under another has the law of the second; and wrong uses are seen."""
+"""A chain drafted under one condition, verified under another, has the second's distribution; misuse is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recycling: what it drafts, its law, why block verification is refused, and what it is worth."""
+"""Recycling: drafts, distribution, why block verification is refused, what it saves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def jacobian_of(steps: int, dim: int, scale: float = 0.8) -> X0Jacobian:
 
 
 def a_start(window: int, counts: list[int], dim: int = 3, steps: int = 20) -> DraftStart:
-    """Chains at several positions; their leftovers are of windows of five steps."""
+    """Chains at several positions; their unverified tails are of windows of five steps."""
     generator = torch.Generator().manual_seed(5)
 
     def some(*shape: int) -> Tensor:
@@ -128,11 +128,11 @@ def test_what_a_round_leaves() -> None:
     assert cut.num_noises.tolist() == [1, -1] and cut.states.shape == (2, 2, 1) and cut.noise.shape == (2, 1, 1)
 
 
-# ---- law
+# ---- distribution
 
 
 VERIFIERS = [ReflectionVerifier(), ResidualVerifier()]
-# (dimension, steps, window, chains): coarse chains in few dimensions miss often, and recycle much
+# (dimension, steps, window, chains): coarse chains in few dimensions are rejected often, and recycle much
 CASES = [(1, 8, 3, 20_000), (1, 12, 40, 20_000), (2, 20, 6, 8_000), (2, 30, 30, 6_000), (16, 100, 24, 400)]
 
 
@@ -196,7 +196,7 @@ def test_what_is_refused_would_be_noticed() -> None:
     assert smallest_p(sampler, 1, 12, 40_000) < 1e-9
 
 
-# ---- worth
+# ---- what it saves
 
 
 @pytest.mark.parametrize("window", [24, 40])

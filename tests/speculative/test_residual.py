@@ -1,4 +1,4 @@
-"""The one-dimensional residual law against numerical integration."""
+"""The one-dimensional residual distribution against numerical integration."""
 
 from __future__ import annotations
 

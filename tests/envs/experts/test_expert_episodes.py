@@ -1,4 +1,4 @@
-"""What a performance records, whoever plays."""
+"""What an episode of the expert records."""
 
 from __future__ import annotations
 
