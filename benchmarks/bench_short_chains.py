@@ -109,8 +109,8 @@ def table(found: Mapping[str, Any]) -> str:
     chance = ", ".join(f"{task} {np.mean(each['ways'][LONG]['distance']):.3f}" for task, each in found.items())
     told = next(iter(found.values()))["identity"]["observations"]
     return "\n".join(lines) + (
-        f"\n\nEnergy distance from the distribution of the 100-step chain, in units of its spread, {told['chunks']} chunks at "
-        f"each of {told['count']} observations, with 95 % intervals over these; chance alone gives {chance}. "
+        f"\n\nEnergy distance from the distribution of the 100-step chain, in units of its spread, "
+        f"{told['chunks']} chunks at each of {told['count']} observations, with 95 % intervals over these; chance alone gives {chance}. "
         "Spread and roughness are relative to the long chain's. NFE: recycled drafts without a "
         "calibration, in one window. "
         '"Its own": a DDPM chain of so many steps, which speculative samplers sample exactly; ddim is not one.\n'
