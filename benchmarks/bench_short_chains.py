@@ -110,7 +110,8 @@ def table(found: Mapping[str, Any]) -> str:
     told = next(iter(found.values()))["identity"]["observations"]
     return "\n".join(lines) + (
         f"\n\nEnergy distance from the distribution of the 100-step chain, in units of its spread, "
-        f"{told['chunks']} chunks at each of {told['count']} observations, with 95 % intervals over these; chance alone gives {chance}. "
+        f"{told['chunks']} chunks at each of {told['count']} observations, with 95 % intervals over these; "
+        f"chance alone gives {chance}. "
         "Spread and roughness are relative to the long chain's. NFE: recycled drafts without a "
         "calibration, in one window. "
         '"Its own": a DDPM chain of so many steps, which speculative samplers sample exactly; ddim is not one.\n'
