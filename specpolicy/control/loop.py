@@ -37,7 +37,8 @@ class ControlSetup:
     """What is to be controlled, and how.
 
     Attributes:
-        env: any environment with a Box of actions; ``info["success"]`` is read where there is one.
+        env: any environment with a Box of actions; ``info["success"]`` is read where there is one, and
+            ``info["problem"]``: why the observation must not be used, e.g. since a sensor is lost.
         executor: what to do about the time that the policy takes.
         clock: what time that is.
         n_obs_steps: observation steps that the policy sees.
@@ -206,7 +207,7 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
     for view in setup.views:
         view.begin(trace, env)
     clock.start(seed, repeat)
-    tick, over, problem = 0, False, None
+    tick, over, problem, sensor = 0, False, None, None
     try:
         while not over:
             observed = _observed(tick, clock.now(), history, problem)
@@ -222,8 +223,9 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
                     task = scheduler.next_task(observed)
                     if task is None:
                         break
+                    number = trace.inferences[-1].number + 1 if trace.inferences else 0  # a view may drop old ones
                     record = InferenceRecord(
-                        len(trace.inferences), task.request.kind, task.observed.tick, task.observed.at_s, clock.now()
+                        number, task.request.kind, task.observed.tick, task.observed.at_s, clock.now()
                     )
                     trace.inferences.append(record)
                     future = _failed(task) if task.problem is not None else (yield task.request)
@@ -231,10 +233,12 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
                 trace.reason = actions.reason
             now = clock.now()
             pausing = buffer.empty or config.idle is not IdleBehavior.REST
-            context = TickContext(tick, now, now - clock.due(tick), pausing, scheduler.waiting_s(clock))
+            context = TickContext(tick, now, now - clock.due(tick), pausing, scheduler.waiting_s(clock), sensor)
             sent, queue = actions.send(context, buffer), buffer.left(tick)
+            trace.reason = actions.reason
             stepped = _read_step(env.step(_cast(sent.action, env.action_space)), setup.success_required)
-            problem = _add(history, stepped.observation)
+            sensor = stepped.problem
+            problem = _add(history, stepped.observation) or sensor
             trace.ticks.append(_row(context, clock, sent, queue, scheduler.computing, stepped.reward, stepped.success))
             for view in setup.views:
                 view.tick(trace, env)
@@ -257,6 +261,7 @@ class _EnvStep(NamedTuple):
     reward: float
     over: bool
     success: bool
+    problem: str | None
 
 
 def _read_reset(returned: Any) -> Any:
@@ -298,7 +303,8 @@ def _read_step(returned: Any, strict: bool) -> _EnvStep:
             ("info['success']", info.get("success", False)),
         )
     ]
-    return _EnvStep(observation, number, flags[0] or flags[1], flags[2])
+    problem = info.get("problem")
+    return _EnvStep(observation, number, flags[0] or flags[1], flags[2], None if problem is None else str(problem))
 
 
 def _number(name: str, value: Any) -> float:

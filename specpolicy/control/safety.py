@@ -39,6 +39,9 @@ class Fault(StrEnum):
     LATE = "late"
     """A tick that is sent too long after it was due."""
 
+    SENSOR = "sensor"
+    """The environment says, in ``info["problem"]``, why its observation must not be used: a sensor is lost or stale."""
+
 
 class Response(StrEnum):
     """What is done about a fault."""
@@ -70,6 +73,7 @@ POSSIBLE: Mapping[Fault, frozenset[Response]] = {
     Fault.STALE: _STILL | {Response.SEND},
     Fault.MISSED: _STILL,
     Fault.LATE: _STILL | {Response.SEND},
+    Fault.SENSOR: _STILL | {Response.SEND},
 }
 """Responses that make sense for each fault; nothing that has not been checked can be sent."""
 
@@ -79,7 +83,7 @@ class Guards:
     """The response to each fault, and the thresholds.
 
     Attributes:
-        non_finite, out_of_range, failure, stale, missed, late: a :class:`Response` each, or its name.
+        non_finite, out_of_range, failure, stale, missed, late, sensor: a :class:`Response` each, or its name.
         tolerance: how far outside the limits an action may lie and still count as inside.
         max_age_s: actions from observations older than this are stale; None: none is.
         deadline_s: a chunk that takes longer than this is late, also while its executor pauses for it; None: it is
@@ -98,6 +102,7 @@ class Guards:
     stale: Response = Response.HOLD
     missed: Response = Response.HOLD
     late: Response = Response.SEND
+    sensor: Response = Response.HOLD
     tolerance: float = 1e-6
     max_age_s: float | None = None
     deadline_s: float | None = None
@@ -149,6 +154,7 @@ class TickContext:
         late_s: how long ago it was due.
         pausing: the executor holds at this tick by design, waiting for a chunk that was requested ``waiting_s`` ago.
         waiting_s: None if no chunk is being computed.
+        problem: why the present observation must not be used; None if it may.
     """
 
     tick: int
@@ -156,6 +162,7 @@ class TickContext:
     late_s: float
     pausing: bool
     waiting_s: float | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,11 @@ class SafetyFilter:
         """Return the action to send now."""
         if self.stopped is not None:
             return self._checked(self._still(Response.STOP, self.stopped))
+        if context.problem is not None:
+            self.faults[Fault.SENSOR] += 1
+            self.reason = context.problem
+            if self._guards.sensor is not Response.SEND:
+                return self._checked(self._respond(Fault.SENSOR, context, None, buffer))
         standing = None if self._standing is None else self._guards.response(self._standing)
         if standing in (Response.HOLD, Response.BRAKE):
             return self._checked(self._still(standing, self._standing))

@@ -166,6 +166,30 @@ def test_a_pause_is_no_fault_until_the_deadline() -> None:
     assert [row.tick for row in trace.ticks if row.fault == "missed"] == [5, 15]  # one of the six ticks each
 
 
+class Blind(TickEnv):
+    """Has lost its sensor from step 6 to step 8."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        lost = 6 <= len(self.actions) <= 8
+        return observation, reward, terminated, truncated, info | ({"problem": "no image for 0.7 s"} if lost else {})
+
+
+@pytest.mark.parametrize("response", ["hold", "brake", "send", "stop"])
+def test_a_lost_sensor_is_a_fault_at_once_and_keeps_the_policy_from_being_asked(response: str) -> None:
+    env, policy = Blind(20), TickPolicy()
+    guards = Guards(sensor=response)  # type: ignore[arg-type]
+    trace = ControlLoop(env, policy, RecedingHorizon(4), SimulatedLatencyClock(20.0), guards, SPEC).run(0)
+    assert trace.reason is not None and trace.reason.endswith("no image for 0.7 s")
+    if response == "stop":
+        assert trace.stopped == "sensor" and len(trace.ticks) == 7 and not env.actions[6][:2].any()
+        return
+    assert trace.faults["sensor"] == 3 and len(trace.ticks) == 20
+    assert {int(asked.window["tick"][-1, 0]) for asked in policy.asked}.isdisjoint({6, 7, 8})
+    moving = [bool(action[:2].any()) for action in env.actions[6:9]]
+    assert moving == {"hold": [False] * 3, "brake": [True] * 3, "send": [True] * 3}[response]
+
+
 class Laggard(SimulatedLatencyClock):
     """Tick 3 is sent late."""
 
