@@ -23,7 +23,7 @@ from specpolicy.config import ConfigError, available, compose
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.compiled.openvino_network import Precision
 from specpolicy.speculative.compiled.runtime import RuntimeChain
-from specpolicy.speculative.compiled.sampler import CompiledChain, CompiledSampler, compile_sampler
+from specpolicy.speculative.compiled.sampler import CompiledChain, CompiledSampler, CompositeSampler, compile_sampler
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.drafters.linear import LinearDrafter, X0Jacobian
 from specpolicy.speculative.drafters.recycling import RecyclingDrafter
@@ -201,7 +201,7 @@ def compiled(
     batches: Sequence[int] = (1,),
     predrafts: bool = False,
     precision: Precision | None = None,
-) -> CompiledSampler | CompiledChain | RuntimeChain:
+) -> CompiledSampler | CompiledChain | RuntimeChain | CompositeSampler:
     """Any of these samplers, compiled, captured or on OpenVINO, ready for the batch sizes that will come.
 
     Args:

@@ -10,3 +10,5 @@ from specpolicy.approximate.asdsv import ThresholdVerifier as ThresholdVerifier
 from specpolicy.approximate.asdsv import asdsv as asdsv
 from specpolicy.approximate.asdsv import asdsv_fast as asdsv_fast
 from specpolicy.approximate.asdsv import asdsv_slow as asdsv_slow
+from specpolicy.approximate.warm_ddim import WarmDDIM as WarmDDIM
+from specpolicy.approximate.warm_ddim import warm_ddim as warm_ddim

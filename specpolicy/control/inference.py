@@ -17,9 +17,17 @@ from typing import Any, Protocol, SupportsIndex
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from specpolicy.policies.observations import HistoryWindow
-from specpolicy.policies.protocols import ChunkPolicy, PredictedChunk, SampleCost
+from specpolicy.policies.protocols import (
+    ChunkPolicy,
+    ChunkReusingSampler,
+    Observation,
+    PredictedChunk,
+    PreviousChunk,
+    SampleCost,
+)
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.utils.errors import format_exception
 
@@ -96,10 +104,13 @@ class InferenceRequest:
     Attributes:
         kind: what to compute.
         window: the observations to compute it from, ``{name: (n_obs_steps, …)}``, the present step last.
+        elapsed: ticks from the first action of the last chunk to the present step; None for the policy's
+            ``n_action_steps``. Only samplers that start from the last chunk look at it.
     """
 
     kind: InferenceKind
     window: HistoryWindow
+    elapsed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,15 +142,22 @@ class EpisodeState:
     Attributes:
         generator: its random stream; inference advances it.
         draft: the chain that waits for its observation.
+        last_sample: the last chunk as it was sampled, normalized, shape ``(horizon, trajectory_dim)``; kept for
+            samplers that start from there.
     """
 
     generator: torch.Generator
     draft: PreDraft | None = None
+    last_sample: Tensor | None = None
 
     @classmethod
     def start(cls, seed: SupportsIndex, repeat: SupportsIndex = 0) -> EpisodeState:
         """Begin the episode ``(seed, repeat)``; see :func:`episode_generator`."""
         return cls(episode_generator(seed, repeat))
+
+    def forget(self) -> None:
+        """Begin another episode that goes on with the same random stream."""
+        self.draft = self.last_sample = None
 
 
 class LoopPolicy(Protocol):
@@ -277,7 +295,15 @@ def _infer(
             state.draft = draft
         return [InferenceResult()] * len(requests)
     if kind is InferenceKind.WHOLE:
-        return _results(policy, policy.predict_action(observation, sampler, generators), len(requests))
+        reuses = isinstance(sampler, ChunkReusingSampler)
+        used = sampler.continuing([_previous(policy, *each) for each in requests]) if reuses else sampler
+        chunk = policy.predict_action(observation, used, generators)
+        results = _results(policy, chunk, len(requests))
+        if reuses:
+            sampled: Any = chunk.result
+            for state, sample in zip(states, sampled.sample, strict=True):
+                state.last_sample = sample
+        return results
     drafts = [state.draft for state in states if state.draft is not None]
     if len(drafts) < len(states):
         raise RuntimeError("a draft was to be finished that was never made")
@@ -286,6 +312,33 @@ def _infer(
     for state in states:
         state.draft = None  # a draft is used once
     return results
+
+
+def _previous(policy: ChunkPolicy, state: EpisodeState, request: InferenceRequest) -> PreviousChunk | None:
+    """What the episode's last chunk is to a sampler that starts from there."""
+    if state.last_sample is None:
+        return None
+    elapsed = policy.config.n_action_steps if request.elapsed is None else request.elapsed
+    # A sample begins with actions for past observation steps, and so does the next one: they move on alike.
+    return PreviousChunk(state.last_sample, elapsed)
+
+
+def steady_state(policy: ChunkPolicy, sampler: Any, observation: Observation, batch: int = 1) -> Any:
+    """Bring a sampler where it is after an episode's first chunk, for measurements and warm-up.
+
+    Args:
+        policy: predicts chunks.
+        sampler: any.
+        observation: of one entry, ``{name: (1, n_obs_steps, …)}``, that the chunk before is made for.
+        batch: entries that the returned sampler is for.
+
+    Returns:
+        The sampler itself; of one that starts from the last chunk, the one bound to such a chunk.
+    """
+    if not isinstance(sampler, ChunkReusingSampler):
+        return sampler
+    chunk: Any = policy.predict_action(observation, sampler, [episode_generator(0)])
+    return sampler.continuing([PreviousChunk(chunk.result.sample[0], policy.config.n_action_steps)] * batch)
 
 
 def _stack(windows: Sequence[HistoryWindow]) -> dict[str, NDArray[Any]]:

@@ -69,6 +69,7 @@ class InferenceScheduler:
         self._requested_at = -1  # no observation is used twice
         self._has_draft = self._drafted = False
         self._kept: ObservationRecord | None = None  # the observation that a draft was due for
+        self._first_action: int | None = None  # tick that the newest chunk's first action is for
         self._durations: deque[float] = deque(maxlen=8)  # ticks that drafts and whole inferences took
 
     @property
@@ -99,7 +100,8 @@ class InferenceScheduler:
             observed, self._kept = (self._kept if self._has_draft else None) or present, None
             kind = InferenceKind.FINISH if self._has_draft else InferenceKind.WHOLE
             self._has_draft = False
-            return InferenceTask(InferenceRequest(kind, observed.window), observed, observed.problem)
+            elapsed = None if self._first_action is None else max(0, observed.tick - self._first_action)
+            return InferenceTask(InferenceRequest(kind, observed.window, elapsed), observed, observed.problem)
         predraft = self._config.predraft
         if predraft is None or self._drafted or present.tick < self.due - self._lead_ticks(predraft):
             return None
@@ -125,6 +127,10 @@ class InferenceScheduler:
     def keep_draft(self) -> None:
         """Take note that a draft is there and can be finished."""
         self._has_draft = True
+
+    def note_sample(self, first_action: int) -> None:
+        """Take note of the tick that the newest chunk's first action is for, whether or not the chunk plays."""
+        self._first_action = first_action
 
     def handed_over(self, chunk: Chunk) -> None:
         """Take note that a chunk is being played, which says when the next one is due."""

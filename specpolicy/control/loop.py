@@ -379,6 +379,8 @@ def _take_in(
             scheduler.keep_draft()
         return
     chunk = actions.admit(record, result, buffer, tick)
+    if result.error is None:
+        scheduler.note_sample(record.tick if chunk is None else chunk.start)
     if chunk is not None:
         scheduler.handed_over(chunk)
 

@@ -22,7 +22,7 @@ from specpolicy.evaluation.results import OBSERVATIONS, read_observations
 from specpolicy.evaluation.statistics import Estimate, StatisticsError, bootstrap_interval
 from specpolicy.evaluation.tables import EXACT, MISSING, Column, interval_text, markdown
 from specpolicy.evaluation.two_sample import energy_distance, equality_p_value
-from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, Observation
+from specpolicy.policies.protocols import ChunkPolicy, ChunkReusingSampler, ChunkSampler, Observation
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
@@ -177,6 +177,11 @@ def measure_fidelity(
         raise ValueError(
             f"fidelity needs the reference {reference!r} among the samplers (there are {', '.join(samplers)}), "
             f"at least one observation ({len(observations)} given) and at least 8 chunks ({chunks} asked for)"
+        )
+    if reusing := [name for name, each in samplers.items() if isinstance(each, ChunkReusingSampler)]:
+        raise ValueError(
+            f"{', '.join(reusing)}: chunks that start from the one before have no distribution at a single "
+            "observation; leave them out of fidelity"
         )
     results: dict[str, Fidelity] = {}
     with progress_bar("drawing chunks", total=(len(samplers) + 1) * len(observations)) as bar:

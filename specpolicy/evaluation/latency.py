@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from specpolicy.control.inference import episode_generator
+from specpolicy.control.inference import episode_generator, steady_state
 from specpolicy.control.latency_log import CallLog, LatencyRun
 from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, Observation, PredictedChunk, SampleCost
 
@@ -93,6 +93,8 @@ def measure_latency(
 ) -> LatencyRun:
     """Time ``policy.predict_action`` at batch size 1 for several samplers in turn.
 
+    Samplers that start from the chunk before are timed with one, as they run in all of an episode but its first chunk.
+
     Args:
         policy: whom to ask.
         samplers: by name.
@@ -118,6 +120,7 @@ def measure_latency(
                 "latency is measured one observation at a time: arrays of shape (1, horizon, dim) expected"
             )
     used = device_of(policy, device)
+    ready = {name: steady_state(policy, sampler, observations[0]) for name, sampler in samplers.items()}
     logs = {name: CallLog(exact=bool(sampler.exact)) for name, sampler in samplers.items()}
     turns = np.random.default_rng(seed)
     names = list(samplers)
@@ -131,7 +134,7 @@ def measure_latency(
             for index in turns.permutation(len(names)):
                 name = names[index]
                 generator = episode_generator(seed, call + warmup)
-                nanoseconds, chunk = timed_act(policy, samplers[name], observation, generator, used)
+                nanoseconds, chunk = timed_act(policy, ready[name], observation, generator, used)
                 if call >= 0:
                     logs[name] = _noted(logs[name], nanoseconds, chunk.result)
                 bar.update(task, advance=1)

@@ -20,6 +20,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from specpolicy.policies.protocols import ChunkReusingSampler
 from specpolicy.speculative.denoiser import Cond, Denoiser
 from specpolicy.speculative.drafters.recycling import RecyclingDrafter
 from specpolicy.speculative.inputs import Generators
@@ -417,6 +418,11 @@ def _named(name: str, process: ReverseProcess, scheduler: DDPMScheduler, device:
 
 def _sampler(sampler: Any, process: ReverseProcess) -> Any:
     """Take a sampler of this chain, or make one from it."""
+    if isinstance(sampler, ChunkReusingSampler):
+        raise UnsupportedPolicy(
+            f"{sampler!r} starts from the chunk before, which a live policy of another package does not hand on; load "
+            "the checkpoint with specpolicy.load_policy, or take another sampler"
+        )
     own = getattr(sampler, "process", None)
     if isinstance(own, ReverseProcess):
         same = own.num_steps == process.num_steps and all(

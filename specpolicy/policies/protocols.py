@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,6 +24,28 @@ class ChunkSampler(Protocol):
     @property
     def exact(self) -> bool:
         """Whether a sample follows the policy's own distribution."""
+        ...
+
+
+@dataclass(frozen=True)
+class PreviousChunk:
+    """The last chunk of an episode, as a sampler needs it that starts from there.
+
+    Attributes:
+        sample: as it was sampled, normalized, shape ``(horizon, trajectory_dim)``.
+        elapsed: ticks from its first played action to the observation of the next chunk, 0 or more.
+    """
+
+    sample: Tensor
+    elapsed: int
+
+
+@runtime_checkable
+class ChunkReusingSampler(Protocol):
+    """A sampler that starts from an episode's last chunk; without one it samples the first."""
+
+    def continuing(self, previous: Sequence[PreviousChunk | None]) -> ChunkSampler:
+        """Return a sampler for one batch: for each row the chunk before, None if there was none."""
         ...
 
 

@@ -20,6 +20,7 @@ from specpolicy.control.inference import (
     InferenceResult,
     episode_generator,
     infer_batch,
+    steady_state,
 )
 from specpolicy.policies.diffusion_policy import DiffusionPolicy, Sampler
 from specpolicy.policies.observations import ObservationError, ObservationSpec
@@ -101,7 +102,9 @@ class BatchedPolicy:
         """
         for size in batch_sizes:
             generators = [episode_generator(0) for _ in range(size)]
-            self.policy.predict_action(self.observations.zeros(size), self.sampler, generators)
+            later = steady_state(self.policy, self.sampler, self.observations.zeros(1), size)
+            for sampler in (self.sampler,) if later is self.sampler else (self.sampler, later):
+                self.policy.predict_action(self.observations.zeros(size), sampler, generators)
 
     def _executed(self, actions: NDArray[Any] | None) -> NDArray[Any] | None:
         return None if actions is None else actions[: self.policy.config.n_action_steps].astype(np.float32)

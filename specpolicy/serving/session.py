@@ -203,6 +203,7 @@ class Session:
     async def _carried_out(self, request: Request, arrived: float) -> bytes:
         if request.kind == "reset":
             self._history.clear()
+            self._state.forget()
             if request.seed is not None:
                 self.seed, self._state = request.seed, EpisodeState.start(request.seed, request.repeat)
             return success(request, seed=self.seed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -330,20 +330,41 @@ class _Steps:
         return walk
 
 
+@runtime_checkable
+class CompositeSampler(Protocol):
+    """A sampler made of others, each of which is compiled."""
+
+    exact: bool
+
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None, record: bool = False
+    ) -> SampleResult:
+        """Sample one chain for each row of ``noise``."""
+        ...
+
+    def with_parts(self, change: Callable[[Any], Any]) -> CompositeSampler:
+        """Make the same of other samplers."""
+        ...
+
+    def warm_up(self, denoiser: Denoiser, noise: Tensor, cond: Cond = None) -> None:
+        """Compile or capture its parts, which are compiled ones, for inputs like these."""
+        ...
+
+
 def compile_sampler(
     sampler: Any,
     backend: Backend | None = None,
     batches: Sequence[int] | None = None,
     precision: Precision | None = None,
-) -> CompiledSampler | CompiledChain | RuntimeChain:
+) -> CompiledSampler | CompiledChain | RuntimeChain | CompositeSampler:
     """The same sampler with compiled or captured steps, or with its network evaluated by OpenVINO.
 
     What is exact stays exact; with ``precision="bf16"`` for the network in bfloat16.
 
     Args:
-        sampler: a :class:`SpeculativeSampler`, a :class:`SequentialSampler`, or a :class:`SchedulerSampler`. What is
-            compiled as a whole must not have an adaptive window, and be of ``DDIMScheduler`` with η = 0 if of a
-            scheduler.
+        sampler: a :class:`SpeculativeSampler`, a :class:`SequentialSampler`, a :class:`SchedulerSampler`, or a
+            :class:`CompositeSampler` of these. What is compiled as a whole must not have an adaptive window, and be of
+            ``DDIMScheduler`` with η = 0 if of a scheduler.
         backend: see :data:`Backend`; None chooses by device between compiled and captured steps.
         batches: batch sizes to prepare, rising; a batch is filled up to the least that holds it. None, and always
             with ``openvino``, which has sizes of its own: as they come.
@@ -355,6 +376,8 @@ def compile_sampler(
     """
     if isinstance(sampler, (CompiledSampler, CompiledChain, RuntimeChain)):
         return sampler
+    if isinstance(sampler, CompositeSampler):
+        return sampler.with_parts(lambda part: compile_sampler(part, backend, batches, precision))
     if backend == "openvino":
         if isinstance(sampler, SpeculativeSampler):
             return RuntimeSampler(sampler, precision or "f32")
