@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from specpolicy.speculative.predraft import PreDraft as PreDraft
     from specpolicy.speculative.process import ReverseProcess as ReverseProcess
     from specpolicy.speculative.result import SampleResult as SampleResult
-    from specpolicy.speculative.sampler import SchedulerSampler as SchedulerSampler
     from specpolicy.speculative.sampler import SequentialSampler as SequentialSampler
     from specpolicy.speculative.sampler import SpeculativeSampler as SpeculativeSampler
     from specpolicy.speculative.sampler import asd as asd
+    from specpolicy.speculative.scheduler_sampler import SchedulerSampler as SchedulerSampler
     from specpolicy.speculative.verifiers import BlockVerifier as BlockVerifier
     from specpolicy.speculative.verifiers import ReflectionVerifier as ReflectionVerifier
     from specpolicy.speculative.verifiers import ResidualVerifier as ResidualVerifier
@@ -62,7 +62,7 @@ _PUBLIC = {
     "ResidualVerifier": "specpolicy.speculative.verifiers",
     "ReverseProcess": "specpolicy.speculative.process",
     "SampleResult": "specpolicy.speculative.result",
-    "SchedulerSampler": "specpolicy.speculative.sampler",
+    "SchedulerSampler": "specpolicy.speculative.scheduler_sampler",
     "SequentialSampler": "specpolicy.speculative.sampler",
     "SpeculativeSampler": "specpolicy.speculative.sampler",
     "Verifier": "specpolicy.speculative.verifiers",

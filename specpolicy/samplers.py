@@ -30,7 +30,8 @@ from specpolicy.speculative.drafters.recycling import RecyclingDrafter
 from specpolicy.speculative.initial_guess import X0Guess, ZeroGuess
 from specpolicy.speculative.inputs import kind_of
 from specpolicy.speculative.process import ReverseProcess
-from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler, SpeculativeSampler
+from specpolicy.speculative.sampler import SequentialSampler, SpeculativeSampler
+from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.speculative.verifiers import ReflectionVerifier, Verifier
 from specpolicy.speculative.window import Window
 from specpolicy.tuning.store import load_windows, sampler_key

@@ -24,7 +24,8 @@ from benchmarks.images.pixels import PixelDiTPipeline
 from specpolicy.approximate.specdiff.sampler import CachedSampler, Caching, CachingAccount
 from specpolicy.interop.diffusers.accelerate import Acceleration, accelerate_pipeline
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler, SpeculativeSampler
+from specpolicy.speculative.sampler import SequentialSampler, SpeculativeSampler
+from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 

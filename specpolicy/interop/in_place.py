@@ -27,7 +27,8 @@ from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import SchedulerSampler, SpeculativeSampler
+from specpolicy.speculative.sampler import SpeculativeSampler
+from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.speculative.verifiers import ReflectionVerifier
 
 _WINDOW = 24

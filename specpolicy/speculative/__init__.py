@@ -20,10 +20,10 @@ from specpolicy.speculative.log_prob import chain_log_prob as chain_log_prob
 from specpolicy.speculative.predraft import PreDraft as PreDraft
 from specpolicy.speculative.process import ReverseProcess as ReverseProcess
 from specpolicy.speculative.result import SampleResult as SampleResult
-from specpolicy.speculative.sampler import SchedulerSampler as SchedulerSampler
 from specpolicy.speculative.sampler import SequentialSampler as SequentialSampler
 from specpolicy.speculative.sampler import SpeculativeSampler as SpeculativeSampler
 from specpolicy.speculative.sampler import asd as asd
+from specpolicy.speculative.scheduler_sampler import SchedulerSampler as SchedulerSampler
 from specpolicy.speculative.verifiers import BlockVerifier as BlockVerifier
 from specpolicy.speculative.verifiers import ReflectionVerifier as ReflectionVerifier
 from specpolicy.speculative.verifiers import ResidualVerifier as ResidualVerifier

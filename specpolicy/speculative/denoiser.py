@@ -126,6 +126,21 @@ def call_denoiser(
         DenoiserError: the shape differs from that of ``x``, or a value is no real number, NaN or infinite.
     """
     output = denoiser(x, timestep, cond)
+    check_output(output, x, timestep)
+    return output
+
+
+def check_output(output: Any, x: Float[Tensor, "n ..."], timestep: Tensor) -> None:
+    """Check what a network has returned.
+
+    Args:
+        output: of the network.
+        x: noisy points that it was given, shape ``(n, *event)``.
+        timestep: of each, shape ``(n,)``.
+
+    Raises:
+        DenoiserError: the shape differs from that of ``x``, or a value is NaN or infinite.
+    """
     if not isinstance(output, Tensor) or output.shape != x.shape:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         hint = " (return its .sample)" if isinstance(getattr(output, "sample", None), Tensor) else ""
@@ -139,4 +154,3 @@ def call_denoiser(
         raise DenoiserError(
             f"denoiser returned NaN or infinity at timesteps {bad[:8]}; check its weights, inputs and dtype"
         )
-    return output

@@ -56,7 +56,8 @@ class ChainGenerators:
         chains = range(self.batch) if chains is None else chains
         if not self.generators:  # no list, or one for no chain at all
             return self._draw((len(chains), *event), self.shared, True, self.dtype)
-        return torch.stack([self._draw(event, self.generators[chain], True, self.dtype) for chain in chains])
+        drawn = [self._draw(event, self.generators[chain], True, self.dtype) for chain in chains]
+        return drawn[0][None] if len(drawn) == 1 else torch.stack(drawn)
 
     def window_noise(
         self, lengths: Sequence[int], event: Sequence[int], chains: Sequence[int]
@@ -77,6 +78,8 @@ class ChainGenerators:
         longest = max(1, *lengths)
         if self.generators is None:
             return self._draw((len(chains), longest, *event), self.shared, True, self.dtype)
+        if len(lengths) == 1 and lengths[0]:
+            return self._draw((longest, *event), self.generators[chains[0]], True, self.dtype)[None]
         padded = torch.zeros((len(chains), longest, *event), device=self.device, dtype=self.dtype)
         for row, (chain, length) in enumerate(zip(chains, lengths, strict=True)):
             padded[row, :length] = self._draw((length, *event), self.generators[chain], True, self.dtype)
@@ -95,6 +98,8 @@ class ChainGenerators:
         longest = max(1, *lengths) + 1
         if self.generators is None:
             return self._draw((len(chains), longest), self.shared, False, torch.float64)
+        if len(lengths) == 1 and lengths[0]:
+            return self._draw((longest,), self.generators[chains[0]], False, torch.float64)[None]
         padded = torch.zeros((len(chains), longest), device=self.device, dtype=torch.float64)
         for row, (chain, length) in enumerate(zip(chains, lengths, strict=True)):
             # The repair's number stands last in the row, whatever the window's length.

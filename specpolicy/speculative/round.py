@@ -22,7 +22,7 @@ from specpolicy.speculative.linear_chain import MultiStepTransition
 from specpolicy.speculative.process import ReverseProcess, per_row
 from specpolicy.speculative.verifiers import DraftTargetGap, Rejection, Verifier
 
-_X0_BOUND = 1e6
+X0_BOUND = 1e6
 """Unclipped x̂0 of ε-networks reach 1/√ᾱ, about 1e4 at the first timesteps of a cosine schedule."""
 
 
@@ -212,7 +212,7 @@ class SpeculativeRound:
         seen = raw_condition(cond)
         draft = self.drafter.draft(DraftStart(self.transition, state.k, state.x, *last_eval, noise, seen, state.tail))
         # Each x̂0 is known before the noise of its step, so that a length found from it keeps the sampler exact.
-        sound = within_bounds(draft.x0.flatten(2), state.x, _X0_BOUND).expand(-1, noise.shape[1])
+        sound = within_bounds(draft.x0.flatten(2), state.x, X0_BOUND).expand(-1, noise.shape[1])
         return draft, noise, torch.minimum(length, sound.cumprod(dim=1).sum(dim=1))
 
     def verify(

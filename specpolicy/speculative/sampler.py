@@ -1,14 +1,11 @@
-"""The samplers: speculative, sequential, and any diffusers scheduler behind the same call."""
+"""The samplers: speculative, and the sequential one that it is compared with."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from specpolicy.speculative.chain_batch import ChainBatch, StateBuffer
@@ -16,14 +13,22 @@ from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepa
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.drafters.constant import FreeDrafter, FrozenDrafter
 from specpolicy.speculative.initial_guess import X0Guess
-from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_part, check_whole
+from specpolicy.speculative.inputs import (
+    Generators,
+    check_cond,
+    check_noise,
+    check_part,
+    check_whole,
+    state_dtype,
+)
 from specpolicy.speculative.linear_chain import MultiStepTransition, max_draft_lengths
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.process import ReverseProcess, per_row
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.round import SpeculativeRound
-from specpolicy.speculative.schedulers import set_timesteps
+from specpolicy.speculative.single_chain import StepwiseChain, is_small
+from specpolicy.speculative.single_chain_rounds import SingleChainRounds
 from specpolicy.speculative.verifiers import BlockVerifier, ReflectionVerifier, Verifier
 from specpolicy.speculative.window import (
     AdaptiveSchedule,
@@ -94,6 +99,7 @@ class SpeculativeSampler:
         self.table = longest if isinstance(window, AdaptiveWindow) else window_lengths(window, longest)
         self.replayed = min(int(longest[0]), process.num_steps if replay is None else check_whole("replay", replay))
         self._rounds: dict[tuple[torch.device, torch.dtype], SpeculativeRound] = {}
+        self._host: SingleChainRounds | None = None
 
     def __repr__(self) -> str:
         """Name the parts."""
@@ -148,15 +154,31 @@ class SpeculativeSampler:
             TypeError: noise, conditions or generators are of another kind.
             ValueError: shapes, steps or the number of generators do not fit.
         """
-        chains, random = self._start(denoiser, noise, cond, generator, record)
-        schedule = self._schedule(noise.device)
+        single = self._single(noise)
         if predraft is not None:
             predraft.check(noise, self.process)
-            if self.replayed:
-                chains.replay(predraft, self.replayed, random)
+        if single is not None:
+            check_cond(cond, 1)
+            random = ChainGenerators(generator, 1, noise.device, state_dtype(noise))
+            return single.sample(denoiser, noise, cond, random, record, predraft, self.replayed)
+        chains, random = self._start(denoiser, noise, cond, generator, record)
+        schedule = self._schedule(noise.device)
+        if predraft is not None and self.replayed:
+            chains.replay(predraft, self.replayed, random)
         while len(active := chains.active()):
             chains.advance(active, schedule, random)
         return chains.result()
+
+    def _single(self, noise: Tensor) -> SingleChainRounds | None:
+        """Rounds of one chain on the CPU, where its calls are what costs; None for all others."""
+        check_noise(noise)
+        if not is_small(self.process, noise) or isinstance(self.window, AdaptiveWindow):
+            return None
+        if self._host is None and SingleChainRounds.takes(self.drafter):
+            transition = MultiStepTransition(self.process.to("cpu", torch.float64))
+            rounds = SpeculativeRound(transition, self.drafter, self.verifier, self.initial_guess)
+            self._host = SingleChainRounds(rounds, self.table)
+        return self._host
 
     def rounds(
         self,
@@ -265,6 +287,7 @@ class SequentialSampler:
         """Keep the process."""
         self.process = process
         self._placed: dict[tuple[torch.device, torch.dtype], ReverseProcess] = {}
+        self._host: StepwiseChain | None = None
 
     def __repr__(self) -> str:
         """Name the number of steps."""
@@ -298,12 +321,15 @@ class SequentialSampler:
         """
         dtype = check_noise(noise)
         check_cond(cond, len(noise))
+        random = ChainGenerators(generator, len(noise), noise.device, dtype)
+        if is_small(self.process, noise):
+            self._host = self._host or StepwiseChain(self.process)
+            return self._host.sample(denoiser, noise, cond, random, record)
         place = (noise.device, dtype)
         if place not in self._placed:
             self._placed[place] = self.process.to(*place)
         process = self._placed[place]
         cond = prepared(denoiser, cond)
-        random = ChainGenerators(generator, len(noise), noise.device, dtype)
         x = noise.to(dtype)
         states, found = [x], []
         for step in range(process.num_steps):
@@ -336,109 +362,3 @@ def asd(process: ReverseProcess, window: Window = 20) -> SpeculativeSampler:
         The sampler.
     """
     return SpeculativeSampler(process, FrozenDrafter(), ReflectionVerifier(), window)
-
-
-class SchedulerError(RuntimeError):
-    """A scheduler's step is not finite although state and network output are."""
-
-
-class SchedulerSampler:
-    """Steps a diffusers scheduler (DDIM, DPM-Solver++, Euler, …) through ``scheduler.step``, one evaluation at a time.
-
-    It has whatever distribution the scheduler has: few-step samplers do *not* have that of the training chain, hence
-    ``exact = False``.
-
-    Args:
-        scheduler: of diffusers; copied for each call, because multistep solvers keep a history.
-        num_inference_steps: steps, and network evaluations for schedulers of first order.
-        step_arguments: further arguments of ``scheduler.step``, such as ``{"eta": 0.0}``.
-
-    Raises:
-        ValueError: the scheduler is none, is a flow-matching one, whose networks predict another quantity and whose
-            noise levels are no timesteps, or takes no such number of steps.
-    """
-
-    exact: bool = False
-
-    def __init__(self, scheduler: Any, num_inference_steps: int, step_arguments: dict[str, Any] | None = None) -> None:
-        """Set the scheduler's timesteps."""
-        steps = check_whole("num_inference_steps", num_inference_steps)
-        self.scheduler = copy.deepcopy(_checked(scheduler))
-        set_timesteps(self.scheduler, steps)
-        self.num_inference_steps = steps
-        self.step_arguments = dict(step_arguments or {})
-        taken = inspect.signature(scheduler.step).parameters
-        unknown = sorted(set(self.step_arguments) - set(taken))
-        if unknown:
-            raise ValueError(
-                f"step_arguments {unknown} are no arguments of {type(scheduler).__name__}.step; it takes "
-                f"{', '.join(name for name in taken if name not in ('model_output', 'timestep', 'sample'))}"
-            )
-        self._takes_generator = "generator" in taken
-
-    def __repr__(self) -> str:
-        """Name the scheduler."""
-        return f"SchedulerSampler({type(self.scheduler).__name__}, {self.num_inference_steps} steps)"
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
-        cond: Cond = None,
-        generator: Generators = None,
-        record: bool = False,
-    ) -> SampleResult:
-        """Sample one chain for each row of ``noise``.
-
-        Args:
-            denoiser: as for :class:`SpeculativeSampler`.
-            noise: standard normal, shape ``(B, *event)``; scaled as the scheduler wants it.
-            cond: conditions with leading dimension B.
-            generator: one, or one for each chain, if the scheduler draws noise.
-            record: keep the trajectory; ``x0`` stays None, since not every scheduler has one.
-
-        Returns:
-            Samples and their network evaluations.
-
-        Raises:
-            DenoiserError: the denoiser returned NaN, infinity or another shape.
-            SchedulerError: the scheduler made NaN or infinity of finite numbers.
-            TypeError: noise, conditions or generators are of another kind.
-            ValueError: shapes or the number of generators do not fit.
-        """
-        check_noise(noise)
-        check_cond(cond, len(noise))
-        cond = prepared(denoiser, cond)
-        checked = check_generators(generator, len(noise))
-        scheduler = copy.deepcopy(self.scheduler)
-        arguments = dict(self.step_arguments)
-        if self._takes_generator and checked is not None:
-            arguments["generator"] = checked
-        states = [x := noise * scheduler.init_noise_sigma]
-        for t in scheduler.timesteps:
-            rows: Int[Tensor, " b"] = torch.full((len(x),), t.item(), device=x.device, dtype=t.dtype)
-            output = call_denoiser(denoiser, scheduler.scale_model_input(x, t), rows, cond)
-            x = scheduler.step(output, t, x, **arguments).prev_sample
-            if not torch.isfinite(x).all():
-                raise SchedulerError(
-                    f"{type(scheduler).__name__}.step made NaN or infinity of finite numbers at timestep {t.item()}: "
-                    "its settings leave this step undefined. Check its betas, variance_type, rescale_betas_zero_snr "
-                    "and eta"
-                )
-            states.append(x)
-        count = torch.full((len(x),), len(scheduler.timesteps), dtype=torch.long)
-        return SampleResult(
-            sample=x, passes=count, evaluations=count.clone(), trajectory=torch.stack(states) if record else None
-        )
-
-
-def _checked(scheduler: Any) -> Any:
-    name = type(scheduler).__name__
-    if "FlowMatch" in name or not hasattr(scheduler, "init_noise_sigma"):
-        what = "a flow-matching scheduler" if "FlowMatch" in name else "no scheduler with timesteps and noise levels"
-        raise ValueError(
-            f"scheduler {name!r} is {what}; expected a diffusers scheduler of a denoising diffusion, such "
-            "as DDIMScheduler, DPMSolverMultistepScheduler or EulerDiscreteScheduler"
-        )
-    return scheduler

@@ -18,7 +18,7 @@ from mixtures import chains, mixture
 
 from specpolicy import ReverseProcess, SchedulerSampler, SequentialSampler, SpeculativeSampler
 from specpolicy.speculative.compiled.sampler import CompiledChain
-from specpolicy.speculative.sampler import SchedulerError
+from specpolicy.speculative.scheduler_sampler import SchedulerError
 from specpolicy.speculative.schedulers import set_timesteps
 
 TIMES = 17

@@ -29,7 +29,8 @@ from specpolicy.samplers import Trained, ddim, sequential
 from specpolicy.speculative.denoiser import Cond, Denoiser
 from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler
+from specpolicy.speculative.sampler import SequentialSampler
+from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.utils.attributes import replaced
 
 

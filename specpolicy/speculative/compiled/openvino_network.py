@@ -104,8 +104,8 @@ class OpenVINODenoiser:
         Raises:
             ConversionError: the network or its inputs cannot be taken over.
         """
-        leaves, form = _flat(cond)
-        inputs, rows = (x, timestep, *leaves), len(x)
+        leaves, form = ([cond], _ONE_TENSOR) if isinstance(cond, Tensor) else _flat(cond)
+        inputs, rows = (x, timestep, *leaves), x.shape[0]
         with self._lock:
             if rows <= BATCH_SIZES[-1]:
                 return torch.from_numpy(self._model(rows, inputs, form).run(inputs))
@@ -145,16 +145,17 @@ class OpenVINODenoiser:
                 bar.advance()
 
     def _model(self, rows: int, inputs: tuple[Tensor, ...], form: TreeSpec) -> _StaticModel:
-        kind = (form, tuple((part.shape[1:], part.dtype) for part in inputs))
-        key = (kind, bucket(rows), torch.get_num_threads())
-        if key not in self._models:
-            self._models[key] = self._compile(kind, key[1], inputs, form)
-        return self._models[key]
+        kind = (form.type, *((part.shape[1:], part.dtype) for part in inputs))
+        key = (kind, _BUCKET[rows], torch.get_num_threads())
+        found = self._models.get(key)
+        if found is None or (found.form is not form and found.form != form):
+            found = self._models[key] = self._compile(kind, key[1], inputs, form)
+        return found
 
     def _compile(self, kind: Any, size: int, inputs: tuple[Tensor, ...], form: TreeSpec) -> _StaticModel:
-        if kind not in self._converted:
+        if (kind, form) not in self._converted:
             _check_inputs(inputs)
-            self._converted[kind] = self._load(inputs, form)
+            self._converted[kind, form] = self._load(inputs, form)
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
@@ -163,12 +164,12 @@ class OpenVINODenoiser:
             "ENABLE_CPU_PINNING": False,  # processes beside one another must not share a core
         }
         try:
-            model = self._converted[kind].clone()
+            model = self._converted[kind, form].clone()
             model.reshape({index: [size, *part.shape[1:]] for index, part in enumerate(inputs)})
             compiled = self._core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             self._refuse(f"cannot be compiled for {size} rows", error)
-        found = _StaticModel(self._openvino, compiled, size, inputs)
+        found = _StaticModel(self._openvino, compiled, size, inputs, form)
         self._compare(found, inputs, form)
         return found
 
@@ -231,7 +232,8 @@ class OpenVINODenoiser:
 class _StaticModel:
     """A compiled model of one batch size with its own input and output buffers."""
 
-    def __init__(self, openvino: Any, compiled: Any, size: int, inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, openvino: Any, compiled: Any, size: int, inputs: tuple[Tensor, ...], form: TreeSpec) -> None:
+        self.form = form
         self._request = compiled.create_infer_request()
         self._buffers = [np.zeros((size, *part.shape[1:]), part[:0].numpy().dtype) for part in inputs]
         for index, buffer in enumerate(self._buffers):
@@ -241,7 +243,7 @@ class _StaticModel:
 
     def run(self, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
         """Evaluate it on no more rows than it has; what fills the batch up is what was there before."""
-        rows = len(inputs[0])
+        rows = inputs[0].shape[0]
         for buffer, part in zip(self._buffers, inputs, strict=True):
             buffer[:rows] = part.numpy()
         self._request.infer()
@@ -261,9 +263,13 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"precision={precision!r}; expected {' or '.join(get_args(Precision))}")
 
 
+_BUCKET = [next(size for size in BATCH_SIZES if size >= rows) for rows in range(BATCH_SIZES[-1] + 1)]
+_ONE_TENSOR = tree_flatten(torch.zeros(0))[1]
+
+
 def bucket(rows: int) -> int:
     """The least batch size that holds ``rows``, which are at most the largest."""
-    return next(size for size in BATCH_SIZES if size >= rows)
+    return _BUCKET[rows]
 
 
 def _sizes_of(rows: int) -> set[int]:

@@ -31,7 +31,8 @@ from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.round import RoundNoise
-from specpolicy.speculative.sampler import SchedulerSampler, SequentialSampler, SpeculativeSampler
+from specpolicy.speculative.sampler import SequentialSampler, SpeculativeSampler
+from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.speculative.window import AdaptiveWindow
 
 

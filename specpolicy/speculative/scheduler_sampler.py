@@ -1,0 +1,122 @@
+"""Any diffusers scheduler behind the samplers' call."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepared
+from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_whole
+from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.schedulers import set_timesteps
+
+
+class SchedulerError(RuntimeError):
+    """A scheduler's step is not finite although state and network output are."""
+
+
+class SchedulerSampler:
+    """Steps a diffusers scheduler (DDIM, DPM-Solver++, Euler, …) through ``scheduler.step``, one evaluation at a time.
+
+    It has whatever distribution the scheduler has: few-step samplers do *not* have that of the training chain, hence
+    ``exact = False``.
+
+    Args:
+        scheduler: of diffusers; copied for each call, because multistep solvers keep a history.
+        num_inference_steps: steps, and network evaluations for schedulers of first order.
+        step_arguments: further arguments of ``scheduler.step``, such as ``{"eta": 0.0}``.
+
+    Raises:
+        ValueError: the scheduler is none, is a flow-matching one, whose networks predict another quantity and whose
+            noise levels are no timesteps, or takes no such number of steps.
+    """
+
+    exact: bool = False
+
+    def __init__(self, scheduler: Any, num_inference_steps: int, step_arguments: dict[str, Any] | None = None) -> None:
+        """Set the scheduler's timesteps."""
+        steps = check_whole("num_inference_steps", num_inference_steps)
+        self.scheduler = copy.deepcopy(_checked(scheduler))
+        set_timesteps(self.scheduler, steps)
+        self.num_inference_steps = steps
+        self.step_arguments = dict(step_arguments or {})
+        taken = inspect.signature(scheduler.step).parameters
+        unknown = sorted(set(self.step_arguments) - set(taken))
+        if unknown:
+            raise ValueError(
+                f"step_arguments {unknown} are no arguments of {type(scheduler).__name__}.step; it takes "
+                f"{', '.join(name for name in taken if name not in ('model_output', 'timestep', 'sample'))}"
+            )
+        self._takes_generator = "generator" in taken
+
+    def __repr__(self) -> str:
+        """Name the scheduler."""
+        return f"SchedulerSampler({type(self.scheduler).__name__}, {self.num_inference_steps} steps)"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Float[Tensor, "b ..."],
+        cond: Cond = None,
+        generator: Generators = None,
+        record: bool = False,
+    ) -> SampleResult:
+        """Sample one chain for each row of ``noise``.
+
+        Args:
+            denoiser: as for :class:`SpeculativeSampler`.
+            noise: standard normal, shape ``(B, *event)``; scaled as the scheduler wants it.
+            cond: conditions with leading dimension B.
+            generator: one, or one for each chain, if the scheduler draws noise.
+            record: keep the trajectory; ``x0`` stays None, since not every scheduler has one.
+
+        Returns:
+            Samples and their network evaluations.
+
+        Raises:
+            DenoiserError: the denoiser returned NaN, infinity or another shape.
+            SchedulerError: the scheduler made NaN or infinity of finite numbers.
+            TypeError: noise, conditions or generators are of another kind.
+            ValueError: shapes or the number of generators do not fit.
+        """
+        check_noise(noise)
+        check_cond(cond, len(noise))
+        cond = prepared(denoiser, cond)
+        checked = check_generators(generator, len(noise))
+        scheduler = copy.deepcopy(self.scheduler)
+        arguments = dict(self.step_arguments)
+        if self._takes_generator and checked is not None:
+            arguments["generator"] = checked
+        states = [x := noise * scheduler.init_noise_sigma]
+        for t in scheduler.timesteps:
+            rows: Int[Tensor, " b"] = torch.full((len(x),), t.item(), device=x.device, dtype=t.dtype)
+            output = call_denoiser(denoiser, scheduler.scale_model_input(x, t), rows, cond)
+            x = scheduler.step(output, t, x, **arguments).prev_sample
+            if not torch.isfinite(x).all():
+                raise SchedulerError(
+                    f"{type(scheduler).__name__}.step made NaN or infinity of finite numbers at timestep {t.item()}: "
+                    "its settings leave this step undefined. Check its betas, variance_type, rescale_betas_zero_snr "
+                    "and eta"
+                )
+            states.append(x)
+        count = torch.full((len(x),), len(scheduler.timesteps), dtype=torch.long)
+        return SampleResult(
+            sample=x, passes=count, evaluations=count.clone(), trajectory=torch.stack(states) if record else None
+        )
+
+
+def _checked(scheduler: Any) -> Any:
+    name = type(scheduler).__name__
+    if "FlowMatch" in name or not hasattr(scheduler, "init_noise_sigma"):
+        what = "a flow-matching scheduler" if "FlowMatch" in name else "no scheduler with timesteps and noise levels"
+        raise ValueError(
+            f"scheduler {name!r} is {what}; expected a diffusers scheduler of a denoising diffusion, such "
+            "as DDIMScheduler, DPMSolverMultistepScheduler or EulerDiscreteScheduler"
+        )
+    return scheduler
