@@ -323,10 +323,11 @@ class _Jacobian:
         scale = chain.a + chain.b * self.values
         self._scales = [scale]  # products of 1, 2, 4, … steps that end at each position
         reach = 1
-        while 2 * reach <= len(scale):
-            last = self._scales[-1]
-            self._scales.append(np.concatenate([last[:reach], last[reach:] * last[:-reach]]))
-            reach *= 2
+        with np.errstate(over="ignore", invalid="ignore"):  # a Jacobian without bounds: its drafts are left out
+            while 2 * reach <= len(scale):
+                last = self._scales[-1]
+                self._scales.append(np.concatenate([last[:reach], last[reach:] * last[:-reach]]))
+                reach *= 2
 
     def project(self, vectors: Array) -> Array:
         """Coordinates in the basis."""
