@@ -24,7 +24,7 @@ from specpolicy.samplers import Trained, ddim
 from specpolicy.speculative.denoiser import Cond, Denoiser, gather_rows, prepared
 from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_whole
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.sampler import SchedulerSampler
+from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 
 
 class WarmDDIM:
