@@ -73,6 +73,7 @@ def control(overrides: Sequence[str]) -> None:
         repeats=cfg.repeats,
         rate_hz=cfg.rate_hz,
         guards=instantiate(cfg.guards),
+        limits=instantiate(cfg.limits) if "limits" in cfg else None,
         max_ticks=cfg.max_ticks,
         make_clock=instantiate(cfg.clock) if real_time else None,
         make_views=_views(cfg.view),

@@ -26,15 +26,19 @@ class ActionSpec:
         absolute_dims: indices that repeat the last command while it holds.
         initial: values of ``absolute_dims`` before anything has been sent, in their order, environment units.
         initial_from: name of the observation that has these values instead, of the same length.
+        velocity_dims: those of ``delta_dims`` that are velocities, units a second, and keep their value when an action
+            is divided into commands; the others are displacements, which are divided with it.
 
     Raises:
-        ValueError: the indices are not 0 … n − 1, each once; or the initial values are missing or not finite.
+        ValueError: the indices are not 0 … n − 1, each once; the initial values are missing or not finite; or a
+            velocity is not among the deltas.
     """
 
     delta_dims: Sequence[int]
     absolute_dims: Sequence[int] = ()
     initial: Sequence[float] = ()
     initial_from: str | None = None
+    velocity_dims: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         indices = sorted([*self.delta_dims, *self.absolute_dims])
@@ -50,6 +54,11 @@ class ActionSpec:
             )
         if not all(isinstance(value, int | float | np.number) and np.isfinite(value) for value in self.initial):
             raise ValueError(f"initial={list(self.initial)}; expected finite numbers, one for each absolute entry")
+        if not set(self.velocity_dims) <= set(self.delta_dims):
+            raise ValueError(
+                f"velocity_dims={list(self.velocity_dims)} must be among delta_dims={list(self.delta_dims)}: a "
+                "velocity of zero is standstill"
+            )
 
     @property
     def dim(self) -> int:
@@ -100,6 +109,20 @@ class ActionSpec:
         slow = action.copy()
         slow[list(self.delta_dims)] *= remaining
         return slow
+
+    def over_tick(self, commands: Action) -> Action:
+        """Sum commands up to the action that they were together.
+
+        Args:
+            commands: shape ``(n, dim)``, in the order in which they were sent.
+
+        Returns:
+            Shape ``(dim,)``: the last of absolute entries, the sum of deltas, the mean of velocities.
+        """
+        action = commands.sum(0)
+        action[list(self.absolute_dims)] = commands[-1, list(self.absolute_dims)]
+        action[list(self.velocity_dims)] /= len(commands)
+        return action
 
 
 @dataclass(frozen=True)

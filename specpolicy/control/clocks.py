@@ -73,6 +73,14 @@ class Clock(Protocol):
         """Wait until the tick after ``tick`` is due. A later one if that has gone by: no tick is made up for."""
         ...
 
+    def wait_within(self, tick: int, share: float, until: float) -> bool:
+        """Wait until a share of the time from ``tick`` to the next has gone by; False if the share ``until`` has."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Let some time go by."""
+        ...
+
     def finish(self, wait: bool = True) -> None:
         """End the episode; with ``wait``, when what is still being computed has ended."""
         ...
@@ -166,6 +174,13 @@ class SimulatedLatencyClock:
         self._tick = tick + 1
         return self._tick
 
+    def wait_within(self, tick: int, share: float, until: float) -> bool:
+        """See :class:`Clock`: never late."""
+        return True
+
+    def pause(self, seconds: float) -> None:
+        """See :class:`Clock`: simulated time does not go by."""
+
     def finish(self, wait: bool = True) -> None:
         """See :class:`Clock`; nothing is ever being computed."""
 
@@ -249,6 +264,19 @@ class RealTimeClock:
             self._sleep(ahead)
             return tick + 1
         return max(tick + 1, math.floor((self.now() - self._waited) * self.rate_hz))
+
+    def wait_within(self, tick: int, share: float, until: float) -> bool:
+        """See :class:`Clock`."""
+        begun, now = self.due(tick), self.now()
+        if now >= begun + until / self.rate_hz:
+            return False
+        self.pause(begun + share / self.rate_hz - now)
+        return True
+
+    def pause(self, seconds: float) -> None:
+        """See :class:`Clock`."""
+        if seconds > 0:
+            self._sleep(seconds)
 
     def finish(self, wait: bool = True) -> None:
         """See :class:`Clock`."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -18,18 +18,25 @@ import numpy as np
 from specpolicy.control.action_buffer import ActionBuffer
 from specpolicy.control.action_space import Action, ActionLimits, ActionSpec
 from specpolicy.control.clocks import Clock
+from specpolicy.control.command_limiter import CommandLimiter
+from specpolicy.control.env_step import EnvStep, read_reset, read_step
 from specpolicy.control.executors import Executor, IdleBehavior
+from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceKind, InferenceRequest, InferenceResult, LoopPolicy, checked_seed
 from specpolicy.control.inference_scheduler import InferenceScheduler, InferenceTask, ObservationRecord
-from specpolicy.control.safety import ActionFilter, Guards, NoFilter, SafetyFilter, SentAction, TickContext
+from specpolicy.control.motion_limits import MotionLimits
+from specpolicy.control.safety import ActionFilter, NoFilter, SafetyFilter, SentAction, TickContext
 from specpolicy.control.trace import EpisodeTrace, InferenceRecord, StepRecord
 from specpolicy.control.viewers import View
+from specpolicy.control.watchdog import Watchdog
 from specpolicy.policies.observations import ObservationHistory
-from specpolicy.utils.checks import shown
 from specpolicy.utils.errors import format_exception
 
 ControlCoroutine = Generator[InferenceRequest, "Future[InferenceResult]", EpisodeTrace]
 """Yields what is to be inferred, is sent the result's future, and returns the trace."""
+
+MOST_STOPPING_COMMANDS = 10_000
+"""After an interruption; a robot that needs more to come to rest has limits that let it never stop."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,13 @@ class ControlSetup:
         views: are shown every tick.
         max_ticks: end an episode after so many ticks, even if the environment would go on.
         success_required: raise ``KeyError`` if the environment's info has no ``"success"``.
+        limits: of motion, and the controller's rate; need guards. With several commands an action, the environment
+            takes one step for each of them, and the last one's observation is the tick's.
+        watchdog: gets a heartbeat with every command, and is disarmed between episodes; needs guards.
 
     Raises:
-        ValueError: ``max_ticks`` or ``n_obs_steps`` is no positive integer, guards lack an action description or an
-            executor its guards, or the action description does not fit the environment.
+        ValueError: ``max_ticks`` or ``n_obs_steps`` is no positive integer, guards lack an action description, an
+            executor or limits their guards, or the action description or the limits do not fit the environment.
     """
 
     env: gymnasium.Env[Any, Any]
@@ -63,6 +73,8 @@ class ControlSetup:
     views: Sequence[View] = ()
     max_ticks: int | None = None
     success_required: bool = False
+    limits: MotionLimits | None = None
+    watchdog: Watchdog | None = None
 
     def __post_init__(self) -> None:
         check_count("max_ticks", self.max_ticks)
@@ -70,12 +82,19 @@ class ControlSetup:
         if self.guards is None:
             if not self.executor.config.world_waits:
                 raise ValueError(f"{self.executor} moves while the policy computes, which takes guards")
+            if self.limits is not None or self.watchdog is not None:
+                raise ValueError("limits of motion and a watchdog belong to the safety filter, which takes guards")
         elif self.action_spec is None:
             raise ValueError(
                 "guards need an action_spec: which entries of an action are deltas, and which are absolute"
             )
         else:
-            ActionLimits.from_space(self.env.action_space, self.action_spec)
+            limits = ActionLimits.from_space(self.env.action_space, self.action_spec)
+            if self.limits is not None:
+                self.limits.commands_per_action(self.clock.rate_hz)
+                self.limits.box(limits, self.action_spec)
+            if self.watchdog is not None:
+                self.watchdog.check(self.action_spec.dim, self.clock.rate_hz)
 
     def make_filter(self, history: ObservationHistory) -> ActionFilter:
         """Make what decides about actions in one episode.
@@ -87,13 +106,18 @@ class ControlSetup:
             A :class:`SafetyFilter`, or a :class:`NoFilter` without guards.
 
         Raises:
-            ValueError: the first observation lacks what ``action_spec.initial_from`` names.
+            ValueError: the first observation lacks what ``action_spec.initial_from`` or the workspace names, or the
+                robot begins outside its limits.
         """
         if self.guards is None or self.action_spec is None:
             return NoFilter(self.executor.config.n_action_steps)
         limits = ActionLimits.from_space(self.env.action_space, self.action_spec, self.guards.tolerance)
         initial = self.action_spec.initial_action(history.latest)
-        return SafetyFilter(self.guards, self.action_spec, limits, initial, self.clock.rate_hz)
+        motion, rate_hz = None, self.clock.rate_hz
+        if self.limits is not None:
+            limits = self.limits.box(limits, self.action_spec)
+            motion = CommandLimiter(self.limits, self.action_spec, limits, initial, rate_hz, history.latest)
+        return SafetyFilter(self.guards, self.action_spec, limits, initial, rate_hz, motion)
 
 
 class ControlLoop:
@@ -110,6 +134,8 @@ class ControlLoop:
         action_spec: which entries of an action are deltas and which are absolute; all deltas by default.
         views: are shown every tick.
         max_ticks: end an episode after so many ticks, even if the environment would go on.
+        limits: of motion, and the controller's rate; see :class:`ControlSetup`.
+        watchdog: sends the safe action from a process of its own when this loop does not go on.
 
     Raises:
         ValueError: the executor pre-drafts and the policy cannot; or see :class:`ControlSetup`.
@@ -129,9 +155,14 @@ class ControlLoop:
         action_spec: ActionSpec | None = None,
         views: Sequence[View] = (),
         max_ticks: int | None = None,
+        limits: MotionLimits | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         spec = action_spec or ActionSpec(range(int(np.prod(env.action_space.shape or ()))))
-        setup = ControlSetup(env, executor, clock, policy.n_obs_steps, spec, guards or Guards(), views, max_ticks)
+        setup = ControlSetup(
+            env, executor, clock, policy.n_obs_steps, spec, guards or Guards(), views, max_ticks,
+            limits=limits, watchdog=watchdog,
+        )  # fmt: skip
         if executor.config.predraft is not None and not policy.predrafts:
             raise ValueError(
                 "the executor pre-drafts, but this policy or its sampler has no predraft(): take a speculative "
@@ -199,7 +230,7 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
         What happened, tick by tick.
     """
     env, clock, config = setup.env, setup.clock, setup.executor.config
-    observation = _read_reset(env.reset(seed=seed))
+    observation = read_reset(env.reset(seed=seed))
     history = ObservationHistory(setup.n_obs_steps, observation)
     actions = setup.make_filter(history)
     trace = EpisodeTrace(seed, repeat, clock.rate_hz, config.n_action_steps, faults=actions.faults)
@@ -236,94 +267,32 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
             context = TickContext(tick, now, now - clock.due(tick), pausing, scheduler.waiting_s(clock), sensor)
             sent, queue = actions.send(context, buffer), buffer.left(tick)
             trace.reason = actions.reason
-            stepped = _read_step(env.step(_cast(sent.action, env.action_space)), setup.success_required)
+            sent, stepped = _send(setup, actions, sent, tick)
             sensor = stepped.problem
             problem = _add(history, stepped.observation) or sensor
             trace.ticks.append(_row(context, clock, sent, queue, scheduler.computing, stepped.reward, stepped.success))
             for view in setup.views:
                 view.tick(trace, env)
-            over = stepped.over or actions.stopped is not None or len(trace.ticks) == setup.max_ticks
+            stopped = actions.stopped is not None and actions.at_rest
+            over = stepped.over or stopped or len(trace.ticks) == setup.max_ticks
             if not over:
                 tick = clock.next_tick(tick)
     except (KeyboardInterrupt, SystemExit):
-        _stop_safely(env, actions)
+        _stop_safely(env, actions, clock)
+        if setup.watchdog is not None:
+            setup.watchdog.disarm()
         raise
+    except Exception:
+        if setup.watchdog is not None:
+            setup.watchdog.trip()
+        raise
+    if setup.watchdog is not None:
+        setup.watchdog.disarm()
+    trace.limited = actions.limited
     trace.stopped = None if actions.stopped is None else str(actions.stopped)
     for view in setup.views:
         view.end(trace)
     return trace
-
-
-class _EnvStep(NamedTuple):
-    """What one step of an environment said."""
-
-    observation: Any
-    reward: float
-    over: bool
-    success: bool
-    problem: str | None
-
-
-def _read_reset(returned: Any) -> Any:
-    """The observation of ``env.reset``; a mapping of two keys would unpack into their names."""
-    if not isinstance(returned, tuple) or len(returned) != 2:
-        raise ValueError(f"env.reset returned {_form(returned)}; expected (observation, info), as Gymnasium has it")
-    return returned[0]
-
-
-def _read_step(returned: Any, strict: bool) -> _EnvStep:
-    """Read what ``env.step`` returned; text, None and NaN are not taken for yes, no or a number.
-
-    Args:
-        returned: five values, as Gymnasium has it.
-        strict: ``info`` must have ``success``, and the reward must be finite.
-
-    Raises:
-        KeyError: there is no ``success``.
-        ValueError: anything else is not what it should be.
-    """
-    if not isinstance(returned, tuple) or len(returned) != 5:
-        raise ValueError(
-            f"env.step returned {_form(returned)}; expected (observation, reward, terminated, truncated, info), as "
-            "Gymnasium has it"
-        )
-    observation, reward, terminated, truncated, info = returned
-    if not isinstance(info, Mapping):
-        raise ValueError(f"the environment's info is {_form(info)}; expected a mapping")
-    if strict and "success" not in info:
-        raise KeyError("the environment's info has no 'success'; wrap it so that every step reports it as a bool")
-    number = _number("reward", reward)
-    if strict and not np.isfinite(number):
-        raise ValueError(f"the environment's reward is {number}; expected a finite number")
-    flags = [
-        _flag(name, value)
-        for name, value in (
-            ("terminated", terminated),
-            ("truncated", truncated),
-            ("info['success']", info.get("success", False)),
-        )
-    ]
-    problem = info.get("problem")
-    return _EnvStep(observation, number, flags[0] or flags[1], flags[2], None if problem is None else str(problem))
-
-
-def _number(name: str, value: Any) -> float:
-    array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "biuf":
-        raise ValueError(f"the environment's {name} is {shown(value)}; expected a number")
-    return float(array.item())
-
-
-def _flag(name: str, value: Any) -> bool:
-    """True or false; some environments report a success as 1.0."""
-    array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
-        raise ValueError(f"the environment's {name} is {shown(value)}; expected true or false")
-    return bool(array.item())
-
-
-def _form(value: Any) -> str:
-    return f"{len(value)} values" if isinstance(value, tuple) else f"a {type(value).__name__}"
 
 
 def check_count(name: str, value: int | None) -> None:
@@ -416,17 +385,47 @@ def _row(
     )
 
 
+def _send(setup: ControlSetup, actions: ActionFilter, sent: SentAction, tick: int) -> tuple[SentAction, EnvStep]:
+    """Send the commands of a tick, each when its time has come; those whose time has gone by are left out.
+
+    Returns:
+        What was sent in all, as an action at the policy's rate; what the environment said in all.
+    """
+    env, clock, count = setup.env, setup.clock, actions.commands_per_action
+    command, commands, reward, success = sent.action, [sent.action], 0.0, False
+    for number in range(count):
+        if number > 0:
+            if not clock.wait_within(tick, number / count, (number + 1) / count):
+                continue
+            command = actions.follow(number)
+            commands.append(command)
+        if setup.watchdog is not None and isinstance(actions, SafetyFilter):
+            setup.watchdog.beat(actions.standstill)
+        stepped = read_step(env.step(_cast(command, env.action_space)), setup.success_required)
+        actions.observe(stepped.observation if stepped.problem is None else None)
+        reward, success = reward + stepped.reward, success or stepped.success
+        if stepped.over:
+            break
+    if count > 1 and setup.action_spec is not None:
+        sent = replace(sent, action=setup.action_spec.over_tick(np.stack(commands)))
+    return sent, stepped._replace(reward=reward, success=success)
+
+
 def _cast(action: Action, space: gymnasium.Space[Any]) -> Any:
     """The action in the dtype that the environment declares."""
     return action.astype(space.dtype) if space.dtype is not None else action
 
 
-def _stop_safely(env: gymnasium.Env[Any, Any], actions: ActionFilter) -> None:
-    """Bring the robot to rest and close the environment, whatever state either is in."""
+def _stop_safely(env: gymnasium.Env[Any, Any], actions: ActionFilter, clock: Clock) -> None:
+    """Bring the robot to rest, as fast as its limits allow, and close the environment, whatever state either is in."""
     if not isinstance(actions, SafetyFilter):
         return
     with suppress(Exception):
-        env.step(_cast(actions.safe_action(), env.action_space))
+        for _ in range(MOST_STOPPING_COMMANDS):
+            env.step(_cast(actions.safe_action(), env.action_space))
+            if actions.at_rest:
+                break
+            clock.pause(1.0 / (clock.rate_hz * actions.commands_per_action))
     with suppress(Exception):
         env.close()
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from specpolicy.control.guards import Fault
 from specpolicy.control.inference import InferenceKind
-from specpolicy.control.safety import Fault
 from specpolicy.control.trace import EpisodeTrace, InferenceRecord
 
 

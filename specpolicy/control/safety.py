@@ -3,137 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from specpolicy.control.action_buffer import ActionBuffer, BufferedAction, Chunk
 from specpolicy.control.action_space import Action, ActionLimits, ActionSpec
+from specpolicy.control.command_limiter import CommandLimiter, MotionState
+from specpolicy.control.guards import Fault, Guards, Response
 from specpolicy.control.inference import InferenceResult
 from specpolicy.control.trace import InferenceRecord
-
-
-class Fault(StrEnum):
-    """What a guard objects to."""
-
-    NON_FINITE = "non_finite"
-    """NaN, infinity, or a number that the action's type cannot hold: in a chunk, which is then refused as a whole, or
-    in the aggregate of several."""
-
-    OUT_OF_RANGE = "out_of_range"
-    """An action outside the environment's limits."""
-
-    FAILURE = "failure"
-    """A chunk could not be computed: the policy raised an exception or gave no usable actions, or the observation is
-    none that it can be asked about."""
-
-    STALE = "stale"
-    """An action from an observation that is too old."""
-
-    MISSED = "missed"
-    """A tick for which there is no action, because the next chunk is late."""
-
-    LATE = "late"
-    """A tick that is sent too long after it was due."""
-
-    SENSOR = "sensor"
-    """The environment says, in ``info["problem"]``, why its observation must not be used: a sensor is lost or stale."""
-
-
-class Response(StrEnum):
-    """What is done about a fault."""
-
-    SEND = "send"
-    """The action is sent all the same, and counted."""
-
-    CLIP = "clip"
-    """The nearest action within the limits."""
-
-    HOLD = "hold"
-    """Standstill at once: deltas zero, absolute entries repeated."""
-
-    BRAKE = "brake"
-    """Deltas go down to zero over some ticks, absolute entries are repeated."""
-
-    LAST_SAFE = "last_safe"
-    """The last chunk without a fault is played on to its end, then the robot holds."""
-
-    STOP = "stop"
-    """Hold, and end the episode."""
-
-
-_STILL = frozenset({Response.HOLD, Response.BRAKE, Response.STOP})
-POSSIBLE: Mapping[Fault, frozenset[Response]] = {
-    Fault.NON_FINITE: _STILL | {Response.LAST_SAFE},
-    Fault.OUT_OF_RANGE: _STILL | {Response.LAST_SAFE, Response.CLIP},
-    Fault.FAILURE: _STILL | {Response.LAST_SAFE},
-    Fault.STALE: _STILL | {Response.SEND},
-    Fault.MISSED: _STILL,
-    Fault.LATE: _STILL | {Response.SEND},
-    Fault.SENSOR: _STILL | {Response.SEND},
-}
-"""Responses that make sense for each fault; nothing that has not been checked can be sent."""
-
-
-@dataclass(frozen=True)
-class Guards:
-    """The response to each fault, and the thresholds.
-
-    Attributes:
-        non_finite, out_of_range, failure, stale, missed, late, sensor: a :class:`Response` each, or its name.
-        tolerance: how far outside the limits an action may lie and still count as inside.
-        max_age_s: actions from observations older than this are stale; None: none is.
-        deadline_s: a chunk that takes longer than this is late, also while its executor pauses for it; None: it is
-            late when the robot has run out of actions.
-        late_s: a tick sent so long after it was due is late; None: half a tick.
-        brake_ticks: ticks in which a brake comes to rest, at least 1.
-        give_up_after: stop after so many chunks in a row that failed or were refused; None: never.
-
-    Raises:
-        ValueError: an unknown response, one that makes no sense for its fault, or a threshold that is not positive.
-    """
-
-    non_finite: Response = Response.LAST_SAFE
-    out_of_range: Response = Response.CLIP
-    failure: Response = Response.LAST_SAFE
-    stale: Response = Response.HOLD
-    missed: Response = Response.HOLD
-    late: Response = Response.SEND
-    sensor: Response = Response.HOLD
-    tolerance: float = 1e-6
-    max_age_s: float | None = None
-    deadline_s: float | None = None
-    late_s: float | None = None
-    brake_ticks: int = 4
-    give_up_after: int | None = 20
-
-    def __post_init__(self) -> None:
-        for fault in Fault:
-            asked, possible = getattr(self, fault.value), POSSIBLE[fault]
-            if asked not in possible:
-                known = ", ".join(sorted(possible))
-                raise ValueError(f"guards: {fault.value}={asked!r}; possible responses are {known}")
-            object.__setattr__(self, fault.value, Response(asked))  # a configuration gives its name
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_s") and value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"guards: {field.name}={value}; expected a positive number of seconds, or null")
-        for name in ("brake_ticks", "give_up_after"):
-            value = getattr(self, name)
-            if value is None and name == "give_up_after":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"guards: {name}={value!r}; expected a whole number, at least 1")
-        if not 0 <= self.tolerance < float("inf"):
-            raise ValueError(f"guards: tolerance={self.tolerance}; expected a finite number, not negative")
-
-    def response(self, fault: Fault) -> Response:
-        """Return the response to ``fault``."""
-        response: Response = getattr(self, fault.value)
-        return response
 
 
 class UnsafeAction(RuntimeError):
@@ -183,11 +63,15 @@ class ActionFilter(Protocol):
         faults: how often each fault occurred.
         stopped: the fault for which the episode must end; None if it need not.
         reason: what the latest fault of a chunk was, in words.
+        commands_per_action: commands that are sent from one tick to the next.
+        limited: commands that the limits of motion changed.
     """
 
     faults: Counter[str]
     stopped: Fault | None
     reason: str | None
+    commands_per_action: int
+    limited: int
 
     def admit(self, record: InferenceRecord, result: InferenceResult, buffer: ActionBuffer, tick: int) -> Chunk | None:
         """Put a chunk into the buffer, or refuse it and return None."""
@@ -198,7 +82,20 @@ class ActionFilter(Protocol):
         ...
 
     def send(self, context: TickContext, buffer: ActionBuffer) -> SentAction:
-        """Return the action to send now."""
+        """Return the action to send now: the first command of a tick."""
+        ...
+
+    def follow(self, number: int) -> Action:
+        """Return a later command of the tick, ``number`` from 1 to ``commands_per_action − 1``."""
+        ...
+
+    def observe(self, observation: Any) -> None:
+        """Take in what is observed after a command."""
+        ...
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the last command moved nothing, as far as limits of motion know."""
         ...
 
 
@@ -212,13 +109,19 @@ class SafetyFilter:
         initial: the action of a robot that has not been sent anything yet, shape ``(dim,)``; see
             :meth:`ActionSpec.initial_action`.
         rate_hz: ticks a second.
+        motion: divides each action into commands and limits these; None sends one for each, without such limits.
 
     Attributes:
-        faults, stopped, reason: see :class:`ActionFilter`.
+        faults, stopped, reason, commands_per_action, limited: see :class:`ActionFilter`.
     """
 
-    def __init__(self, guards: Guards, spec: ActionSpec, limits: ActionLimits, initial: Action, rate_hz: float) -> None:
-        self._guards, self._spec, self._limits = guards, spec, limits
+    def __init__(
+        self, guards: Guards, spec: ActionSpec, limits: ActionLimits, initial: Action, rate_hz: float,
+        motion: CommandLimiter | None = None,
+    ) -> None:  # fmt: skip
+        self._guards, self._spec, self._limits, self._motion = guards, spec, limits, motion
+        self.commands_per_action = 1 if motion is None else motion.commands_per_action
+        self.limited = 0
         self._late_s = guards.late_s if guards.late_s is not None else 0.5 / rate_hz
         self._last = limits.clip(initial)
         self._brake_from: Action | None = None
@@ -272,29 +175,56 @@ class SafetyFilter:
         return result.error is None
 
     def send(self, context: TickContext, buffer: ActionBuffer) -> SentAction:
-        """Return the action to send now."""
+        """Return the action to send now: the first command of a tick."""
+        sent = self._decide(context, buffer)
+        return self._exit(sent, None if sent.chunk is None else buffer.action(context.tick + 1))
+
+    def follow(self, number: int) -> Action:
+        """Return a later command of the tick, shape ``(dim,)``; numbers whose time has gone by may be skipped."""
+        assert self._motion is not None
+        command, limited = self._motion.command(number)
+        self.limited += limited
+        braking = None if self._brake_from is None else Response.BRAKE
+        return self._checked(SentAction(command, "follow", response=braking)).action
+
+    def observe(self, observation: Any) -> None:
+        """Take in what is observed after a command; the workspace is about it."""
+        if self._motion is not None:
+            self._motion.observe(observation)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the last command moved nothing; without limits of motion every standstill is one at once."""
+        return self._motion is None or self._motion.at_rest
+
+    @property
+    def standstill(self) -> Action:
+        """Standstill as of the last command, shape ``(dim,)``: what a watchdog sends when no other command comes."""
+        return self._limits.clip(self._spec.slow_down(self._last, 0.0))
+
+    def safe_action(self) -> Action:
+        """Return the next command towards standstill, shape ``(dim,)``; always within the limits."""
+        return self._exit(self._still(Response.STOP, None), None).action
+
+    def _decide(self, context: TickContext, buffer: ActionBuffer) -> SentAction:
         if self.stopped is not None:
-            return self._checked(self._still(Response.STOP, self.stopped))
+            return self._still(Response.STOP, self.stopped)
         if context.problem is not None:
             self.faults[Fault.SENSOR] += 1
             self.reason = context.problem
             if self._guards.sensor is not Response.SEND:
-                return self._checked(self._respond(Fault.SENSOR, context, None, buffer))
+                return self._respond(Fault.SENSOR, context, None, buffer)
         standing = None if self._standing is None else self._guards.response(self._standing)
         if standing in (Response.HOLD, Response.BRAKE):
-            return self._checked(self._still(standing, self._standing))
+            return self._still(standing, self._standing)
         planned = buffer.action(context.tick, overtime=standing is Response.LAST_SAFE)
         if planned is None and self._standing is not None:
-            return self._checked(self._still(Response.LAST_SAFE, self._standing))
+            return self._still(Response.LAST_SAFE, self._standing)
         fault = self._objection(context, planned)
         if fault is None:
-            return self._checked(self._unobjected(planned, buffer, context.tick, standing))
+            return self._unobjected(planned, buffer, context.tick, standing)
         self.faults[fault] += 1
-        return self._checked(self._respond(fault, context, planned, buffer))
-
-    def safe_action(self) -> Action:
-        """Return the action of standstill from here on, shape ``(dim,)``; always within the limits."""
-        return self._checked(self._still(Response.STOP, None)).action
+        return self._respond(fault, context, planned, buffer)
 
     def _objection(self, context: TickContext, planned: BufferedAction | None) -> Fault | None:
         guards = self._guards
@@ -346,15 +276,32 @@ class SafetyFilter:
         remaining = max(1.0 - self._braked / self._guards.brake_ticks, 0.0)
         return SentAction(self._spec.slow_down(self._brake_from, remaining), "guard", None, fault, response)
 
+    def _exit(self, sent: SentAction, following: BufferedAction | None) -> SentAction:
+        """The one way out: through the limits of motion, then through the last check."""
+        if self._motion is None:
+            return self._checked(sent)
+        ahead = None
+        if following is not None and following.action.shape == (self._spec.dim,):
+            ahead = self._limits.clip(following.action) if self._limits.representable(following.action) else None
+        state = MotionState.STILL if sent.chunk is None else MotionState.TRACK
+        self._motion.aim(sent.action, ahead, state)
+        command, limited = self._motion.command(0)
+        self.limited += limited
+        return self._checked(replace(sent, action=command))
+
     def _checked(self, sent: SentAction) -> SentAction:
         """The last check, of everything that is sent, standstill included, in the type in which it is sent."""
         action = sent.action
         fits = action.shape == (self._spec.dim,) and self._limits.representable(action)
         if not fits or not self._limits.contain(action):
             raise UnsafeAction(f"{action} reached the end of the filter ({sent.source}, {sent.fault}, {sent.response})")
+        if self._motion is not None:
+            if broken := self._motion.beyond(action):
+                raise UnsafeAction(f"{action} is beyond {broken} at the end of the filter ({sent.source})")
+            self._motion.sent(action)
         if sent.response is not Response.BRAKE:
             self._brake_from = None
-        self._last = action
+        self._last = action if self._motion is None else self._motion.last
         return sent
 
 
@@ -365,8 +312,12 @@ class NoFilter:
         n_action_steps: actions of each chunk that are played.
 
     Attributes:
-        faults, stopped, reason: see :class:`ActionFilter`; here always empty.
+        faults, stopped, reason, limited: see :class:`ActionFilter`; here always empty.
     """
+
+    commands_per_action = 1
+    limited = 0
+    at_rest = True
 
     def __init__(self, n_action_steps: int) -> None:
         self._n_action_steps = n_action_steps
@@ -399,6 +350,13 @@ class NoFilter:
         if planned is None:
             raise InferenceFailed("there is no action to play; without guards the world must wait for the policy")
         return SentAction(planned.action, "planned", planned.chunk)
+
+    def follow(self, number: int) -> Action:
+        """Raise ``NotImplementedError``: without limits of motion an action is one command."""
+        raise NotImplementedError("without limits of motion an action is one command")
+
+    def observe(self, observation: Any) -> None:
+        """Nothing here depends on it."""
 
 
 def chunk_problem(result: InferenceResult, action_dim: int | None = None) -> str | None:

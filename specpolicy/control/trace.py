@@ -94,6 +94,7 @@ class EpisodeTrace:
         stopped: the fault for which a guard ended the episode; None if none did.
         reason: why that or the latest other fault of a chunk occurred, in words; None if there was none.
         faults: how often each fault occurred, those of whole chunks included.
+        limited: commands that the limits of motion changed.
     """
 
     seed: int
@@ -105,6 +106,7 @@ class EpisodeTrace:
     stopped: str | None = None
     reason: str | None = None
     faults: Counter[str] = field(default_factory=Counter)
+    limited: int = 0
 
     @property
     def success(self) -> bool:
@@ -147,7 +149,7 @@ def write_trace(trace: EpisodeTrace, path: Path, labels: Mapping[str, str] | Non
     pa, pq = require("pyarrow", "eval"), require("pyarrow.parquet", "eval")
     rest = {
         name: getattr(trace, name)
-        for name in ("seed", "repeat", "rate_hz", "n_action_steps", "stopped", "reason", "faults")
+        for name in ("seed", "repeat", "rate_hz", "n_action_steps", "stopped", "reason", "faults", "limited")
     }
     rest |= {"format": FORMAT, "inferences": [asdict(inference) for inference in trace.inferences]}
     front = {**(labels or {}), "seed": trace.seed, "repeat": trace.repeat}

@@ -16,10 +16,12 @@ import gymnasium
 from specpolicy.control.action_space import ActionSpec
 from specpolicy.control.clocks import SimulatedLatencyClock
 from specpolicy.control.executors import Executor
+from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceRequest, InferenceResult
 from specpolicy.control.latency import Latency
 from specpolicy.control.loop import ControlCoroutine, ControlSetup, check_count, control_steps
-from specpolicy.control.safety import Guards, InferenceFailed
+from specpolicy.control.motion_limits import MotionLimits
+from specpolicy.control.safety import InferenceFailed
 from specpolicy.control.trace import EpisodeTrace
 from specpolicy.rollout.workers import WorkerError, make_workers
 from specpolicy.utils.checks import check_integer
@@ -67,6 +69,7 @@ class WorkerConfig:
             episode as crashed; only for :class:`specpolicy.control.Lockstep`.
         rate_hz: ticks a second.
         max_ticks: end an episode after so many ticks, even if the environment would go on.
+        limits: of motion; need guards. See :class:`specpolicy.control.MotionLimits`.
 
     Raises:
         ValueError: a number is out of range.
@@ -78,6 +81,7 @@ class WorkerConfig:
     guards: Guards | None = None
     rate_hz: float = 20.0
     max_ticks: int | None = None
+    limits: MotionLimits | None = None
 
     def __post_init__(self) -> None:
         check_count("n_obs_steps", self.n_obs_steps)
@@ -185,6 +189,7 @@ class EpisodeHandler:
             (self,),
             config.max_ticks,
             success_required=config.guards is None,
+            limits=config.limits,
         )
         return control_steps(setup, request.seed, request.repeat)
 

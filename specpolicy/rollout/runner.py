@@ -160,6 +160,7 @@ def run_episodes_singly(
                     make_views(spec.key) if make_views is not None else (),
                     config.max_ticks,
                     success_required=config.guards is None,
+                    limits=config.limits,
                 )
                 runner = PolicyRunner(policy, samplers[spec.sampler])
                 reply = run_episode(setup, runner, spec.key.seed, spec.key.repeat)

@@ -23,11 +23,11 @@ from specpolicy.control.executors import (
     PreDrafting,
     RecedingHorizon,
 )
+from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceKind, InferenceResult
 from specpolicy.control.latency import Constant
 from specpolicy.control.loop import ControlLoop
 from specpolicy.control.metrics import measure
-from specpolicy.control.safety import Guards
 from specpolicy.control.trace import EpisodeTrace, TraceError, read_trace, write_trace
 from specpolicy.control.viewers import TerminalView
 from specpolicy.evaluation.timeline import draw_timeline

@@ -15,7 +15,7 @@ from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.config import available, compose
 from specpolicy.control.action_space import ActionSpec
 from specpolicy.control.executors import Executor, PreDrafting
-from specpolicy.control.safety import Guards
+from specpolicy.control.guards import Guards
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = f"checkpoint={ROOT}/checkpoints/pusht"

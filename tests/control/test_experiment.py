@@ -16,10 +16,10 @@ from control_fakes import SPEC, FakeDiffusion, FakeSampler, FewSteps, TickEnv
 from specpolicy.control.clocks import RealTimeClock, SimulatedLatencyClock
 from specpolicy.control.controller import ControllerConfig, InjectedLatency, LatencyError, grid, parse_latency
 from specpolicy.control.executors import Asynchronous, Blocking, Executor, Lockstep, PreDrafting
+from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceResult
 from specpolicy.control.latency import Constant, Empirical, LogNormal, Measured
 from specpolicy.control.latency_log import CallLog, LatencyRun
-from specpolicy.control.safety import Guards
 from specpolicy.control.trace import read_trace
 from specpolicy.evaluation.comparison import PolicyAndSamplers
 from specpolicy.evaluation.control.experiment import ControlExperiment, run_control

@@ -15,10 +15,11 @@ from specpolicy.control.action_buffer import Chunk
 from specpolicy.control.action_space import ActionLimits, ActionSpec
 from specpolicy.control.clocks import SimulatedLatencyClock
 from specpolicy.control.executors import Asynchronous, Blocking, Executor, Lockstep, RecedingHorizon
+from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceResult
 from specpolicy.control.latency import Constant
 from specpolicy.control.loop import ControlLoop
-from specpolicy.control.safety import Guards, SafetyFilter, SentAction, UnsafeAction
+from specpolicy.control.safety import SafetyFilter, SentAction, UnsafeAction
 from specpolicy.control.trace import EpisodeTrace
 
 Spoil = Callable[[int, InferenceResult], InferenceResult]

@@ -24,10 +24,10 @@ from control_fakes import SPEC, TickEnv, TickPolicy
 from specpolicy.control.action_space import ActionLimits, ActionSpec
 from specpolicy.control.clocks import RealTimeClock, SimulatedLatencyClock
 from specpolicy.control.executors import Asynchronous, Blocking, Lockstep, PredraftConfig, PreDrafting, RecedingHorizon
+from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceRequest, InferenceResult
 from specpolicy.control.latency import Constant
 from specpolicy.control.loop import ControlLoop
-from specpolicy.control.safety import Guards
 from specpolicy.control.trace import EpisodeTrace
 
 

@@ -14,9 +14,9 @@ from evaluation_fakes import FakePolicy, FakeSampler, ReachEnv
 
 from specpolicy.control.action_space import ActionSpec
 from specpolicy.control.executors import Asynchronous, Lockstep
+from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceRequest, InferenceResult, episode_generator
 from specpolicy.control.latency import Constant
-from specpolicy.control.safety import Guards
 from specpolicy.rollout.env_worker import EnvPool, EpisodeHandler, MakeEnv, ResetRequest, WorkerConfig
 from specpolicy.rollout.episodes import EpisodeResult, EpisodeSpec, episode_keys
 from specpolicy.rollout.runner import EvaluationAborted, run_episodes

@@ -16,9 +16,10 @@ from rich.console import Console
 from specpolicy.control.action_space import ActionSpec
 from specpolicy.control.clocks import SimulatedLatencyClock
 from specpolicy.control.controller import ControllerConfig
+from specpolicy.control.guards import Guards
 from specpolicy.control.inference import can_predraft
 from specpolicy.control.latency import Measured
-from specpolicy.control.safety import Guards
+from specpolicy.control.motion_limits import MotionLimits
 from specpolicy.control.trace import TraceError, read_trace, write_trace
 from specpolicy.evaluation.comparison import PolicyAndSamplers, write_text
 from specpolicy.evaluation.provenance import collect_provenance
@@ -127,6 +128,7 @@ class ControlExperiment:
         checkpoint: where the policy came from, for the record. recipes: of the samplers, likewise.
         rate_hz: ticks a second.
         guards: see :class:`Guards`.
+        limits: of motion, and the controller's rate; None: one command an action, within the environment's box.
         max_ticks: end an episode after so many ticks, even if the environment would go on.
         make_clock: makes the clock of every episode, which then run one by one; None simulates the controllers'
             latencies.
@@ -150,6 +152,7 @@ class ControlExperiment:
     repeats: int = 1
     rate_hz: float = 20.0
     guards: Guards = field(default_factory=Guards)
+    limits: MotionLimits | None = None
     max_ticks: int | None = None
     make_clock: MakeClock | None = None
     make_views: MakeViews | None = None
@@ -260,6 +263,7 @@ def _store(experiment: ControlExperiment, contestants: PolicyAndSamplers, out: P
             "max_ticks": experiment.max_ticks,
             "clock": "simulated latency" if experiment.make_clock is None else "real time",
             "guards": guards,
+            **({"limits": experiment.limits.to_dict()} if experiment.limits is not None else {}),
             "actions": {
                 "delta_dims": list(experiment.action_spec.delta_dims),
                 "absolute_dims": list(experiment.action_spec.absolute_dims),
@@ -290,6 +294,7 @@ def _play(
         experiment.guards,
         experiment.rate_hz,
         experiment.max_ticks,
+        experiment.limits,
     )
     if experiment.alone:
         make_clock = experiment.make_clock or SimulatedLatencyClock
