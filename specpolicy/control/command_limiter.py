@@ -148,7 +148,7 @@ class CommandLimiter:
         base = np.where(self._absolute, self._past[0], 0.0)
         self._moved = (command - base) * self._unit
         for each in self._angles:
-            each.sent()
+            each.sent(command)
         self._past = np.stack([command, self._past[0], self._past[1]])
         self._begun += 1
 
@@ -275,8 +275,9 @@ class _AngleLimit:
         written = self._form.write(self._pending[0], self._written)
         return written, bool(np.linalg.norm(turned - wanted) > 1e-12)
 
-    def sent(self) -> None:
+    def sent(self, command: Action) -> None:
         self._now, self.moved = self._pending
+        self._written = command[self.dims]
 
     @staticmethod
     def _turned(start: Any, vector: NDArray[np.float64]) -> Any:

@@ -278,9 +278,7 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
             if not over:
                 tick = clock.next_tick(tick)
     except (KeyboardInterrupt, SystemExit):
-        _stop_safely(env, actions, clock)
-        if setup.watchdog is not None:
-            setup.watchdog.disarm()
+        _stop_safely(setup, actions)
         raise
     except Exception:
         if setup.watchdog is not None:
@@ -386,11 +384,7 @@ def _row(
 
 
 def _send(setup: ControlSetup, actions: ActionFilter, sent: SentAction, tick: int) -> tuple[SentAction, EnvStep]:
-    """Send the commands of a tick, each when its time has come; those whose time has gone by are left out.
-
-    Returns:
-        What was sent in all, as an action at the policy's rate; what the environment said in all.
-    """
+    """Send the commands of a tick, each at its time, or not at all if that has gone by; return what they were in all."""
     env, clock, count = setup.env, setup.clock, actions.commands_per_action
     command, commands, reward, success = sent.action, [sent.action], 0.0, False
     for number in range(count):
@@ -416,16 +410,22 @@ def _cast(action: Action, space: gymnasium.Space[Any]) -> Any:
     return action.astype(space.dtype) if space.dtype is not None else action
 
 
-def _stop_safely(env: gymnasium.Env[Any, Any], actions: ActionFilter, clock: Clock) -> None:
+def _stop_safely(setup: ControlSetup, actions: ActionFilter) -> None:
     """Bring the robot to rest, as fast as its limits allow, and close the environment, whatever state either is in."""
     if not isinstance(actions, SafetyFilter):
         return
+    env, clock, watchdog = setup.env, setup.clock, setup.watchdog
     with suppress(Exception):
         for _ in range(MOST_STOPPING_COMMANDS):
-            env.step(_cast(actions.safe_action(), env.action_space))
+            command = actions.safe_action()
+            if watchdog is not None:
+                watchdog.beat(actions.standstill)
+            env.step(_cast(command, env.action_space))
             if actions.at_rest:
                 break
             clock.pause(1.0 / (clock.rate_hz * actions.commands_per_action))
+    if watchdog is not None:
+        watchdog.disarm()
     with suppress(Exception):
         env.close()
 
