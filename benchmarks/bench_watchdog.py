@@ -231,6 +231,35 @@ def measure_jitter(rate_hz: float, seconds: float, repeats: int, priority: int) 
     return {"rate_hz": rate_hz, "priority": priority, "not_allowed": refused, **out}
 
 
+def overview(folder: Path) -> str:
+    """The table of what has been measured."""
+    read = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    lines = [
+        "| measured | scheduling | n | median (ms) | 99 % (ms) | largest (ms) |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+
+    def add(what: str, scheduling: str, values: dict[str, Any]) -> None:
+        numbers = " | ".join(f"{values[name]:.2f}" for name in ("p50_ms", "p99_ms", "max_ms"))
+        lines.append(f"| {what} | {scheduling} | {values['n']} | {numbers} |")
+
+    for stem, scheduling in (("faults", "real time"), ("faults_ordinary", "ordinary")):
+        for fault in FAULTS:
+            if stem in read and read[stem][fault]["after_fault"] is not None:
+                late = FAULTS[fault][0] == "late"
+                values = read[stem][fault]["after_last_heartbeat" if late else "after_fault"]
+                deadline = f"; deadline {read[stem]['deadline_ms']:.0f} ms"
+                add(
+                    f"{fault}, since the last heartbeat{deadline}" if late else f"{fault}, since then",
+                    scheduling,
+                    values,
+                )
+    for scheduling in ("real time", "ordinary"):
+        if "jitter" in read:
+            add(f"tick after its due time, {read['jitter']['rate_hz']:.0f} Hz", scheduling, read["jitter"][scheduling])
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", choices=["latency", "jitter"])
@@ -247,7 +276,7 @@ def main() -> int:
             "jitter": partial(measure_jitter, 100.0, options.seconds, 3, options.priority or 50),
         }[options.what]
         result = measure()
-    name = "jitter" if options.what == "jitter" else "latency" if options.priority else "latency_ordinary"
+    name = "jitter" if options.what == "jitter" else "faults" if options.priority else "faults_ordinary"
     result |= {
         "load": {"processes": options.load, "cores": len(os.sched_getaffinity(0)), "average": os.getloadavg()[0]},
         "provenance": collect_provenance(),
@@ -255,7 +284,9 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with atomic_path(options.out / f"{name}.json") as path:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: value for key, value in result.items() if key != "provenance"}, indent=1))
+    with atomic_path(options.out / "table.md") as path:
+        path.write_text(overview(options.out), encoding="utf-8")
+    print(overview(options.out))
     return 0
 
 

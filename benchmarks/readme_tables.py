@@ -14,7 +14,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "results.md", *sorted(ROOT.glob("checkpoints/*/README.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("results.md", "control.md")),
+    *sorted(ROOT.glob("checkpoints/*/README.md")),
+]
 RESULTS = ROOT / "benchmarks" / "results"
 
 

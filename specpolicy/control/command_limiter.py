@@ -43,7 +43,8 @@ class CommandLimiter:
         commands_per_action: how many times :meth:`command` is to be called after each :meth:`aim`.
 
     Raises:
-        ValueError: see :meth:`MotionLimits.commands_per_action` and :meth:`MotionLimits.check_start`.
+        ValueError: see :meth:`MotionLimits.commands_per_action` and :meth:`MotionLimits.check_start`; or a limit is
+            finer than the numbers in which commands are sent.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class CommandLimiter:
         step, velocity = (limits.entries(each, dim, np.inf) for each in ("step", "velocity"))
         self._most = np.minimum(step, velocity / hz)
         self._change = limits.entries("acceleration", dim, np.inf) / hz**2
+        self._check_resolution(initial)
         self._ramp = limits.ramp_s * hz
         self._angles = [_AngleLimit(each, hz) for each in limits.orientations]
         self._turning = sorted(index for each in limits.orientations for index in each.dims)
@@ -77,6 +79,19 @@ class CommandLimiter:
         self._state = MotionState.STILL
         self._start, self._end = np.zeros((3, dim)), np.zeros((2, dim))
         self._drawn = np.zeros(dim)
+
+    def _check_resolution(self, initial: Action) -> None:
+        """A robot whose steps vanish in rounding could neither move nor, once it moves, come to rest."""
+        box = np.abs(np.stack([self._box.low, self._box.high])).max(0)
+        size = np.where(np.isfinite(box), box, np.abs(initial))
+        finest = 4 * np.spacing(size.astype(self._box.dtype)).astype(np.float64)
+        least = np.minimum(self._most, self._change)
+        if np.any(vanishing := self._absolute & (least < finest)):
+            index = int(vanishing.argmax())
+            raise ValueError(
+                f"limits: entry {index} may move or accelerate by {least[index]:.2g} from one command to the next, "
+                f"which {self._box.dtype} cannot tell apart at {size[index]:g}; raise the limit or lower controller_hz"
+            )
 
     @property
     def last(self) -> Action:

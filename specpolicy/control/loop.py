@@ -384,7 +384,7 @@ def _row(
 
 
 def _send(setup: ControlSetup, actions: ActionFilter, sent: SentAction, tick: int) -> tuple[SentAction, EnvStep]:
-    """Send the commands of a tick, each at its time, or not at all if that has gone by; return what they were in all."""
+    """Send the commands of a tick, each at its time, or not at all if that has gone by; return their sum."""
     env, clock, count = setup.env, setup.clock, actions.commands_per_action
     command, commands, reward, success = sent.action, [sent.action], 0.0, False
     for number in range(count):

@@ -192,8 +192,8 @@ class Watchdog:
         state = process.read_word(memory, process.STATE)
         if state not in (process.IDLE, process.ARMED):
             raise WatchdogTripped(
-                f"the watchdog sent the safe action, for the loop was {self.tripped or 'closed'}; look for what took "
-                "long, and start again"
+                f"the watchdog sent the safe action ({self.tripped or 'closed'}); look for what took so long, and "
+                "start again"
             )
         if self._process.poll() is not None:
             raise WatchdogTripped("the watchdog's process has ended; the robot must not move without it")

@@ -14,6 +14,7 @@ import select
 import struct
 import sys
 import time
+from contextlib import suppress
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def main() -> None:
     settings: dict[str, Any] = pickle.loads(sys.stdin.buffer.read(size))
     sys.path[:] = settings["path"]
     # attaching would start a process that unlinks the memory when this one ends (Python 3.13 has track=False)
-    resource_tracker.register = lambda name, kind: None  # type: ignore[assignment]
+    resource_tracker.register = resource_tracker.unregister = lambda name, kind: None  # type: ignore[assignment]
     try:
         sender = pickle.loads(settings["sender"])
         if hasattr(sender, "open"):
@@ -170,8 +171,12 @@ def main() -> None:
     sys.stdout.close()
     reason = watch(shared.buf, settings, sender, parent, sys.stdin.fileno())
     if reason:
-        print(f"watchdog: the loop {reason}; the safe action was sent", file=sys.stderr, flush=True)
+        said = "was late" if reason == "late" else reason
+        print(f"watchdog: the loop {said}; the safe action was sent", file=sys.stderr, flush=True)
     shared.close()
+    if reason == "died":
+        with suppress(FileNotFoundError):
+            shared.unlink()  # there is nobody else to do it
 
 
 def _real_time(settings: dict[str, Any]) -> list[str]:

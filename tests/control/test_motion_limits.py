@@ -83,7 +83,7 @@ chunks = st.one_of(
     st.lists(st.lists(wild, min_size=4, max_size=4), min_size=1, max_size=8).map(np.array),
     st.sampled_from([None, [[0.0] * 4], np.zeros((3, 5)), np.full((2, 4), "x"), RuntimeError("no"), np.ones((3, 4))]),
 )
-bounds = st.one_of(st.none(), st.floats(1e-3, 50.0))
+bounds = st.one_of(st.none(), st.floats(0.05, 50.0))
 executors = st.sampled_from([Lockstep(3), Blocking(3), RecedingHorizon(2), Asynchronous(3, 2)])
 responses = st.fixed_dictionaries(
     {
@@ -418,6 +418,10 @@ def test_parts_of_limits_are_checked_where_they_are_made(make: Any, says: str) -
         ),
         (MotionLimits(velocity=[1.0, 1.0]), "velocity has 2 values; the action has 4 entries"),
         (MotionLimits(controller_hz=25.0), "controller_hz=25 is no multiple of the policy's 10 Hz; take 20"),
+        (
+            MotionLimits(acceleration=1e-5),
+            "accelerate by 1e-07 .* float32 cannot tell apart at 0.9",
+        ),
         (MotionLimits(controller_hz=5.0), "controller_hz=5 is no multiple of the policy's 10 Hz; take 10"),
         (MotionLimits(orientations=[Orientation([0, 1, 2])]), "entry 0 of an orientation is not in absolute_dims"),
         (MotionLimits(orientations=[Orientation([2, 3, 4])]), r"an orientation names \[2, 3, 4\] of 4 entries"),
