@@ -67,7 +67,8 @@ class CommandLimiter:
         step, velocity = (limits.entries(each, dim, np.inf) for each in ("step", "velocity"))
         self._most = np.minimum(step, velocity / hz)
         self._change = limits.entries("acceleration", dim, np.inf) / hz**2
-        self._check_resolution(initial)
+        # stopping is planned with a little less than the limit, so that rounding a command never needs more
+        self._planned = self._change - np.where(self._absolute, 2 * self._resolution(initial), 0.0)
         self._ramp = limits.ramp_s * hz
         self._angles = [_AngleLimit(each, hz) for each in limits.orientations]
         self._turning = sorted(index for each in limits.orientations for index in each.dims)
@@ -80,18 +81,19 @@ class CommandLimiter:
         self._start, self._end = np.zeros((3, dim)), np.zeros((2, dim))
         self._drawn = np.zeros(dim)
 
-    def _check_resolution(self, initial: Action) -> None:
-        """A robot whose steps vanish in rounding could neither move nor, once it moves, come to rest."""
+    def _resolution(self, initial: Action) -> NDArray[np.float64]:
+        """What the type of commands can tell apart; a robot whose steps vanish in it could not come to rest."""
         box = np.abs(np.stack([self._box.low, self._box.high])).max(0)
         size = np.where(np.isfinite(box), box, np.abs(initial))
-        finest = 4 * np.spacing(size.astype(self._box.dtype)).astype(np.float64)
+        finest = np.spacing(size.astype(self._box.dtype)).astype(np.float64)
         least = np.minimum(self._most, self._change)
-        if np.any(vanishing := self._absolute & (least < finest)):
+        if np.any(vanishing := self._absolute & (least < 4 * finest)):
             index = int(vanishing.argmax())
             raise ValueError(
                 f"limits: entry {index} may move or accelerate by {least[index]:.2g} from one command to the next, "
                 f"which {self._box.dtype} cannot tell apart at {size[index]:g}; raise the limit or lower controller_hz"
             )
+        return finest
 
     @property
     def last(self) -> Action:
@@ -209,11 +211,11 @@ class CommandLimiter:
 
     def _bounds(self, base: Action) -> tuple[Action, Action]:
         """Bounds of the command; never empty, see the class."""
-        most, change, moved, box = self._most, self._change, self._moved, self._box
+        most, change, planned, moved, box = self._most, self._change, self._planned, self._moved, self._box
         room_up = np.where(self._absolute, box.high - base, np.inf)
         room_down = np.where(self._absolute, base - box.low, np.inf)
-        low = np.maximum(np.maximum(-most, moved - change), -largest_step(room_down, change))
-        high = np.minimum(np.minimum(most, moved + change), largest_step(room_up, change))
+        low = np.maximum(np.maximum(-most, moved - change), -largest_step(room_down, planned))
+        high = np.minimum(np.minimum(most, moved + change), largest_step(room_up, planned))
         if self._limits.workspace is not None:
             dims = list(self._limits.workspace.dims)
             down, up = self._workspace_room(dims)
