@@ -105,7 +105,9 @@ class Watchdog:
         except Exception as error:
             raise WatchdogError(f"the watchdog's sender cannot be pickled: {one_line(error)}") from error
         self._shared = shared_memory.SharedMemory(create=True, size=process.memory_size(dim))
-        self._shared.buf[:] = bytes(len(self._shared.buf))
+        assert self._shared.buf is not None
+        self._memory: memoryview | None = self._shared.buf
+        self._memory[:] = bytes(len(self._memory))
         settings = {
             "memory": self._shared.name,
             "parent": os.getpid(),
@@ -188,7 +190,7 @@ class Watchdog:
         Raises:
             WatchdogTripped: the watchdog has sent already, or is not there any more; the loop must end.
         """
-        memory = self._shared.buf
+        memory = self._open_memory()
         state = process.read_word(memory, process.STATE)
         if state not in (process.IDLE, process.ARMED):
             raise WatchdogTripped(
@@ -203,12 +205,12 @@ class Watchdog:
 
     def disarm(self) -> None:
         """Pause until the next heartbeat: between episodes nothing is sent."""
-        if process.read_word(self._shared.buf, process.STATE) == process.ARMED:
+        if self._state() == process.ARMED:
             self._set(process.IDLE)
 
     def trip(self) -> None:
         """Have the safe action sent at once; nothing happens before the first heartbeat."""
-        if process.read_word(self._shared.buf, process.STATE) == process.ARMED:
+        if self._state() == process.ARMED:
             self._set(process.FAILED)
 
     def close(self, wait_s: float = 5.0) -> None:
@@ -217,9 +219,9 @@ class Watchdog:
         Args:
             wait_s: how long that may take, on top of ``resend_s``.
         """
-        if self._shared.buf is None:
+        if self._memory is None:
             return
-        if process.read_word(self._shared.buf, process.STATE) in (process.IDLE, process.ARMED):
+        if self._state() in (process.IDLE, process.ARMED):
             self._set(process.CLOSED)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -231,6 +233,7 @@ class Watchdog:
             self._process.kill()
             self._process.wait()
         self._read_outcome()
+        self._memory = None
         self._shared.close()
         self._shared.unlink()
 
@@ -246,9 +249,17 @@ class Watchdog:
             self.trip()
         self.close()
 
+    def _open_memory(self) -> memoryview:
+        if self._memory is None:
+            raise WatchdogTripped("the watchdog is closed; a loop that is to be watched runs inside its `with` block")
+        return self._memory
+
+    def _state(self) -> int:
+        return process.read_word(self._open_memory(), process.STATE)
+
     def _read_outcome(self) -> None:
         """Note what its process did; the memory is gone once it is closed."""
-        memory = self._shared.buf
+        memory = self._memory
         if memory is None or process.read_word(memory, process.STATE) != process.TRIPPED:
             return
         self._tripped = process.REASONS[process.read_word(memory, process.REASON)]
@@ -257,7 +268,7 @@ class Watchdog:
 
     def _set(self, state: int) -> None:
         """Change the state, and have the process look at it."""
-        process.write_word(self._shared.buf, process.STATE, state)
+        process.write_word(self._open_memory(), process.STATE, state)
         assert self._process.stdin is not None
         with suppress(BrokenPipeError, ValueError):  # it has ended, which the next heartbeat says
             os.write(self._process.stdin.fileno(), b"!")
