@@ -150,7 +150,7 @@ def _send(memory: Any, settings: dict[str, Any], sender: Any) -> None:
         time.sleep(1 / settings["resend_hz"])
 
 
-def main() -> None:
+def run_watchdog() -> None:
     """Read the settings, say that all is ready, and watch."""
     size = int.from_bytes(sys.stdin.buffer.read(4), "little")
     settings: dict[str, Any] = pickle.loads(sys.stdin.buffer.read(size))
@@ -192,4 +192,4 @@ def _real_time(settings: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_watchdog()
