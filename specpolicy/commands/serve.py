@@ -27,9 +27,12 @@ def serve(overrides: Sequence[str]) -> None:
             f"variable {TOKEN_VARIABLE} or into a file and token_file=<file>"
         )
     cfg: dict[str, Any] = to_container(compose("serve", overrides))
-    checkpoint, device, threads, recipe, token_file, backend, sizes, precision = (
+    checkpoint, device, threads, recipe, token_file, backend, sizes, precision, continuous = (
         cfg.pop(name)
-        for name in ("checkpoint", "device", "threads", "sampler", "token_file", "compile", "batches", "precision")
+        for name in (
+            *("checkpoint", "device", "threads", "sampler", "token_file", "compile", "batches", "precision"),
+            "continuous",
+        )
     )
     if precision is not None and backend != "openvino":
         raise ConfigError(f"precision={precision} is for compile=openvino, and compile={backend} here")
@@ -63,7 +66,15 @@ def serve(overrides: Sequence[str]) -> None:
         else samplers.compiled(policy, make, backend, sizes, predrafts=True, precision=precision)
     )
     engine = BatchedPolicy(policy, made)
-    server = PolicyServer(engine, settings, token)
+    rounds = None
+    if continuous:
+        from specpolicy.serving.continuous import ContinuousBatch, why_not_continuous
+
+        if reason := why_not_continuous(engine):
+            logging.getLogger(__name__).warning("continuous=true has no effect: %s", reason)
+        else:
+            rounds = ContinuousBatch(engine)
+    server = PolicyServer(engine, settings, token, rounds)
     engine.warm_up([1, 1, settings.max_batch])
 
     def started(url: str) -> None:

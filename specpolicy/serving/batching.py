@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
@@ -130,15 +130,35 @@ def error_for_client(error: Exception) -> str:
     return f"the policy failed with {type(error).__name__}; the server's log has the details"
 
 
+class SharedRounds(Protocol):
+    """Jobs under way that share network evaluations, and come and go between them; used in one thread."""
+
+    def __len__(self) -> int:
+        """How many are under way."""
+        ...
+
+    def join(self, key: Hashable, job: Job) -> None:
+        """Let a job take part from the next evaluation on."""
+        ...
+
+    def advance(self) -> list[tuple[Any, InferenceResult]]:
+        """Make one evaluation for all; key and result of those that have finished."""
+        ...
+
+    def abandon(self) -> list[Any]:
+        """Give all jobs up, and return their keys."""
+        ...
+
+
 @dataclass(frozen=True)
 class Done:
     """A result, and how long it took.
 
     Attributes:
         result: of the engine.
-        batch: jobs in the batch.
-        queue_ms: from :meth:`Batcher.submit` to the start of the batch.
-        infer_ms: the batch.
+        batch: jobs in the batch; with :class:`SharedRounds` the most that were under way at a time.
+        queue_ms: from :meth:`Batcher.submit` to the start of the job.
+        infer_ms: from there to its result.
     """
 
     result: InferenceResult
@@ -152,19 +172,24 @@ class _Waiting:
     job: Job
     since: float
     done: asyncio.Future[Done]
+    begun: float = 0.0
+    most: int = 1
 
 
 class Batcher:
     """Runs jobs in batches, in a thread of its own, so that the event loop stays free.
 
     While a batch runs, the next one gathers. Once the engine is free, the oldest job starts at the latest
-    ``max_wait_s`` after it came; it starts at once if the batch is full or no other session could join.
+    ``max_wait_s`` after it came; it starts at once if the batch is full or no other session could join. With ``rounds``
+    nobody waits: a job joins those that are under way at their next network evaluation, if they are fewer than
+    ``max_batch``.
 
     Args:
         run: the engine; see :meth:`Engine.run`.
         max_batch: most jobs of a batch.
         max_wait_s: longest wait for other jobs, in seconds.
         sessions: how many sessions could have a job waiting at this moment.
+        rounds: batches continuously, in the place of ``run``; None runs whole batches.
     """
 
     def __init__(
@@ -173,7 +198,9 @@ class Batcher:
         max_batch: int,
         max_wait_s: float,
         sessions: Callable[[], int],
+        rounds: SharedRounds | None = None,
     ) -> None:
+        self._rounds, self._stopped = rounds, False
         self._run, self._max_batch, self._max_wait_s, self._sessions = run, max_batch, max_wait_s, sessions
         self._waiting: deque[_Waiting] = deque()
         self._changed = asyncio.Event()
@@ -185,7 +212,8 @@ class Batcher:
         self._task = asyncio.get_running_loop().create_task(self._run_batches())
 
     async def stop(self) -> None:
-        """Let the running batch finish, and start no other."""
+        """Let what is under way finish, and start nothing else."""
+        self._stopped = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -213,6 +241,9 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             await self._gather()
+            if self._rounds is not None:
+                await loop.run_in_executor(self._thread, self._run_rounds, self._rounds, loop)
+                continue
             batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
             start = time.perf_counter()
             jobs = [each.job for each in batch]
@@ -222,8 +253,36 @@ class Batcher:
                 results = [InferenceResult(error=error_for_client(error))] * len(batch)
             infer_ms = 1e3 * (time.perf_counter() - start)
             for each, result in zip(batch, results, strict=True):
-                if not each.done.done():
-                    each.done.set_result(Done(result, len(batch), 1e3 * (start - each.since), infer_ms))
+                _settle(each.done, Done(result, len(batch), 1e3 * (start - each.since), infer_ms))
+
+    def _run_rounds(self, rounds: SharedRounds, loop: asyncio.AbstractEventLoop) -> None:
+        """In the engine's thread: let jobs join before each evaluation, until none is under way."""
+
+        def answer(job: _Waiting, result: InferenceResult) -> None:
+            now = time.perf_counter()
+            done = Done(result, job.most, 1e3 * (job.begun - job.since), 1e3 * (now - job.begun))
+            loop.call_soon_threadsafe(_settle, job.done, done)
+
+        under_way: list[_Waiting] = []
+        while True:
+            while self._waiting and len(under_way) < self._max_batch and not self._stopped:
+                job = self._waiting.popleft()
+                if not job.done.done():
+                    job.begun = time.perf_counter()
+                    rounds.join(job, job.job)
+                    under_way.append(job)
+            if not under_way:
+                return
+            for job in under_way:
+                job.most = max(job.most, len(under_way))
+            try:
+                finished = rounds.advance()
+            except Exception as error:
+                failed = InferenceResult(error=error_for_client(error))
+                finished = [(job, failed) for job in rounds.abandon()]
+            for job, result in finished:
+                under_way.remove(job)
+                answer(job, result)
 
     async def _gather(self) -> None:
         """Return when a batch should start: there is at least one job."""
@@ -233,10 +292,16 @@ class Batcher:
             patience: float | None = None
             if self._waiting:
                 patience = self._waiting[0].since + self._max_wait_s - time.perf_counter()
-                if len(self._waiting) >= min(self._max_batch, self._sessions()) or patience <= 0:
+                enough = 1 if self._rounds is not None else min(self._max_batch, self._sessions())
+                if len(self._waiting) >= enough or patience <= 0:
                     return
             try:
                 async with asyncio.timeout(patience):
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+
+def _settle(future: asyncio.Future[Done], done: Done) -> None:
+    if not future.done():
+        future.set_result(done)

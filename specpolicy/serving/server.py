@@ -20,7 +20,7 @@ from websockets.http11 import Request, Response
 
 import specpolicy
 from specpolicy.serving.auth import Token, listening_addresses, server_context
-from specpolicy.serving.batching import Batcher, Engine
+from specpolicy.serving.batching import Batcher, Engine, SharedRounds
 from specpolicy.serving.protocol import PROTOCOL, SettingsError, pack
 from specpolicy.serving.session import ClientDisconnected, Session
 
@@ -155,20 +155,27 @@ class PolicyServer:
         engine: samples.
         settings: address, batching and limits.
         token: what clients must show; None lets everyone in who can reach the address.
+        rounds: of the engine, to batch continuously; None runs whole batches.
 
     Raises:
         SettingsError: the address can be reached from other machines and there is no token, the certificate cannot be
             used, or images of all the policy's steps do not fit into a message.
     """
 
-    def __init__(self, engine: Engine, settings: ServerSettings, token: Token | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: ServerSettings,
+        token: Token | None = None,
+        rounds: SharedRounds | None = None,
+    ) -> None:
         needed = sum(part.nbytes for part in engine.observations.zeros().values())
         if engine.observations.images and settings.max_message_bytes < needed + _MESSAGE_OVERHEAD:
             raise SettingsError(
                 f"max_message_bytes={settings.max_message_bytes} is less than the policy's observation takes, "
                 f"{needed} bytes; set max_message_bytes={2 ** (needed + _MESSAGE_OVERHEAD - 1).bit_length()}"
             )
-        self._engine, self._settings, self._token = engine, settings, token
+        self._engine, self._settings, self._token, self._rounds = engine, settings, token, rounds
         self._addresses = listening_addresses(settings.host, token)
         self._tls: ssl.SSLContext | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
@@ -191,7 +198,11 @@ class PolicyServer:
         """Listen. Raises ``SettingsError`` if the address is taken or not this machine's."""
         settings = self._settings
         self._batcher = Batcher(
-            self._engine.run, settings.max_batch, settings.max_wait_ms / 1e3, sessions=lambda: len(self._sessions)
+            self._engine.run,
+            settings.max_batch,
+            settings.max_wait_ms / 1e3,
+            sessions=lambda: len(self._sessions),
+            rounds=self._rounds,
         )
         try:
             self._server = await serve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -106,6 +107,36 @@ def gather_rows(cond: Cond, index: Int[Tensor, " m"]) -> Cond:
         parts = [gather_rows(value, index) for value in cond]
         return type(cond)(*parts) if hasattr(cond, "_fields") else type(cond)(parts)
     raise TypeError(f"cond holds a {kind_of(cond)}; expected tensors in dicts, tuples and lists")
+
+
+def concatenate_rows(conds: Sequence[Cond]) -> Cond:
+    """Concatenate conditions of one kind.
+
+    Args:
+        conds: at least one; nestings of the same form.
+
+    Returns:
+        The same nesting, with the leading dimensions added up.
+
+    Raises:
+        TypeError: a condition holds something else than tensors in dicts, tuples and lists.
+        ValueError: they have different forms.
+    """
+    first = conds[0]
+    if any(type(each) is not type(first) for each in conds):
+        raise ValueError(f"conditions of different kinds: {sorted({kind_of(each) for each in conds})}")
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return torch.cat(list(conds))
+    if isinstance(first, dict):
+        if any(each.keys() != first.keys() for each in conds):
+            raise ValueError(f"conditions have different keys: {[sorted(each) for each in conds]}")
+        return {key: concatenate_rows([each[key] for each in conds]) for key in first}
+    if isinstance(first, (tuple, list)):
+        parts = [concatenate_rows(each) for each in zip(*conds, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    raise TypeError(f"cond holds a {kind_of(first)}; expected tensors in dicts, tuples and lists")
 
 
 def call_denoiser(

@@ -19,7 +19,7 @@ from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.observations import ObservationSpec
 from specpolicy.serving.auth import Token
-from specpolicy.serving.batching import Engine, Job, error_for_client
+from specpolicy.serving.batching import Engine, Job, SharedRounds, error_for_client
 from specpolicy.serving.server import PolicyServer, ServerSettings
 
 SPEC = ObservationSpec({"pose": 3, "grip": 1}, horizon=2)
@@ -99,12 +99,14 @@ class Running:
 
 
 @contextmanager
-def running(engine: Engine, token: Token | None = None, **settings: Any) -> Iterator[Running]:
+def running(
+    engine: Engine, token: Token | None = None, rounds: SharedRounds | None = None, **settings: Any
+) -> Iterator[Running]:
     """A server that listens on a free port while the block runs."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = PolicyServer(engine, ServerSettings(**{"port": 0, "grace_s": 5.0, **settings}), token)
+    server = PolicyServer(engine, ServerSettings(**{"port": 0, "grace_s": 5.0, **settings}), token, rounds)
     asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
     running = Running(server.url, server, loop)
     try:
