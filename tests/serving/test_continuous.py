@@ -267,7 +267,7 @@ def test_a_job_joins_at_the_next_round_and_leaves_when_it_is_done() -> None:
         rounds.gate.release()
         done = await long
         assert rounds.companies == [1, 2, 2, 1]
-        assert done.batch == 2 and done.queue_ms < done.infer_ms
+        assert done.batch == 2 and done.queue_ms > 0 and done.infer_ms > 0
 
     scene(play)
 
