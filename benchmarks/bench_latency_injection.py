@@ -3,8 +3,9 @@
     python benchmarks/bench_latency_injection.py
 
 Injected latencies show how each task falls with the time that an inference is said to take, whoever takes it; recorded
-ones put the samplers where this machine's measurements place them. Reads the episodes of
-``benchmarks/results/reality/{injected,recorded}/<task>`` and writes table and figure beside them.
+ones put the samplers where this machine's measurements place them. ``delay`` is the same as ``injected`` for policies
+that were trained to continue the actions under way (docs/control.md). Reads the episodes of
+``benchmarks/results/reality/{injected,delay,recorded}/<task>`` and writes table and figure beside them.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def cells(kind: str, task: str) -> Iterator[Cell]:
     for name, entry in manifest.samplers.items():
         mine = [record for record in records if record.sampler == name]
         if len(mine) >= FEWEST:  # a cell that has only begun says nothing
-            charged = entry["charged"]
-            latency = charged["ms"] if kind == "injected" else medians[entry["sampler"]]
+            injected = entry["injected"] if "injected" in entry else entry["charged"]  # its older name
+            latency = medians[entry["sampler"]] if kind == "recorded" else injected["ms"]
             won = sum(bool(record.success) for record in mine)
             yield Cell(task, kind, entry["executor"]["name"], entry["sampler"], latency, won, len(mine))
 
@@ -80,17 +81,19 @@ def _medians(task: str) -> dict[str, float]:
 
 def table(found: Sequence[Cell]) -> list[str]:
     """What was injected, then what was recorded."""
-    injected = [cell for cell in found if cell.kind == "injected"]
+    injected = [cell for cell in found if cell.kind in ("injected", "delay")]
     latencies = sorted({cell.latency_ms for cell in injected})
     lines = [f"| task | while it computes | {' | '.join(f'{each:g}' for each in latencies)} |"]
     lines.append(f"| --- | --- | {' | '.join(['---:'] * len(latencies))} |")
     means = {"asynchronous": "plays on (asynchronous)", "blocking": "stands still (blocking)"}
     for task in TASKS:
         for executor in EXECUTORS:
-            row = {cell.latency_ms: cell.shown for cell in injected if (cell.task, cell.executor) == (task, executor)}
-            if row:
-                shown = " | ".join(row.get(each, "–") for each in latencies)
-                lines.append(f"| {task} | {means.get(executor, executor)} | {shown} |")
+            for kind, trained in (("injected", ""), ("delay", ", delay-conditioned")):
+                mine = [cell for cell in injected if (cell.task, cell.executor, cell.kind) == (task, executor, kind)]
+                row = {cell.latency_ms: cell.shown for cell in mine}
+                if row:
+                    shown = " | ".join(row.get(each, "–") for each in latencies)
+                    lines.append(f"| {task} | {means.get(executor, executor)}{trained} | {shown} |")
     recorded = [cell for cell in found if cell.kind == "recorded"]
     samplers = list(dict.fromkeys(cell.sampler for cell in recorded))
     lines += [
@@ -129,9 +132,10 @@ def _panel(axes: Axes, task: str, found: Sequence[Cell]) -> None:
     axes.set_xscale("symlog", linthresh=25, linscale=0.35)
     axes.set_xlim(-4, 1100)
     axes.set_ylim(-5, 108)
-    for place, executor in enumerate(EXECUTORS[:2]):
+    curves = [("injected", "asynchronous", 0), ("injected", "blocking", 1), ("delay", "asynchronous", 3)]
+    for kind, executor, place in curves:
         line = sorted(
-            (cell for cell in found if cell.kind == "injected" and cell.executor == executor),
+            (cell for cell in found if cell.kind == kind and cell.executor == executor),
             key=lambda cell: cell.latency_ms,
         )
         if line:
@@ -139,6 +143,7 @@ def _panel(axes: Axes, task: str, found: Sequence[Cell]) -> None:
             x = [cell.latency_ms for cell in line]
             axes.fill_between(x, lows, highs, color=COLORS[place], alpha=0.12, lw=0)
             words = "plays on while it computes" if executor == "asynchronous" else "stands still while it computes"
+            words += ", delay-conditioned" if kind == "delay" else ""
             axes.plot(x, values, "o-", color=COLORS[place], ms=4, lw=1.5, label=words)
     points = [cell for cell in found if cell.kind == "recorded" and cell.executor == "asynchronous"]
     for order, cell in enumerate(sorted(points, key=lambda cell: cell.latency_ms)):
@@ -170,7 +175,7 @@ def _panel(axes: Axes, task: str, found: Sequence[Cell]) -> None:
 
 
 def main() -> None:
-    found = [cell for kind in ("injected", "recorded") for task in TASKS for cell in cells(kind, task)]
+    found = [cell for kind in ("injected", "delay", "recorded") for task in TASKS for cell in cells(kind, task)]
     if not found:
         raise SystemExit(f"nothing in {REALITY}: run make reality first")
     lines = table(found)

@@ -21,6 +21,7 @@ from specpolicy.calibration.store import calibration_path, load_calibration
 from specpolicy.calibration.x0_variance import load_x0_variance
 from specpolicy.config import ConfigError, available, compose
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.prefix import PrefixGuess
 from specpolicy.speculative.compiled.openvino_network import Precision
 from specpolicy.speculative.compiled.runtime import RuntimeChain
 from specpolicy.speculative.compiled.sampler import CompiledChain, CompiledSampler, CompositeSampler, compile_sampler
@@ -127,6 +128,8 @@ def calibrated(
     if isinstance(guess, str):
         guesses: dict[str, X0Guess] = {"fitted": calibration.initial_guess, "zero": ZeroGuess()}
         guess = guesses[check_choice("initial_guess", guess, ("fitted", "zero"))]
+        if isinstance(policy, DiffusionPolicy) and policy.prefix is not None:
+            guess = PrefixGuess(guess, policy.prefix)
     drafts = drafter(calibration.jacobian)
     return _with_window(
         policy,
@@ -219,11 +222,10 @@ def compiled(
     """
     named: Any = None if backend == "auto" else backend
     made = compile_sampler(sampler(policy), named, batches, precision)
-    cond_dim = policy.observations.dim * policy.observations.horizon
     with torch.inference_mode(), progress_bar("compiling", len(batches)) as bar:
         for size in batches:
             noise = torch.zeros(size, *policy.event_shape, device=policy.device)
-            cond = torch.zeros(size, cond_dim, device=policy.device)
+            cond = torch.zeros(size, policy.cond_dim, device=policy.device)
             made.warm_up(policy, noise, cond)
             if predrafts and isinstance(made, CompiledSampler):
                 made.warm_up(policy, noise, cond, record=True)

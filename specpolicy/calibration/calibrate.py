@@ -50,7 +50,7 @@ class ObservationSet:
     origin: dict[str, Any]
 
     def conditions(self, policy: DiffusionPolicy, which: Int[Tensor, " m"]) -> Float[Tensor, "m c"]:
-        """Some of them as the network's conditions."""
+        """Some of them as the network's conditions, with no action under way."""
         return policy.condition(torch.from_numpy(self.observations[which.numpy()]).float().to(policy.device))
 
     def named(self, policy: DiffusionPolicy, which: Int[NDArray[Any], " m"]) -> dict[str, NDArray[Any]]:
@@ -232,10 +232,11 @@ def _record(
     result = SequentialSampler(process)(policy, noise, cond=cond, generator=generator, record=True)
     if result.trajectory is None or result.x0 is None:  # record=True gives both; for the type checker
         raise CalibrationError("the sampler recorded nothing")
+    observed = cond if policy.prefix is None else cond[:, : -policy.prefix.width]  # what PrefixGuess hands on
     return {
         "states": result.trajectory.flatten(2).cpu(),
         "x0": result.x0.flatten(2).cpu(),
-        "cond": cond.cpu(),
+        "cond": observed.cpu(),
         "group": torch.from_numpy(histories.group)[which].long(),
     }
 

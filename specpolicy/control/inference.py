@@ -106,11 +106,15 @@ class InferenceRequest:
         window: the observations to compute it from, ``{name: (n_obs_steps, …)}``, the present step last.
         elapsed: ticks from the first action of the last chunk to the present step; None for the policy's
             ``n_action_steps``. Only samplers that start from the last chunk look at it.
+        prefix: actions that play from the observation's step on while it is computed, shape ``(d, action_dim)``,
+            environment units, for a delay-conditioned policy; None: none, or the policy takes none. The same for a
+            draft and its finish.
     """
 
     kind: InferenceKind
     window: HistoryWindow
     elapsed: int | None = None
+    prefix: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,11 @@ class PolicyRunner:
         return int(self._policy.config.n_obs_steps)
 
     @property
+    def max_delay(self) -> int:
+        """Longest run of actions under way that the policy continues; 0 for policies that continue none."""
+        return max_delay_of(self._policy)
+
+    @property
     def predrafts(self) -> bool:
         """Whether both policy and sampler have ``predraft``."""
         return can_predraft(self._policy, self._sampler)
@@ -211,6 +220,18 @@ class PolicyRunner:
     def infer(self, request: InferenceRequest) -> InferenceResult:
         """Compute, and say how long it took."""
         return infer_batch(self._policy, self._sampler, [(self._state, request)], timed=True)[0]
+
+
+def max_delay_of(policy: object) -> int:
+    """Say how long a prefix of actions under way a policy was trained to continue.
+
+    Args:
+        policy: a delay-conditioned one has ``config.max_delay``.
+
+    Returns:
+        D in steps; 0 for all others.
+    """
+    return int(getattr(getattr(policy, "config", None), "max_delay", 0))
 
 
 def can_predraft(policy: object, sampler: object) -> bool:
@@ -287,17 +308,19 @@ def _infer(
     states, kind = [state for state, _ in requests], requests[0][1].kind
     observation = _stack([request.window for _, request in requests])
     generators = [state.generator for state in states]
-    predrafting: Any = policy  # drafts are requested only where can_predraft() says so
+    predrafting: Any = policy  # drafts are requested only where can_predraft() says so, prefixes where max_delay_of()
+    prefixes = [request.prefix for _, request in requests]
+    told = {} if all(each is None for each in prefixes) else {"prefix": prefixes}
     if kind is InferenceKind.DRAFT:
         for state, draft in zip(
-            states, split_predraft(predrafting.predraft(observation, sampler, generators)), strict=True
+            states, split_predraft(predrafting.predraft(observation, sampler, generators, **told)), strict=True
         ):
             state.draft = draft
         return [InferenceResult()] * len(requests)
     if kind is InferenceKind.WHOLE:
         reuses = isinstance(sampler, ChunkReusingSampler)
         used = sampler.continuing([_previous(policy, *each) for each in requests]) if reuses else sampler
-        chunk = policy.predict_action(observation, used, generators)
+        chunk = predrafting.predict_action(observation, used, generators, **told)
         results = _results(policy, chunk, len(requests))
         if reuses:
             sampled: Any = chunk.result
@@ -307,7 +330,7 @@ def _infer(
     drafts = [state.draft for state in states if state.draft is not None]
     if len(drafts) < len(states):
         raise RuntimeError("a draft was to be finished that was never made")
-    chunk = predrafting.predict_action(observation, sampler, generators, predraft=join_predrafts(drafts))
+    chunk = predrafting.predict_action(observation, sampler, generators, predraft=join_predrafts(drafts), **told)
     results = _results(policy, chunk, len(requests))
     for state in states:
         state.draft = None  # a draft is used once

@@ -6,9 +6,13 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from specpolicy.control.action_buffer import Chunk
+import numpy as np
+from numpy.typing import NDArray
+
+from specpolicy.control.action_buffer import ActionBuffer, Chunk
+from specpolicy.control.action_space import Action
 from specpolicy.control.clocks import Clock, Running
-from specpolicy.control.executors import ExecutorConfig, PredraftConfig
+from specpolicy.control.executors import ExecutorConfig, IdleBehavior, PredraftConfig
 from specpolicy.control.inference import InferenceKind, InferenceRequest
 from specpolicy.control.trace import InferenceRecord
 from specpolicy.policies.observations import HistoryWindow
@@ -54,16 +58,27 @@ class InferenceScheduler:
     longer than that. A later observation would depend on how long the draft took, hence on the draft's noise, and the
     chunk would no longer have exactly the policy's distribution.
 
+    A delay-conditioned policy is told the actions that will play until its chunk is there: those planned for as many
+    ticks as the slowest of the episode's last eight chunks took from their observation to their handover, but no more
+    than ``max_delay``. For a chunk from a draft this is settled before the draft begins, so that it cannot depend on
+    the draft's noise. A chunk that takes longer than it was told is played all the same, and counted
+    (:attr:`InferenceRecord.outran`).
+
     Args:
         config: of the executor.
+        max_delay: most actions under way that the policy continues; 0: it is told none. Nothing is told either where
+            nothing plays while the policy computes, or where chunks are not aligned in time.
 
     Attributes:
         running: the inference under way.
         due: tick whose observation the next chunk is to be requested for.
     """
 
-    def __init__(self, config: ExecutorConfig) -> None:
+    def __init__(self, config: ExecutorConfig, max_delay: int = 0) -> None:
         self._config = config
+        self._max_delay = max_delay if config.idle is IdleBehavior.REST and config.aligned else 0
+        self._delays: deque[int] = deque(maxlen=8)  # ticks from observations to the handover of their chunks
+        self._drafted_prefix: NDArray[np.float64] | None = None
         self.running: Running | None = None
         self.due = 0
         self._requested_at = -1  # no observation is used twice
@@ -82,11 +97,12 @@ class InferenceScheduler:
         if self.computing is InferenceKind.DRAFT and observed.tick >= self.due and self._kept is None:
             self._kept = observed
 
-    def next_task(self, present: ObservationRecord) -> InferenceTask | None:
+    def next_task(self, present: ObservationRecord, buffer: ActionBuffer) -> InferenceTask | None:
         """Return what to compute now, which then counts as begun.
 
         Args:
             present: the latest observation.
+            buffer: of the actions that are planned.
 
         Returns:
             None if an inference is under way or none is due.
@@ -101,18 +117,33 @@ class InferenceScheduler:
             kind = InferenceKind.FINISH if self._has_draft else InferenceKind.WHOLE
             self._has_draft = False
             elapsed = None if self._first_action is None else max(0, observed.tick - self._first_action)
-            return InferenceTask(InferenceRequest(kind, observed.window, elapsed), observed, observed.problem)
+            prefix = self._drafted_prefix if kind is InferenceKind.FINISH else self._prefix(present.tick, buffer)
+            return InferenceTask(InferenceRequest(kind, observed.window, elapsed, prefix), observed, observed.problem)
         predraft = self._config.predraft
         if predraft is None or self._drafted or present.tick < self.due - self._lead_ticks(predraft):
             return None
         self._drafted = True
+        self._drafted_prefix = self._prefix(self.due, buffer)
         problem, window = present.problem, present.window
         if problem is None:
             try:
                 window = predraft.predictor(present.window, self.due - present.tick)
             except Exception as error:  # a fault of the episode, not the end of the loop
                 problem = f"the observation could not be predicted: {format_exception(error)}"
-        return InferenceTask(InferenceRequest(InferenceKind.DRAFT, window), present, problem)
+        request = InferenceRequest(InferenceKind.DRAFT, window, prefix=self._drafted_prefix)
+        return InferenceTask(request, present, problem)
+
+    def _prefix(self, tick: int, buffer: ActionBuffer) -> NDArray[np.float64] | None:
+        """What is planned from ``tick`` on, as far as the next chunk is expected to take; None before the first one."""
+        if not self._max_delay or buffer.empty:
+            return None
+        planned: list[Action] = []
+        for ahead in range(min(max(self._delays, default=0), self._max_delay)):
+            action = buffer.action(tick + ahead)
+            if action is None:
+                break
+            planned.append(action.action)
+        return np.stack(planned) if planned else np.zeros((0, 0))
 
     def _lead_ticks(self, predraft: PredraftConfig) -> int:
         if predraft.ticks is not None:
@@ -135,6 +166,7 @@ class InferenceScheduler:
     def handed_over(self, chunk: Chunk) -> None:
         """Take note that a chunk is being played, which says when the next one is due."""
         self.due = chunk.play_end - self._config.prefetch_steps
+        self._delays.append(chunk.handover - chunk.inference.tick)
         self._drafted = False
 
     def waiting_s(self, clock: Clock) -> float | None:

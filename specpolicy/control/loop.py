@@ -58,6 +58,7 @@ class ControlSetup:
         limits: of motion, and the controller's rate; need guards. With several commands an action, the environment
             takes one step for each of them, and the last one's observation is the tick's.
         watchdog: gets a heartbeat with every command, and is disarmed between episodes; needs guards.
+        max_delay: most actions under way that the policy continues; 0 if it is not delay-conditioned.
 
     Raises:
         ValueError: ``max_ticks`` or ``n_obs_steps`` is no positive integer, guards lack an action description, an
@@ -75,6 +76,7 @@ class ControlSetup:
     success_required: bool = False
     limits: MotionLimits | None = None
     watchdog: Watchdog | None = None
+    max_delay: int = 0
 
     def __post_init__(self) -> None:
         check_count("max_ticks", self.max_ticks)
@@ -161,7 +163,7 @@ class ControlLoop:
         spec = action_spec or ActionSpec(range(int(np.prod(env.action_space.shape or ()))))
         setup = ControlSetup(
             env, executor, clock, policy.n_obs_steps, spec, guards or Guards(), views, max_ticks,
-            limits=limits, watchdog=watchdog,
+            limits=limits, watchdog=watchdog, max_delay=getattr(policy, "max_delay", 0),
         )  # fmt: skip
         if executor.config.predraft is not None and not policy.predrafts:
             raise ValueError(
@@ -234,7 +236,7 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
     history = ObservationHistory(setup.n_obs_steps, observation)
     actions = setup.make_filter(history)
     trace = EpisodeTrace(seed, repeat, clock.rate_hz, config.n_action_steps, faults=actions.faults)
-    buffer, scheduler = config.make_buffer(), InferenceScheduler(config)
+    buffer, scheduler = config.make_buffer(), InferenceScheduler(config, setup.max_delay)
     for view in setup.views:
         view.begin(trace, env)
     clock.start(seed, repeat)
@@ -251,13 +253,15 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
                         break
                     _take_in(scheduler, actions, buffer, clock, tick)
                 else:
-                    task = scheduler.next_task(observed)
+                    task = scheduler.next_task(observed, buffer)
                     if task is None:
                         break
                     number = trace.inferences[-1].number + 1 if trace.inferences else 0  # a view may drop old ones
+                    told = task.request.prefix
                     record = InferenceRecord(
-                        number, task.request.kind, task.observed.tick, task.observed.at_s, clock.now()
-                    )
+                        number, task.request.kind, task.observed.tick, task.observed.at_s, clock.now(),
+                        prefix=None if told is None else len(told),
+                    )  # fmt: skip
                     trace.inferences.append(record)
                     future = _failed(task) if task.problem is not None else (yield task.request)
                     scheduler.running = clock.begin(record, future)

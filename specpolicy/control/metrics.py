@@ -44,6 +44,7 @@ class ControlMetrics:
         acceptance: mean share of accepted drafted steps.
         faults: how often each fault occurred.
         stopped: episodes that a guard ended.
+        outran: share of the chunks of a delay-conditioned policy that came later than the policy had been told.
     """
 
     episodes: int
@@ -64,6 +65,7 @@ class ControlMetrics:
     acceptance: float | None
     faults: dict[str, int]
     stopped: int
+    outran: float | None = None
 
 
 def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
@@ -124,6 +126,7 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
         acceptance=_mean([inference.acceptance for inference in inferences if inference.acceptance is not None]),
         faults=dict(faults),
         stopped=stopped,
+        outran=_mean([each.outran for each in inferences if each.prefix is not None and each.handover is not None]),
     )
 
 

@@ -28,6 +28,7 @@ class InferenceRecord:
         ended_s: when it ended; None if it had not.
         passes, evaluations, acceptance, error: as in :class:`specpolicy.control.InferenceResult`.
         handover: tick from which on its chunk was played; None if it never was.
+        prefix: actions under way that a delay-conditioned policy was told; None if it was not asked as one.
     """
 
     number: int
@@ -41,6 +42,12 @@ class InferenceRecord:
     acceptance: float | None = None
     error: str | None = None
     handover: int | None = None
+    prefix: int | None = None
+
+    @property
+    def outran(self) -> bool:
+        """Whether more actions had played when the chunk was there than the policy had been told."""
+        return None not in (self.prefix, self.handover) and self.handover - self.tick > self.prefix  # type: ignore[operator]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class ActionChunkDataset:
         observations: joined vectors. actions: chunks.
         frames: the moment of each observation step, an index into what is kept once for each moment of the data:
         images: of each camera, bytes. others: further vectors.
+        executed: what was played, of the shape of ``actions``; None where that is the same.
     """
 
     observations: Float[Tensor, "n steps obs"]
@@ -30,6 +31,7 @@ class ActionChunkDataset:
     frames: Int[Tensor, "n steps"]
     images: Mapping[str, Shaped[Tensor, "moments a b c"]] = field(default_factory=dict)
     others: Mapping[str, Float[Tensor, "moments dim"]] = field(default_factory=dict)
+    executed: Float[Tensor, "n time action"] | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -38,7 +40,12 @@ class ActionChunkDataset:
         """The same pairs on another device; images stay where they are, since they may be larger than it."""
         others = {key: values.to(device) for key, values in self.others.items()}
         return ActionChunkDataset(
-            self.observations.to(device), self.actions.to(device), self.frames, self.images, others
+            self.observations.to(device),
+            self.actions.to(device),
+            self.frames,
+            self.images,
+            others,
+            None if self.executed is None else self.executed.to(device),
         )
 
 
@@ -55,7 +62,8 @@ def cut_action_chunks(
         Observations ``(n, n_obs_steps, obs)`` and actions ``(n, horizon, action)``.
     """
     before, after = n_obs_steps - 1, n_action_steps - 1
-    observations, actions, frames, begin = [], [], [], 0
+    observations, actions, executed, frames, begin = [], [], [], [], 0
+    differ = any(episode.executed is not None for episode in episodes)
     for episode in episodes:
         length = len(episode.actions)
         starts = np.arange(-before, length - horizon + after + 1)
@@ -66,6 +74,8 @@ def cut_action_chunks(
         if episode.taught is not None:
             steps = steps[episode.taught[steps[:, before:]].all(axis=1)]
         actions.append(episode.actions[steps])
+        if differ:
+            executed.append((episode.actions if episode.executed is None else episode.executed)[steps])
         observations.append(episode.observations[steps[:, :n_obs_steps]])
         frames.append(begin + steps[:, :n_obs_steps])
         begin += length
@@ -75,6 +85,7 @@ def cut_action_chunks(
         _joined(frames),
         {key: _joined([episode.images[key] for episode in episodes]) for key in episodes[0].images},
         {key: _joined([episode.others[key] for episode in episodes]) for key in episodes[0].others},
+        _joined(executed) if differ else None,
     )
 
 

@@ -35,6 +35,8 @@ class Demonstration:
             repair. None: all are.
         images: of each camera, bytes, shape ``(T, H, W, C)``.
         others: vectors that are not observed, shape ``(T, dim)``.
+        executed: what was played where that is not ``actions``, of the same shape: an expert's actions with the
+            disturbances that it had to correct. None: ``actions``.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Demonstration:
     taught: NDArray[np.bool_] | None = None
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     others: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    executed: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def read_demonstrations(
         train, valid, split = _split(file, validation_demos, filter_key)
         wanted = _Wanted(keys, images or {}, others, action_dim)
         first = train[0]
-        read = {"actions", "taught", *(f"obs/{key}" for key in (*keys, *wanted.images, *others))}
+        read = {"actions", "executed_actions", "taught", *(f"obs/{key}" for key in (*keys, *wanted.images, *others))}
         there = [*file.keys(first), *(f"obs/{key}" for key in file.keys(first, "obs"))]
         environment = _environment(file)
         episodes: dict[str, Demonstration] = {}
@@ -313,6 +316,11 @@ def _read_episode(file: DemonstrationFile, name: str, wanted: _Wanted) -> Demons
     taught = file.read(name, "taught") != 0 if "taught" in stored else None
     if taught is not None and taught.shape != (steps,):
         file.refuse(f"{place}/taught", f"has shape {taught.shape}; expected {(steps,)}")
+    executed = _numbers(file, name, "executed_actions") if "executed_actions" in stored else None
+    if executed is not None and executed.shape != actions.shape:
+        file.refuse(
+            f"{place}/executed_actions", f"has shape {executed.shape}; expected that of actions, {actions.shape}"
+        )
     attributes = file.attributes(name)
     samples = attributes.get("num_samples")
     if samples is not None and samples != steps:
@@ -325,6 +333,7 @@ def _read_episode(file: DemonstrationFile, name: str, wanted: _Wanted) -> Demons
         taught,
         {key: _images(file, name, f"obs/{key}", (steps, *shape)) for key, shape in wanted.images.items()},
         {key: values.reshape(steps, -1) for key, values in further.items()},
+        executed,
     )
 
 

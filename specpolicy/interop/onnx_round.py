@@ -209,7 +209,12 @@ def _check(policy: DiffusionPolicy, sampler: Any) -> None:
         raise ExportError(
             f"a round needs an evaluation of its own before it drafts; samplers that can be exported: {EXPORTABLE}"
         )
-    wrong = {"cameras": config.cameras, "inpainted observations": config.inpainting, "rotations": config.rotations}
+    wrong = {
+        "cameras": config.cameras,
+        "inpainted observations": config.inpainting,
+        "rotations": config.rotations,
+        "a prefix (max_delay)": config.max_delay,
+    }
     if found := [name for name, value in wrong.items() if value]:
         raise ExportError(f"this policy has {found[0]}; policies of vectors without them can be exported")
     if policy.dtype != torch.float32 or policy.device.type != "cpu":

@@ -30,6 +30,8 @@ class PolicyConfig:
             ``_class_name`` says so a ``DDIMScheduler`` of the same betas, which the policy's own package plays.
         cameras: which of the observations are images, and how each is encoded; see
             :meth:`~specpolicy.policies.cameras.CameraSpec.from_dict`.
+        max_delay: longest run of actions under way that the policy continues, in steps; see
+            :mod:`~specpolicy.policies.prefix`. 0: it was not trained for that.
         first_action: position in the chunk of the first action played; None for that of the present step.
         num_inference_steps: steps of the scheduler that are played if nothing else is asked for; None for all.
         normalization: ``min_max``, or ``affine`` with any scale and offset.
@@ -50,6 +52,7 @@ class PolicyConfig:
     network: dict[str, Any] = field(default_factory=lambda: {"name": "unet1d"})
     scheduler: dict[str, Any] = field(default_factory=dict)
     cameras: dict[str, dict[str, Any]] = field(default_factory=dict)
+    max_delay: int = 0
     first_action: int | None = None
     num_inference_steps: int | None = None
     normalization: str = "min_max"
@@ -59,7 +62,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         _check(vars(self))
-        for name in _MOST:  # numpy's integers become Python's
+        for name in (*_MOST, "max_delay"):  # numpy's integers become Python's
             object.__setattr__(self, name, int(getattr(self, name)))
         first = self.first_executed
         if first + self.n_action_steps > self.horizon:
@@ -73,6 +76,13 @@ class PolicyConfig:
         if self.inpainting and (self.cameras or self.n_obs_steps > self.horizon):
             raise ValueError("inpainting: observations must be vectors, of no more steps than the chunk has")
         check_rotations(self.rotations, self.action_dim)
+        if first + self.max_delay >= self.horizon:
+            raise ValueError(
+                f"max_delay={self.max_delay} from step {first} on leaves nothing to predict of horizon={self.horizon}; "
+                f"at most {self.horizon - first - 1}"
+            )
+        if self.max_delay and (self.inpainting or self.rotations):
+            raise ValueError("max_delay: not with inpainting or rotations, whose actions are not those that are played")
 
     @property
     def first_executed(self) -> int:
@@ -110,7 +120,7 @@ class PolicyConfig:
         Raises:
             ValueError: they differ; the message says in what.
         """
-        for name in ("observations", "n_obs_steps", "action_dim", "horizon", "scheduler", "inpainting"):
+        for name in ("observations", "n_obs_steps", "action_dim", "horizon", "scheduler", "inpainting", "max_delay"):
             mine, others = getattr(self, name), getattr(other, name)
             if mine != others:
                 raise ValueError(f"{name}: the {role}'s is {others}, the policy's {mine}; both must have the same")
@@ -173,7 +183,7 @@ class PolicyConfig:
 
 _MOST = {"action_dim": 10_000, "n_obs_steps": 1_000, "horizon": 10_000, "n_action_steps": 10_000}
 _MOST_ARGUMENT = 1_000_000
-_SHAPES = ("action_dim", "cond_dim", "horizon")
+_SHAPES = ("action_dim", "cond_dim", "horizon", "prefix_dim")
 
 
 def _check(values: Mapping[str, Any]) -> None:
@@ -202,6 +212,7 @@ def _check(values: Mapping[str, Any]) -> None:
         if values.get(name) is not None:
             check_integer(name, values[name], least, most)
     check_choice("normalization", values.get("normalization", "min_max"), sorted(NORMALIZERS))
+    check_integer("max_delay", values.get("max_delay", 0), 0, 10_000)
     check_flag("inpainting", values.get("inpainting", False))
     rotations = values.get("rotations", [])
     if not isinstance(rotations, list) or not all(isinstance(each, dict) for each in rotations):

@@ -19,6 +19,7 @@ from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.networks import ConditionTables, build_network
 from specpolicy.policies.normalizer import NORMALIZERS
 from specpolicy.policies.observations import ObservationSpec
+from specpolicy.policies.prefix import PrefixError, Prefixes, PrefixLayout
 from specpolicy.policies.rotations import convert_rotations
 from specpolicy.speculative.denoiser import Denoiser, PreparedCondition
 from specpolicy.speculative.inputs import Generators, kind_of
@@ -82,6 +83,7 @@ class DiffusionPolicy(nn.Module):
 
     Attributes:
         folder: the checkpoint that it was loaded from; None if it was made here.
+        prefix: where actions under way stand in its condition; None for a policy that was not trained for that.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -96,8 +98,16 @@ class DiffusionPolicy(nn.Module):
                 )
         images: dict[str, tuple[int, ...]] = {key: cam.raw_shape for key, cam in self.encoders.cameras.items()}
         self.observations = ObservationSpec(config.observations, config.n_obs_steps, images)
-        cond_dim = 0 if config.inpainting else config.n_obs_steps * self.observations.dim
-        self.network = build_network(config.network, config.trajectory_dim, cond_dim, config.horizon)
+        self.prefix: PrefixLayout | None = None
+        if config.max_delay:
+            chain = self.training_scheduler
+            self.prefix = PrefixLayout(
+                config.first_executed, config.max_delay, config.action_dim,
+                chain.alphas_cumprod, chain.config.prediction_type,
+            )  # fmt: skip
+        prefix_dim = 0 if self.prefix is None else self.prefix.width
+        cond_dim = 0 if config.inpainting else self.cond_dim
+        self.network = build_network(config.network, config.trajectory_dim, cond_dim, config.horizon, prefix_dim)
         self._tables = ConditionTables()
         normalizer = NORMALIZERS[config.normalization]
         self.observation_normalizer = normalizer.identity(self.observations.dim)
@@ -144,9 +154,24 @@ class DiffusionPolicy(nn.Module):
         """Shape of what is sampled for one chunk: ``(horizon, action_dim)``; wider with inpainted observations."""
         return self.config.horizon, self.config.trajectory_dim
 
-    def condition(self, observation: Float[Tensor, "b steps obs"]) -> Float[Tensor, "b cond"]:
-        """Normalize a joined observation history (raw units) and flatten it into the network's condition."""
-        return self.observation_normalizer.normalize(observation).flatten(1).to(self.dtype)
+    @property
+    def cond_dim(self) -> int:
+        """Length of a condition: the flattened observation history, then the prefix."""
+        return self.config.n_obs_steps * self.observations.dim + (0 if self.prefix is None else self.prefix.width)
+
+    def condition(
+        self, observation: Float[Tensor, "b steps obs"], prefix: Float[Tensor, "b width"] | None = None
+    ) -> Float[Tensor, "b cond"]:
+        """Normalize a joined observation history and flatten it into the network's condition.
+
+        Args:
+            observation: raw units.
+            prefix: columns of ``self.prefix``, appended; None: no action is under way.
+        """
+        seen = self.observation_normalizer.normalize(observation).flatten(1)
+        if self.prefix is not None:
+            seen = torch.cat([seen, seen.new_zeros(len(seen), self.prefix.width) if prefix is None else prefix], dim=1)
+        return seen.to(self.dtype)
 
     def join(self, observation: Mapping[str, Any]) -> Float[Tensor, "b steps obs"]:
         """Check named observations and join their parts, images as their features; see :class:`CameraEncoders`.
@@ -174,9 +199,41 @@ class DiffusionPolicy(nn.Module):
         parts = dict(zip(lengths, torch.split(vectors, list(lengths.values()), dim=-1), strict=True)) if lengths else {}
         return torch.cat([(parts | dict(features))[key] for key in self.config.observations], dim=-1)
 
-    def encode(self, observation: Mapping[str, Any]) -> Float[Tensor, "b cond"]:
-        """Check and join named observations and condition on them; see :meth:`join`."""
-        return self.condition(self.join(observation))
+    def encode(self, observation: Mapping[str, Any], prefix: Prefixes | None = None) -> Float[Tensor, "b cond"]:
+        """Check and join named observations and condition on them, and on the actions that are under way.
+
+        Args:
+            observation: see :meth:`join`.
+            prefix: see :meth:`predict_action`.
+
+        Raises:
+            ObservationError: the observation does not fit the policy.
+            PrefixError: the prefix does not, or the policy takes none.
+        """
+        joined = self.join(observation)
+        if self.prefix is None:
+            for each in prefix or ():
+                if each is not None and len(each):
+                    self.check_prefix(each)
+            return self.condition(joined)
+        return self.condition(
+            joined, self.prefix.pack(prefix, len(joined), self.action_normalizer.normalize, self.device)
+        )
+
+    def check_prefix(self, actions: NDArray[Any]) -> None:
+        """Refuse actions under way that the policy cannot continue.
+
+        Args:
+            actions: of one chunk, environment units.
+
+        Raises:
+            PrefixError: they do not fit, or the policy takes none.
+        """
+        if self.prefix is None:
+            raise PrefixError(
+                "this policy takes no prefix of actions under way: it was not trained for delays (policy.max_delay=0)"
+            )
+        self.prefix.checked(actions)
 
     def reset(self) -> None:
         """Forget the camera frames that were encoded for the last chunk."""
@@ -218,11 +275,15 @@ class DiffusionPolicy(nn.Module):
             known = cond.view(cond.shape[0], steps, -1)
             x = torch.cat([torch.cat([x[:, :steps, :actions], known], dim=-1), x[:, steps:]], dim=1)
             cond = cond[:, :0]
+        # The network sees known actions clean, whatever noise the chain has there, and has nothing to say about them.
+        seen = x if self.prefix is None else self.prefix.insert(x, cond)
         if rows is not None:
-            return self._tables.forward(self.network, x.to(rows.dtype), timestep, rows).to(x.dtype)
-        if cond.dtype == x.dtype:
-            return self.network(x, timestep, cond)
-        return self.network(x.to(cond.dtype), timestep, cond).to(x.dtype)
+            output = self._tables.forward(self.network, seen.to(rows.dtype), timestep, rows).to(x.dtype)
+        elif cond.dtype == x.dtype:
+            output = self.network(seen, timestep, cond)
+        else:
+            output = self.network(seen.to(cond.dtype), timestep, cond).to(x.dtype)
+        return output if self.prefix is None else self.prefix.answer(output, x, timestep, cond)
 
     @torch.inference_mode()
     def predict_action(
@@ -232,6 +293,7 @@ class DiffusionPolicy(nn.Module):
         generator: Generators = None,
         record: bool = False,
         predraft: PreDraft | None = None,
+        prefix: Prefixes | None = None,
     ) -> ActionChunk:
         """Sample one action chunk for each observation of a batch.
 
@@ -245,9 +307,13 @@ class DiffusionPolicy(nn.Module):
             predraft: of :meth:`predraft` with this sampler. Fewer network evaluations are then left to do now, and the
                 chunk still has exactly the policy's distribution at ``observation``. ``generator`` must not be set back
                 to where it stood before the pre-draft.
+            prefix: for each entry the actions that play from the present step on until the chunk is there, shape
+                ``(d, action_dim)``, environment units; the chunk begins with them, and its rest has the policy's
+                distribution given them. d is 0 to ``config.max_delay``; None: nothing is under way.
 
         Raises:
             ObservationError: the observation does not fit the policy.
+            PrefixError: the prefix does not, or the policy was not trained for any.
             DenoiserError: the network returned NaN or infinity.
             ValueError: the pre-draft is of another batch size or chain.
             TypeError: the sampler cannot use pre-drafts.
@@ -256,7 +322,7 @@ class DiffusionPolicy(nn.Module):
             raise TypeError(
                 f"sampler is a {kind_of(sampler)}; make one, e.g. with specpolicy.samplers.load('recycled', policy)"
             )
-        cond = self.encode(observation)
+        cond = self.encode(observation, prefix)
         if predraft is None:
             noise = draw_noise((len(cond), *self.event_shape), generator, self.device)
             result = sampler(self, noise, cond=cond, generator=generator, record=record)
@@ -309,7 +375,13 @@ class DiffusionPolicy(nn.Module):
         return "\n".join(text)
 
     @torch.inference_mode()
-    def predraft(self, observation: Mapping[str, Any], sampler: Sampler, generator: Generators = None) -> PreDraft:
+    def predraft(
+        self,
+        observation: Mapping[str, Any],
+        sampler: Sampler,
+        generator: Generators = None,
+        prefix: Prefixes | None = None,
+    ) -> PreDraft:
         """Draft chunks for a predicted (or simply the latest) observation, while the robot is still busy.
 
         Hand them to :meth:`predict_action` once the true observation is there. Use a pre-draft once, and neither play
@@ -319,12 +391,13 @@ class DiffusionPolicy(nn.Module):
             observation: as in :meth:`predict_action`.
             sampler: the one that will be handed to :meth:`predict_action`.
             generator: as in :meth:`predict_action`.
+            prefix: as in :meth:`predict_action`.
 
         Raises:
-            ObservationError, DenoiserError: as :meth:`predict_action`.
+            ObservationError, PrefixError, DenoiserError: as :meth:`predict_action`.
             TypeError: the sampler cannot pre-draft.
         """
-        cond = self.encode(observation)
+        cond = self.encode(observation, prefix)
         noise = draw_noise((len(cond), *self.event_shape), generator, self.device)
         return _predrafting(sampler).predraft(self, noise, cond=cond, generator=generator)
 

@@ -70,6 +70,7 @@ class WorkerConfig:
         rate_hz: ticks a second.
         max_ticks: end an episode after so many ticks, even if the environment would go on.
         limits: of motion; need guards. See :class:`specpolicy.control.MotionLimits`.
+        max_delay: most actions under way that the policy continues; 0 if it is not delay-conditioned.
 
     Raises:
         ValueError: a number is out of range.
@@ -82,6 +83,7 @@ class WorkerConfig:
     rate_hz: float = 20.0
     max_ticks: int | None = None
     limits: MotionLimits | None = None
+    max_delay: int = 0
 
     def __post_init__(self) -> None:
         check_count("n_obs_steps", self.n_obs_steps)
@@ -190,6 +192,7 @@ class EpisodeHandler:
             config.max_ticks,
             success_required=config.guards is None,
             limits=config.limits,
+            max_delay=config.max_delay,
         )
         return control_steps(setup, request.seed, request.repeat)
 

@@ -161,6 +161,7 @@ def run_episodes_singly(
                     config.max_ticks,
                     success_required=config.guards is None,
                     limits=config.limits,
+                    max_delay=config.max_delay,
                 )
                 runner = PolicyRunner(policy, samplers[spec.sampler])
                 reply = run_episode(setup, runner, spec.key.seed, spec.key.repeat)

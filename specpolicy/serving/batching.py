@@ -44,6 +44,10 @@ class Engine(Protocol):
         """Describe the policy for the metadata that every client gets: numbers, text, lists and dicts."""
         ...
 
+    def check_prefix(self, actions: NDArray[Any]) -> None:
+        """Raise :class:`~specpolicy.policies.prefix.PrefixError` if the policy cannot continue these actions."""
+        ...
+
     def run(self, jobs: Sequence[Job]) -> list[InferenceResult]:
         """Answer in the order of ``jobs``; a job that fails has a result with an ``error`` and spoils no other's."""
         ...
@@ -78,9 +82,14 @@ class BatchedPolicy:
             "action_dim": config.env_action_dim,
             "horizon": config.horizon,
             "n_action_steps": config.n_action_steps,
+            "max_delay": config.max_delay,
             "sampler": repr(self.sampler),
             "exact": bool(getattr(self.sampler, "exact", False)),
         }
+
+    def check_prefix(self, actions: NDArray[Any]) -> None:
+        """See :class:`Engine`."""
+        self.policy.check_prefix(actions)
 
     def run(self, jobs: Sequence[Job]) -> list[InferenceResult]:
         """Sample for a batch; see :func:`specpolicy.control.inference.infer_batch`.
@@ -89,10 +98,14 @@ class BatchedPolicy:
             jobs: at most one of each session.
 
         Returns:
-            Results in the order of ``jobs``; actions float32, shape ``(n_action_steps, action_dim)``.
+            Results in the order of ``jobs``; actions float32, shape ``(n_action_steps, action_dim)``, after a prefix
+            as many more as that has, as far as the chunk goes.
         """
         results = infer_batch(self.policy, self.sampler, jobs, describe_error=error_for_client)
-        return [replace(each, actions=self._executed(each.actions)) for each in results]
+        return [
+            replace(result, actions=self._executed(result.actions, 0 if job[1].prefix is None else len(job[1].prefix)))
+            for job, result in zip(jobs, results, strict=True)
+        ]
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """Sample for zeros, since first calls are slow and no robot should wait for them.
@@ -106,8 +119,8 @@ class BatchedPolicy:
             for sampler in (self.sampler,) if later is self.sampler else (self.sampler, later):
                 self.policy.predict_action(self.observations.zeros(size), sampler, generators)
 
-    def _executed(self, actions: NDArray[Any] | None) -> NDArray[Any] | None:
-        return None if actions is None else actions[: self.policy.config.n_action_steps].astype(np.float32)
+    def _executed(self, actions: NDArray[Any] | None, under_way: int) -> NDArray[Any] | None:
+        return None if actions is None else actions[: under_way + self.policy.config.n_action_steps].astype(np.float32)
 
 
 def _length(shape: tuple[int, ...]) -> int | list[int]:

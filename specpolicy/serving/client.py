@@ -178,23 +178,27 @@ class Client:
         with self._lock:
             return self._connected().metadata
 
-    def infer(self, observation: Mapping[str, Any]) -> Reply:
+    def infer(self, observation: Mapping[str, Any], prefix: Any = None) -> Reply:
         """Ask for actions.
 
         Args:
             observation: the parts that ``metadata["policy"]["observations"]`` names, as numeric arrays of shape
                 ``(dim,)`` for the present step, or ``(n_obs_steps, dim)`` for all steps that the policy looks
                 at. A robot that sends single steps should send every one of them, the others by :meth:`observe`.
+            prefix: the actions that the robot will play from the present step on until the reply is there, shape
+                ``(d, action_dim)``; for policies whose ``metadata["policy"]["max_delay"]`` is d or more. The actions of
+                the reply begin with them. None: none.
 
         Raises:
             FrameError: a part that the policy needs cannot be sent, e.g. objects; the message names it.
-            RequestRefused: the observation does not fit; the message says what was expected.
+            RequestRefused: observation or prefix do not fit; the message says what was expected.
             RequestTimeout: no answer in time. The server may have remembered the observation.
             ConnectionLost: the connection broke on the way.
             ServerUnavailable, Unauthorized, ProtocolError: there was no connection, and none could be made.
             ServerFailed: the policy failed.
         """
-        message, session, round_trip_ms, left_out = self._ask("infer", {"observation": dict(observation)})
+        fields = {"observation": dict(observation)} | ({} if prefix is None else {"prefix": prefix})
+        message, session, round_trip_ms, left_out = self._ask("infer", fields)
         reply = Reply.from_message(message, session, round_trip_ms)
         return replace(reply, ignored=tuple(sorted({*reply.ignored, *left_out}))) if left_out else reply
 

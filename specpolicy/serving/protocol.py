@@ -7,7 +7,9 @@ On connection the server sends its metadata. Then each request gets one reply, i
 * ``{"__request__": "infer", "id": 7, "observation": {name: array, ..}}``, ``"observe"`` (remember the observation
   without sampling) or ``"reset"`` (forget the observations; ``"seed"``, and ``"repeat"`` if it is not 0, restart the
   random stream as that episode's). The reply has the same id, and errors come back as
-  ``{"id": 7, "error": {"kind": "refused" | "failed", "message": ..}}``.
+  ``{"id": 7, "error": {"kind": "refused" | "failed", "message": ..}}``. ``"infer"`` may have a ``"prefix"``: the
+  actions that play from the present step on until the reply is there, ``(d, action_dim)``, which a policy that was
+  trained for delays continues. The reply's actions then begin with them, and are so many more.
 """
 
 from __future__ import annotations
@@ -293,7 +295,7 @@ PROTOCOL = 1
 ENVELOPE = "__request__"
 KINDS = ("infer", "observe", "reset")
 _FIELDS = {
-    "infer": {ENVELOPE, "id", "observation"},
+    "infer": {ENVELOPE, "id", "observation", "prefix"},
     "observe": {ENVELOPE, "id", "observation"},
     "reset": {ENVELOPE, "id", "seed", "repeat"},
 }
@@ -310,6 +312,7 @@ class Request:
         repeat: for a reset with a seed: number of the repeat from this seed.
         id: repeated in the reply; None if the client gave none.
         enveloped: whether errors can be answered with a map; a bare observation's are answered with text.
+        prefix: actions under way, unchecked; None if there are none.
     """
 
     kind: str
@@ -318,6 +321,7 @@ class Request:
     repeat: int = 0
     id: int | None = None
     enveloped: bool = True
+    prefix: Any = None
 
 
 class BadRequest(RequestRefused):
@@ -366,7 +370,7 @@ def parse_request(frame: bytes | str, limits: DecodeLimits = DecodeLimits()) -> 
         if seed is None and repeat:
             raise BadRequest(f"repeat={repeat} without a seed; give both, or neither", id, True)
         return Request(kind, {}, seed, repeat, id)
-    return Request(kind, _named(message.get("observation"), id, True), id=id)
+    return Request(kind, _named(message.get("observation"), id, True), id=id, prefix=message.get("prefix"))
 
 
 def _named(observation: Any, id: int | None, enveloped: bool) -> Mapping[Any, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from specpolicy.control.inference import EpisodeState, InferenceKind, InferenceRequest
 from specpolicy.policies.observations import HistoryWindow, ObservationError, ObservationSpec, check_numbers
+from specpolicy.policies.prefix import PrefixError
 from specpolicy.serving.batching import Batcher, Done, Engine
 from specpolicy.serving.protocol import (
     BadRequest,
@@ -99,7 +100,7 @@ class StepCollector:
 
     def _checked(self, name: str, value: Any) -> NDArray[Any]:
         shape, horizon = self.spec.shapes[name], self.spec.horizon
-        part = _as_array(name, value)
+        part = _as_array(value, f"observation[{name!r}]")
         if part.shape not in (shape, (horizon, *shape)):
             raise RequestRefused(
                 f"observation[{name!r}] has shape {part.shape}; expected {shape} for the present step, or "
@@ -117,17 +118,17 @@ class StepCollector:
             raise RequestRefused(str(error)) from error
 
 
-def _as_array(name: str, value: Any) -> NDArray[Any]:
+def _as_array(value: Any, what: str) -> NDArray[Any]:
     if isinstance(value, Unreadable):
-        raise RequestRefused(f"observation[{name!r}]: {value.reason}; expected a numeric array or a list of numbers")
+        raise RequestRefused(f"{what}: {value.reason}; expected a numeric array or a list of numbers")
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, list) and all(_is_number(each) for row in value for each in _listed(row)):
         try:
             return np.asarray(value, dtype=np.float64)
         except (ValueError, OverflowError) as error:  # rows of different lengths, integers without end
-            raise RequestRefused(f"observation[{name!r}] is not an array: {error}") from error
-    raise RequestRefused(f"observation[{name!r}] is {brief(value)}; expected a numeric array or a list of numbers")
+            raise RequestRefused(f"{what} is not an array: {error}") from error
+    raise RequestRefused(f"{what} is {brief(value)}; expected a numeric array or a list of numbers")
 
 
 def _listed(row: Any) -> list[Any]:
@@ -169,6 +170,7 @@ class Session:
         self._history, self._state = StepCollector(engine.observations), EpisodeState.start(self.seed)
         self._pending: asyncio.Future[Done] | None = None
         self._gone = False
+        self._check_prefix = engine.check_prefix
 
     async def answer(self, frame: bytes | str) -> bytes | str:
         """Carry out a request; its mistakes, and the policy's, become the reply.
@@ -210,7 +212,7 @@ class Session:
         ignored = [name[:_NAME_LENGTH] for name in self._history.add(request.observation)[:_NAMED]]
         if request.kind == "observe":
             return success(request, ignored=ignored)
-        done = await self._sampled()
+        done = await self._sampled(None if request.prefix is None else self._prefix(request.prefix))
         result = done.result
         if result.error is not None:
             raise PolicyFailed(result.error)
@@ -229,10 +231,19 @@ class Session:
             server_timing=timing,
         )
 
-    async def _sampled(self) -> Done:
+    def _prefix(self, value: Any) -> NDArray[np.float64]:
+        """Check actions under way; the others of a batch are asked only about prefixes that fit."""
+        actions = _as_array(value, "prefix")
+        try:
+            self._check_prefix(actions)
+        except PrefixError as error:
+            raise RequestRefused(f"prefix: {error}") from error
+        return actions.astype(np.float64)
+
+    async def _sampled(self, prefix: NDArray[np.float64] | None = None) -> Done:
         if self._gone:
             raise ClientDisconnected
-        request = InferenceRequest(InferenceKind.WHOLE, self._history.window())
+        request = InferenceRequest(InferenceKind.WHOLE, self._history.window(), prefix=prefix)
         self._pending = self._batcher.submit((self._state, request))
         try:
             return await self._pending

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.normalizer import SMALLEST_RANGE, MinMaxNormalizer
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.training.loop import TrainingLoop, TrainingObjective, TrainingSettings
-from specpolicy.training.warm_start import adopt_denoiser, encoded_moments, fit_linear_map
+from specpolicy.training.warm_start import adopt_denoiser, encoded_moments, fit_linear_map, widen_prefix
 from specpolicy.utils.checks import check_integer, check_number
 
 _log = logging.getLogger(__name__)
@@ -164,7 +165,9 @@ class _Denoising:
         timestep = torch.randint(levels, (len(clean),), generator=generator).to(policy.device)
         noisy = scheduler.add_noise(clean, noise, timestep)
         features = self._features(policy, index, generator)
-        cond = policy.condition(policy.insert_features(self.chunks.observations[index], features))
+        played = self.chunks.actions if self.chunks.executed is None else self.chunks.executed
+        prefix, lengths = self._prefix(policy, played[index], generator)
+        cond = policy.condition(policy.insert_features(self.chunks.observations[index], features), prefix)
         cond = cond.repeat_interleave(self.noise_draws, 0)
         predicted = policy(noisy, timestep, cond)
         if self.teacher is None:
@@ -172,11 +175,30 @@ class _Denoising:
         else:
             with torch.no_grad():
                 target = self.teacher(noisy, timestep, cond).float()
-        error = nn.functional.mse_loss(predicted.float(), target)
+        if policy.prefix is None or lengths is None:
+            error = nn.functional.mse_loss(predicted.float(), target)
+        else:  # what is known is not to be learned
+            mask = policy.prefix.loss_mask(lengths, clean.shape[1]).repeat_interleave(self.noise_draws, 0)
+            squares = nn.functional.mse_loss(predicted.float(), target, reduction="none") * mask
+            error = squares.sum() / (mask.sum() * clean.shape[2])
         if isinstance(network, AuxiliaryReadout) and network.training:
             frames = self.chunks.frames[index]
             error = error + network.error(features, {key: self.chunks.others[key][frames] for key in network.weights})
         return error
+
+    def _prefix(
+        self, policy: DiffusionPolicy, played: Float[Tensor, "n time action"], generator: torch.Generator
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Columns and lengths of prefixes, 0 … D equally often; None for a policy that takes none.
+
+        A prefix is what was played, disturbances included: that is what moved the world, and what follows corrects.
+        """
+        layout = policy.prefix
+        if layout is None:
+            return None, None
+        lengths = torch.randint(layout.max_delay + 1, (len(played),), generator=generator).to(played.device)
+        known = played[:, layout.first : layout.first + layout.max_delay]
+        return layout.columns(policy.action_normalizer.normalize(known), lengths), lengths
 
     def _features(self, policy: DiffusionPolicy, index: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Features of each camera, ``(n, steps, features)``; in training each image is cropped at its own place."""
@@ -220,7 +242,8 @@ def train_policy(
             of its error; see :class:`AuxiliaryReadout`. The layer is no part of the policy.
         filter_key: mask of the demonstrations to use; see :func:`read_demonstrations`.
         environment: what the demonstrations' ``env_args`` must say; see :func:`check_environment`. None: anything.
-        init: a policy of the same configuration to start from. None: start from random weights.
+        init: a policy of the same configuration to start from; its ``max_delay`` may be smaller, see
+            :func:`~specpolicy.training.warm_start.widen_prefix`. None: start from random weights.
         donor: a policy that sees vectors of the demonstrations, whose denoiser to start from; see
             :func:`~specpolicy.training.warm_start.adopt_denoiser`. It takes a trained encoder, hence ``init``.
 
@@ -235,7 +258,9 @@ def train_policy(
         ValueError: the teacher looks at other observations or predicts something else, or the scheduler's chain cannot
             be sampled; ``init`` or ``donor`` do not fit.
     """
-    if init is not None and init.config != config:
+    if init is not None and (
+        replace(init.config, max_delay=config.max_delay) != config or init.config.max_delay > config.max_delay
+    ):
         raise ValueError("init is a policy of another configuration; give the settings that it was trained with")
     if donor is not None and (init is None or not config.cameras):
         raise ValueError("a donor's denoiser takes a camera policy with a trained encoder: give init, too")
@@ -246,7 +271,9 @@ def train_policy(
     check_integer("noise_draws", noise_draws, 1)
     for key, weight in (auxiliary or {}).items():
         check_number(f"auxiliary.{key}", weight, least=0)
-    horizons = (config.n_obs_steps, config.horizon, config.n_action_steps)
+    # Delayed by d, a chunk is played d steps further; so far it has to reach past an episode's end.
+    played = min(config.n_action_steps + config.max_delay, config.horizon - config.first_executed)
+    horizons = (config.n_obs_steps, config.horizon, played)
     torch.manual_seed(settings.seed)
     policy = DiffusionPolicy(config)
     ReverseProcess.from_scheduler(policy.scheduler)  # a chain that cannot be sampled is refused before it is taught
@@ -279,7 +306,7 @@ def train_policy(
         targets = {key: MinMaxNormalizer.fit(train.others[key]) for key in auxiliary}
         readout = AuxiliaryReadout(policy, targets, auxiliary).to(device)
     if init is not None:
-        policy.load_state_dict(init.state_dict())
+        policy.load_state_dict(widen_prefix(init, policy))
         if config.cameras:
             _start_from(policy, donor, readout, train, stack["observations"])
     objective = diffusion_objective(policy, train, valid, teacher, noise_draws, readout)

@@ -1,4 +1,7 @@
-"""Start a camera policy from a trained encoder and from the denoiser of a policy that sees states.
+"""Start a policy from what others have learned.
+
+A policy that is to continue actions under way starts from one that was not (:func:`widen_prefix`); a camera policy
+from a trained encoder and from the denoiser of a policy that sees states (:func:`adopt_denoiser`).
 
 An encoder learns within a few epochs where things are; a denoiser needs many times as many steps to learn what to do
 about it. A policy that was trained on the same demonstrations from states has learned that already, at a fraction of
@@ -16,6 +19,27 @@ from torch import Tensor, nn
 
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.networks.mlp import ResidualMlp
+
+
+def widen_prefix(init: DiffusionPolicy, policy: DiffusionPolicy) -> dict[str, Tensor]:
+    """Compute weights with which a policy that takes longer prefixes does what ``init`` does without them.
+
+    The weights of the new columns of the condition are zero. They are the last inputs of the layers that read it.
+
+    Args:
+        init: trained, of a configuration that differs in ``max_delay`` alone.
+        policy: whose shapes the weights are to have.
+
+    Returns:
+        A state dict for ``policy``.
+    """
+    given, state = init.state_dict(), {}
+    for name, own in policy.state_dict().items():
+        tensor = given.get(name, own.new_zeros(own.shape[0], 0) if own.ndim == 2 else own)
+        state[name] = tensor
+        if own.ndim == 2 and tensor.shape[1] < own.shape[1]:
+            state[name] = torch.cat([tensor, tensor.new_zeros(len(own), own.shape[1] - tensor.shape[1])], dim=1)
+    return state
 
 
 def fit_linear_map(

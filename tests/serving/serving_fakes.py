@@ -18,6 +18,7 @@ from specpolicy.control.inference import EpisodeState, InferenceKind, InferenceR
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.observations import ObservationSpec
+from specpolicy.policies.prefix import PrefixError
 from specpolicy.serving.auth import Token
 from specpolicy.serving.batching import Engine, Job, SharedRounds, error_for_client
 from specpolicy.serving.server import PolicyServer, ServerSettings
@@ -54,6 +55,9 @@ class EchoEngine:
 
     def describe(self) -> dict[str, Any]:
         return {"task": "echo", "observations": dict(SPEC.keys), "exact": False}
+
+    def check_prefix(self, actions: NDArray[Any]) -> None:
+        raise PrefixError("echoes continue nothing")
 
     def run(self, jobs: Sequence[Job]) -> list[InferenceResult]:
         self.batches.append(len(jobs))
@@ -128,7 +132,7 @@ def eventually(holds: Callable[[], bool], within_s: float = 20.0) -> bool:
     return True
 
 
-def tiny_policy(steps: int = 20) -> DiffusionPolicy:
+def tiny_policy(steps: int = 20, max_delay: int = 0) -> DiffusionPolicy:
     """An untrained policy that sees :data:`SPEC`; cheap, and not constant."""
     torch.manual_seed(0)
     config = PolicyConfig(
@@ -140,5 +144,6 @@ def tiny_policy(steps: int = 20) -> DiffusionPolicy:
         n_action_steps=4,
         network={"name": "mlp", "width": 16, "blocks": 1, "embed": 16, "timestep_dim": 8},
         scheduler={"num_train_timesteps": steps, "beta_schedule": "squaredcos_cap_v2"},
+        max_delay=max_delay,
     )
     return DiffusionPolicy(config).eval().requires_grad_(False)

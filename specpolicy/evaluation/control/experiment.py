@@ -17,7 +17,7 @@ from specpolicy.control.action_space import ActionSpec
 from specpolicy.control.clocks import SimulatedLatencyClock
 from specpolicy.control.controller import ControllerConfig
 from specpolicy.control.guards import Guards
-from specpolicy.control.inference import can_predraft
+from specpolicy.control.inference import can_predraft, max_delay_of
 from specpolicy.control.latency import Measured
 from specpolicy.control.motion_limits import MotionLimits
 from specpolicy.control.trace import TraceError, read_trace, write_trace
@@ -295,6 +295,7 @@ def _play(
         experiment.rate_hz,
         experiment.max_ticks,
         experiment.limits,
+        max_delay_of(policy),
     )
     if experiment.alone:
         make_clock = experiment.make_clock or SimulatedLatencyClock

@@ -20,14 +20,17 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_network(config: dict[str, Any], action_dim: int, cond_dim: int, horizon: int) -> nn.Module:
+def build_network(
+    config: dict[str, Any], action_dim: int, cond_dim: int, horizon: int, prefix_dim: int = 0
+) -> nn.Module:
     """Build the network that ``config`` names.
 
     Args:
         config: ``{"name": one of NETWORKS, **its arguments}``.
         action_dim: coordinates of one action.
-        cond_dim: length of the flattened observation history.
+        cond_dim: length of the condition: the flattened observation history, then the prefix.
         horizon: actions in a chunk.
+        prefix_dim: length of the prefix; see :class:`~specpolicy.policies.prefix.PrefixLayout`.
 
     Raises:
         ValueError: the name is unknown (the message lists the known ones), or a chunk does not fit the network.
@@ -36,4 +39,4 @@ def build_network(config: dict[str, Any], action_dim: int, cond_dim: int, horizo
     name = arguments.pop("name", None)
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; known: {sorted(NETWORKS)}")
-    return NETWORKS[name](action_dim=action_dim, cond_dim=cond_dim, horizon=horizon, **arguments)
+    return NETWORKS[name](action_dim=action_dim, cond_dim=cond_dim, horizon=horizon, prefix_dim=prefix_dim, **arguments)

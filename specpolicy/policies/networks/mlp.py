@@ -36,7 +36,7 @@ class ResidualMlp(nn.Module):
 
     Args:
         action_dim: coordinates of one action.
-        cond_dim: length of the observation vector (all observation steps concatenated).
+        cond_dim: length of the condition (all observation steps concatenated, then the prefix).
         horizon: actions in a chunk.
         width: features of the residual path.
         blocks: residual blocks.
@@ -45,6 +45,7 @@ class ResidualMlp(nn.Module):
         timestep_dim: size of the timestep embedding.
         octaves: sines and cosines of each observation coordinate that the condition is widened by; see
             :class:`FourierFeatures`.
+        prefix_dim: last numbers of the condition, which are no observation and are not widened.
     """
 
     def __init__(
@@ -58,13 +59,17 @@ class ResidualMlp(nn.Module):
         embed: int = 256,
         timestep_dim: int = 64,
         octaves: int = 0,
+        prefix_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.shape = (horizon, action_dim)
+        self.shape, self.prefix_dim = (horizon, action_dim), prefix_dim
         self.timestep_embedding = TimestepEmbedding(timestep_dim)
         self.octaves = FourierFeatures(octaves)
         self.embed = nn.Sequential(
-            nn.Linear(timestep_dim + self.octaves.width(cond_dim), embed), nn.Mish(), nn.Linear(embed, embed), nn.Mish()
+            nn.Linear(timestep_dim + self.octaves.width(cond_dim - prefix_dim) + prefix_dim, embed),
+            nn.Mish(),
+            nn.Linear(embed, embed),
+            nn.Mish(),
         )
         self.enter = nn.Linear(horizon * action_dim + cond_dim, width)
         self.blocks = nn.ModuleList(AdaLNBlock(width, expansion, embed) for _ in range(blocks))
@@ -78,7 +83,7 @@ class ResidualMlp(nn.Module):
     ) -> Float[Tensor, "n time action"]:
         """Predict ε (or x0, or v: whatever the training target was) at noisy chunks ``x``."""
         self._check_shape(x)
-        told = torch.cat([self.timestep_embedding(timestep.to(x.dtype)), self.octaves(cond)], dim=-1)
+        told = torch.cat([self.timestep_embedding(timestep.to(x.dtype)), self._widened(cond)], dim=-1)
         return self._denoise(self.enter(torch.cat([x.flatten(1), cond], dim=-1)), self.embed(told))
 
     def timestep_table(self, timesteps: Num[Tensor, " n"]) -> Float[Tensor, "n embed"]:
@@ -89,7 +94,7 @@ class ResidualMlp(nn.Module):
 
     def condition(self, cond: Float[Tensor, "b cond"]) -> Float[Tensor, "b features"]:
         """Compute what embedding and entry layer make of observations; see :class:`SeparableNetwork`."""
-        widened, layer = self.octaves(cond), self._embed_layer
+        widened, layer = self._widened(cond), self._embed_layer
         told, chunk = layer.in_features - widened.shape[1], self.enter.in_features - cond.shape[1]
         embedded = nn.functional.linear(widened, layer.weight[:, told:])
         entered = nn.functional.linear(cond, self.enter.weight[:, chunk:], self.enter.bias)
@@ -104,6 +109,12 @@ class ResidualMlp(nn.Module):
         chunk = x.flatten(1)
         hidden = torch.addmm(entered, chunk, self.enter.weight[:, : chunk.shape[1]].t())
         return self._denoise(hidden, self.embed[1:](t_rows + embedded))
+
+    def _widened(self, cond: Float[Tensor, "b cond"]) -> Float[Tensor, "b wide"]:
+        if not self.prefix_dim:
+            return self.octaves(cond)
+        observed, prefix = torch.split(cond, [cond.shape[1] - self.prefix_dim, self.prefix_dim], dim=1)
+        return torch.cat([self.octaves(observed), prefix], dim=1)
 
     @property
     def _embed_layer(self) -> nn.Linear:

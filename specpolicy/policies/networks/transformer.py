@@ -124,7 +124,7 @@ class TransformerDenoiser(nn.Module):
 
     Args:
         action_dim: coordinates of one action.
-        cond_dim: length of the observation vector (all observation steps concatenated).
+        cond_dim: length of the condition (all observation steps concatenated, then the prefix).
         horizon: actions in a chunk: tokens.
         observation_steps: observation steps that ``cond_dim`` consists of; a token each.
         width: features of a token. layers: blocks. heads: of each attention.
@@ -137,6 +137,8 @@ class TransformerDenoiser(nn.Module):
         memory_mask: whether action t sees observation steps up to t alone, as in Diffusion Policy's causal
             transformer. All actions see the timestep.
         encoder_layers: attention blocks among timestep and observation steps; 0 for an MLP on each of them.
+        prefix_dim: last numbers of the condition, which are no observation: a linear map of them is added to the tokens
+            of the observation steps, zero before training.
 
     Raises:
         ValueError: ``observation_steps`` does not divide ``cond_dim``, or ``heads`` not ``width``; no layers, or an odd
@@ -159,8 +161,10 @@ class TransformerDenoiser(nn.Module):
         timestep_mlp: bool = True,
         memory_mask: bool = False,
         encoder_layers: int = 0,
+        prefix_dim: int = 0,
     ) -> None:
         super().__init__()
+        cond_dim -= prefix_dim
         if observation_steps < 0 or (cond_dim % observation_steps if observation_steps else cond_dim):
             raise ValueError(
                 f"a condition of length {cond_dim} does not divide into observation_steps={observation_steps}; give "
@@ -174,6 +178,8 @@ class TransformerDenoiser(nn.Module):
         self.octaves = FourierFeatures(octaves)
         if observation_steps:
             self.enter_observation = nn.Linear(self.octaves.width(cond_dim // observation_steps), width)
+        elif prefix_dim:
+            raise ValueError("a transformer without observation steps takes no prefix (max_delay)")
         self.enter_action = nn.Linear(action_dim, width)
         self.memory_position = nn.Parameter(torch.zeros(1, 1 + observation_steps, width))
         self.action_position = nn.Parameter(torch.zeros(1, horizon, width))
@@ -185,6 +191,10 @@ class TransformerDenoiser(nn.Module):
         )
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, action_dim))
         self.apply(_begin)
+        self.prefix_dim = prefix_dim
+        if prefix_dim:
+            self.enter_prefix = nn.Linear(prefix_dim, width, bias=False)
+            nn.init.zeros_(self.enter_prefix.weight)
         for position in (self.memory_position, self.action_position):
             nn.init.normal_(position, std=_SPREAD)
 
@@ -230,9 +240,10 @@ class TransformerDenoiser(nn.Module):
         return isinstance(self.memory[0], EncoderBlock)
 
     def _observed(self, cond: Float[Tensor, "b cond"]) -> Float[Tensor, "b steps width"]:
-        steps = cond.reshape(cond.shape[0], self.observation_steps, -1)
+        seen = cond[:, : cond.shape[1] - self.prefix_dim]
+        steps = seen.reshape(cond.shape[0], self.observation_steps, -1)
         tokens: Tensor = self.enter_observation(self.octaves(steps))
-        return tokens
+        return tokens + self.enter_prefix(cond[:, seen.shape[1] :])[:, None] if self.prefix_dim else tokens
 
     def _separated(self, tokens: Float[Tensor, "b some width"]) -> Float[Tensor, "b features"]:
         """Keys and values of all blocks for some tokens of the memory; the tokens themselves if they are encoded."""

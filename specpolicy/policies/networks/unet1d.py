@@ -58,7 +58,7 @@ class ConditionalUnet1d(nn.Module):
 
     Args:
         action_dim: coordinates of one action.
-        cond_dim: length of the observation vector (all observation steps concatenated).
+        cond_dim: length of the condition (all observation steps concatenated, then the prefix).
         channels: channels per level; the chunk's length must be divisible by ``2 ** (len(channels) - 1)``.
             Diffusion Policy's state policies use ``(256, 512, 1024)`` (65.9 M parameters on Square).
         timestep_dim: size of the timestep embedding.
@@ -66,6 +66,7 @@ class ConditionalUnet1d(nn.Module):
         groups: groups of the group norms; must divide every entry of ``channels``.
         head_groups: groups of the group norm in the head; None for ``groups``. Diffusion Policy always has 8 there.
         horizon: actions in a chunk; None if it is not known yet: chunks of any fitting length are taken.
+        prefix_dim: last numbers of the condition, which are no observation; treated as any others.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class ConditionalUnet1d(nn.Module):
         groups: int = 8,
         horizon: int | None = None,
         head_groups: int | None = None,
+        prefix_dim: int = 0,
     ) -> None:
         super().__init__()
         wrong = [c for c in channels if c % groups]
