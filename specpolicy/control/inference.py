@@ -116,6 +116,11 @@ class InferenceRequest:
     elapsed: int | None = None
     prefix: NDArray[np.float64] | None = None
 
+    @property
+    def under_way(self) -> int | None:
+        """Length of the prefix; None without one."""
+        return None if self.prefix is None else len(self.prefix)
+
 
 @dataclass(frozen=True)
 class InferenceResult:

@@ -257,10 +257,9 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
                     if task is None:
                         break
                     number = trace.inferences[-1].number + 1 if trace.inferences else 0  # a view may drop old ones
-                    told = task.request.prefix
                     record = InferenceRecord(
                         number, task.request.kind, task.observed.tick, task.observed.at_s, clock.now(),
-                        prefix=None if told is None else len(told),
+                        prefix=task.request.under_way,
                     )  # fmt: skip
                     trace.inferences.append(record)
                     future = _failed(task) if task.problem is not None else (yield task.request)

@@ -103,7 +103,7 @@ class BatchedPolicy:
         """
         results = infer_batch(self.policy, self.sampler, jobs, describe_error=error_for_client)
         return [
-            replace(result, actions=self._executed(result.actions, 0 if job[1].prefix is None else len(job[1].prefix)))
+            replace(result, actions=self._executed(result.actions, job[1].under_way or 0))
             for job, result in zip(jobs, results, strict=True)
         ]
 
