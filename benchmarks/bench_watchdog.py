@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import threading
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from socket_sender import MESSAGE, SocketSender
 
 from specpolicy.control.clocks import RealTimeClock
 from specpolicy.control.realtime import request_real_time
@@ -40,18 +40,6 @@ RESULTS = Path(__file__).resolve().parent / "results" / "watchdog"
 BEATS = 6  # before the fault
 PERIOD_S = 0.01
 _FORK = multiprocessing.get_context("fork")
-_MESSAGE = struct.Struct("=q2d")
-
-
-@dataclass(frozen=True)
-class SocketSender:
-    """Sends the time and the action to a socket; stands for the connection to a robot."""
-
-    address: str
-
-    def __call__(self, action: Sequence[float]) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-            connection.sendto(_MESSAGE.pack(time.monotonic_ns(), *action), self.address)
 
 
 @dataclass(frozen=True)
@@ -133,7 +121,7 @@ def provoke(fault: str, deadline_s: float, priority: int | None = None, wait_s: 
         loop = _FORK.Process(target=_loop, args=(fault, address, config, below, beats))
         loop.start()
         try:
-            sent_ns, *action = _MESSAGE.unpack(receiver.recv(64))
+            sent_ns, *action = MESSAGE.unpack(receiver.recv(64))
         except TimeoutError as error:
             raise RuntimeError(f"{fault}: no safe action within {wait_s:g} s") from error
         finally:

@@ -25,7 +25,9 @@ from specpolicy.utils.errors import one_line
 
 Sender = Callable[[tuple[float, ...]], object]
 """Sends an action, its entries in environment units, to the robot; in the watchdog's process, to which it is pickled.
-If it has a method ``open()``, this is called there at the start, to connect."""
+
+Define it in a module that imports little, for that process imports it. If it has a method ``open()``, this is called
+there at the start, to connect."""
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +143,10 @@ class Watchdog:
             self._process.stdin.write(len(settings).to_bytes(4, "little") + settings)
             self._process.stdin.flush()
             if not select.select([self._process.stdout], [], [], start_s)[0]:
-                raise WatchdogError(f"the watchdog's process did not start within {start_s:g} s")
+                raise WatchdogError(
+                    f"the watchdog's process did not start within {start_s:g} s; define the sender in a module that "
+                    "imports little, or raise start_s"
+                )
             answer = self._process.stdout.readline().decode(errors="replace").strip()
         except BrokenPipeError:
             pass

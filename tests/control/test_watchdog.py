@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from control_fakes import SPEC, TickEnv, TickPolicy
+from file_sender import FileSender
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -26,27 +27,6 @@ from specpolicy.control.realtime import request_real_time
 from specpolicy.control.watchdog import Watchdog, WatchdogConfig, WatchdogError, WatchdogTripped
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sends signals to processes and waits for their ends")
-
-
-class FileSender:
-    """Appends what it sends to a file; ``fails`` of its calls raise first."""
-
-    def __init__(self, path: Path, fails: int = 0) -> None:
-        self.path, self.fails = path, fails
-
-    def open(self) -> None:
-        if self.path.is_dir():
-            raise OSError("no such robot")
-
-    def __call__(self, action: tuple[float, ...]) -> None:
-        if self.fails > 0:
-            self.fails -= 1
-            raise OSError("the line is busy")
-        with self.path.open("a") as file:
-            file.write(" ".join(map(str, action)) + "\n")
-
-    def sent(self) -> list[list[float]]:
-        return [[float(each) for each in line.split()] for line in self.path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
