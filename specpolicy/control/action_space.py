@@ -178,6 +178,11 @@ class ActionLimits:
             )
         return limits
 
+    @classmethod
+    def unlimited(cls, dim: int) -> ActionLimits:
+        """Make limits that contain every action of ``dim`` entries."""
+        return cls(np.full(dim, -np.inf), np.full(dim, np.inf))
+
     def contain(self, action: Action) -> bool:
         """Say whether a finite action, shape ``(dim,)``, lies inside."""
         return bool(np.all(action >= self.low - self.tolerance) and np.all(action <= self.high + self.tolerance))

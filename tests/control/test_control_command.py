@@ -16,6 +16,7 @@ from specpolicy.config import available, compose
 from specpolicy.control.action_space import ActionSpec
 from specpolicy.control.executors import Executor, PreDrafting
 from specpolicy.control.guards import Guards
+from specpolicy.control.motion_limits import MotionLimits
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = f"checkpoint={ROOT}/checkpoints/pusht"
@@ -28,6 +29,11 @@ CHECKPOINT = f"checkpoint={ROOT}/checkpoints/pusht"
         (["executor=[lockstep,lockstep]"], "twice"),
         (["clock=sundial"], "unknown clock 'sundial'; known: real_time, simulated"),
         (["guards=none"], "unknown guards 'none'; known: standard, strict"),
+        (["limits=none"], "unknown limits 'none'; known: one_arm, pusht"),
+        (["limits=pusht", "limits.low=600"], "low=600 lies above high=502 in entry 0; exchange them"),
+        (["limits=pusht", "limits.velocity=0"], "limits: velocity=0: expected a finite number, above 0"),
+        (["limits=pusht", "limits.controller_hz=25"], "controller_hz=25 is no multiple of the policy's 10 Hz; take 20"),
+        (["limits=one_arm"], "velocity has 7 values; the action has 2 entries"),
         (["guards.failure=pray"], "possible responses are brake, hold, last_safe, stop"),
         (["executor=asynchronous", "executor.prefetch_steps=20"], "expected 0 to n_action_steps=8"),
         (["latency=soon"], "latency='soon'; write milliseconds"),
@@ -66,6 +72,9 @@ def test_every_choice_can_be_made() -> None:
         assert isinstance(executor, PreDrafting) == (executor.config.predraft is not None)
     for name in available("guards"):
         assert isinstance(instantiate(compose("control", [f"guards={name}"]).guards), Guards)
+    for name in available("limits"):
+        limits = instantiate(compose("control", [f"limits={name}"]).limits)
+        assert isinstance(limits, MotionLimits) and limits.to_dict()
     for name in available("clock"):
         assert callable(instantiate(compose("control", [f"clock={name}"]).clock))
 

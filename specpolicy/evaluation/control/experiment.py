@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from specpolicy.control.action_space import ActionSpec
+from specpolicy.control.action_space import ActionLimits, ActionSpec
 from specpolicy.control.clocks import SimulatedLatencyClock
 from specpolicy.control.controller import ControllerConfig
 from specpolicy.control.guards import Guards
@@ -231,6 +231,9 @@ def _check(experiment: ControlExperiment, contestants: PolicyAndSamplers) -> Non
             f"the policy's actions have {dim} entries, their description (delta_dims={list(spec.delta_dims)}, "
             f"absolute_dims={list(spec.absolute_dims)}) has {spec.dim}: take the one of the policy's own task"
         )
+    if experiment.limits is not None:  # as far as it can be told without an environment; the rest when one is made
+        experiment.limits.commands_per_action(experiment.rate_hz)
+        experiment.limits.box(ActionLimits.unlimited(spec.dim), spec)
     names = [controller.name for controller in controllers]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
