@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,27 +163,40 @@ def quantiles_ms(seconds: Sequence[float]) -> dict[str, float]:
     return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "max_ms": round(1e3 * max(seconds), 3), "n": len(seconds)}
 
 
-def measure_latency(count: int, deadline_s: float, priority: int | None) -> dict[str, Any]:
-    """Provoke every fault ``count`` times; early trips are counted, and repeated at most ``count`` times."""
-    out: dict[str, Any] = {"deadline_ms": 1e3 * deadline_s, "heartbeats_hz": 1 / PERIOD_S, "priority": priority}
-    with progress_bar("faults", count * len(FAULTS)) as bar:
-        for fault in FAULTS:
-            outcomes: list[Outcome] = []
-            early = 0
-            while len(outcomes) < count and early <= count:
-                outcome = provoke(fault, deadline_s, priority)
+def measure_latency(count: int, deadline_s: float, priority: int | None, out: Path) -> None:
+    """Provoke every fault ``count`` times, in turn; early trips are counted, and repeated.
+
+    Results are written as they come; a run that was interrupted goes on with the same settings.
+    """
+    settings = {"deadline_ms": 1e3 * deadline_s, "heartbeats_hz": 1 / PERIOD_S, "priority": priority}
+    result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    if any(result.get(name) != value for name, value in settings.items()):
+        result = {**settings, "load": [], "provenance": collect_provenance()}
+    for fault in FAULTS:
+        result.setdefault(fault, {"after_fault_s": [], "after_last_heartbeat_s": [], "tripped_before_the_fault": 0})
+    done = sum(len(result[fault]["after_fault_s"]) for fault in FAULTS)
+    with progress_bar("faults", count * len(FAULTS), done) as bar:
+        while missing := [fault for fault in FAULTS if len(result[fault]["after_fault_s"]) < count]:
+            for fault in missing:
+                outcome, values = provoke(fault, deadline_s, priority), result[fault]
                 if outcome.early:
-                    early += 1
+                    values["tripped_before_the_fault"] += 1
                     continue
                 assert outcome.action == (0.0, float(BEATS)), outcome
-                outcomes.append(outcome)
+                values["after_fault_s"].append(round(outcome.after_fault_s, 6))
+                values["after_last_heartbeat_s"].append(round(outcome.after_beat_s, 6))
                 bar.advance()
-            out[fault] = {
-                "after_fault": quantiles_ms([each.after_fault_s for each in outcomes]) if outcomes else None,
-                "after_last_heartbeat": quantiles_ms([each.after_beat_s for each in outcomes]) if outcomes else None,
-                "tripped_before_the_fault": early,
-            }
-    return out
+            result["load"].append(round(os.getloadavg()[0], 1))
+            write(result, out)
+
+
+def write(result: dict[str, Any], out: Path) -> None:
+    """Write a result, and the table of all that there are."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as path:
+        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    with atomic_path(out.with_name("table.md")) as path:
+        path.write_text(overview(out.parent), encoding="utf-8")
 
 
 def _tick(rate_hz: float, seconds: float, priority: int | None, pipe: Any) -> None:
@@ -233,15 +245,11 @@ def overview(folder: Path) -> str:
 
     for stem, scheduling in (("faults", "real time"), ("faults_ordinary", "ordinary")):
         for fault in FAULTS:
-            if stem in read and read[stem][fault]["after_fault"] is not None:
-                late = FAULTS[fault][0] == "late"
-                values = read[stem][fault]["after_last_heartbeat" if late else "after_fault"]
-                deadline = f"; deadline {read[stem]['deadline_ms']:.0f} ms"
-                add(
-                    f"{fault}, since the last heartbeat{deadline}" if late else f"{fault}, since then",
-                    scheduling,
-                    values,
-                )
+            late = FAULTS[fault][0] == "late"
+            values = read.get(stem, {}).get(fault, {}).get("after_last_heartbeat_s" if late else "after_fault_s")
+            if values:
+                since = f"the last heartbeat; deadline {read[stem]['deadline_ms']:.0f} ms" if late else "then"
+                add(f"{fault}, since {since}", scheduling, quantiles_ms(values))
     for scheduling in ("real time", "ordinary"):
         if "jitter" in read:
             add(f"tick after its due time, {read['jitter']['rate_hz']:.0f} Hz", scheduling, read["jitter"][scheduling])
@@ -258,22 +266,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each part of the jitter's measurement")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    with load(options.load):
-        measure = {
-            "latency": partial(measure_latency, options.count, options.deadline_ms / 1e3, options.priority or None),
-            "jitter": partial(measure_jitter, 100.0, options.seconds, 3, options.priority or 50),
-        }[options.what]
-        result = measure()
     name = "jitter" if options.what == "jitter" else "faults" if options.priority else "faults_ordinary"
-    result |= {
-        "load": {"processes": options.load, "cores": len(os.sched_getaffinity(0)), "average": os.getloadavg()[0]},
-        "provenance": collect_provenance(),
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(options.out / f"{name}.json") as path:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    with atomic_path(options.out / "table.md") as path:
-        path.write_text(overview(options.out), encoding="utf-8")
+    out = options.out / f"{name}.json"
+    with load(options.load):
+        if options.what == "latency":
+            measure_latency(options.count, options.deadline_ms / 1e3, options.priority or None, out)
+        else:
+            result = measure_jitter(100.0, options.seconds, 3, options.priority or 50)
+            write({**result, "load": [round(os.getloadavg()[0], 1)], "provenance": collect_provenance()}, out)
     print(overview(options.out))
     return 0
 

@@ -153,17 +153,17 @@ def test_a_heartbeat_is_never_read_in_halves() -> None:
     for number in range(5):
         process.write_beat(memory, (float(number),) * 3)
         assert process.read_action(memory, 3) == (float(number),) * 3
-    torn = process.read_word
+    read_word, coming = process.read_word, [7.0, 9.0]
 
-    def written_meanwhile(buffer: Any, offset: int) -> int:
-        value = torn(buffer, offset)
-        if offset == process.SEQUENCE and value == 5:
-            process.write_beat(buffer, (9.0,) * 3)
-            process.write_beat(buffer, (9.0,) * 3)
+    def interrupted(buffer: Any, offset: int) -> int:
+        value = read_word(buffer, offset)
+        beats, coming[:] = list(coming), []
+        for each in beats:  # both slots are written between the reader's first look and its last
+            process.write_beat(buffer, (each,) * 3)
         return value
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "read_word", written_meanwhile)
+        patch.setattr(process, "read_word", interrupted)
         assert process.read_action(memory, 3) == (9.0,) * 3
 
 
