@@ -29,6 +29,7 @@ COMMANDS = {
     "tune": "fit window lengths to a checkpoint and this device",
     "control": "run a control loop with latency: executors, clocks, safety filter",
     "serve": "answer robots over a websocket with a policy's actions",
+    "ros": "run a policy as a node of ROS 2, with the topics of a configuration",
 }
 """Each command, in the order of a project, with its line in ``specpolicy --help``."""
 
@@ -52,7 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[str, list[str], bool]
         + "\n".join(f"  {name:<12} {line}" for name, line in COMMANDS.items()),
     )
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)  # in the usage: one screen is 24 lines
-    parser.add_argument("--version", action="version", version=f"specpolicy {__version__}")
+    parser.add_argument("--version", action="version", version=f"specpolicy {__version__}", help=argparse.SUPPRESS)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
