@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=20.0, help="steps a second")
     parser.add_argument("--lockstep", action="store_true", help="step when an action has come")
     parser.add_argument("--node", default="specpolicy", help="the policy's node, which is activated for each episode")
+    parser.add_argument("--no-node", action="store_true", help="somebody else activates it; says when it has begun")
     parser.add_argument("--fault", action="append", default=[], help='{"topic": ..., "kind": "mute", "first": 20, ...}')
     parser.add_argument("--max-ticks", type=int, help="end episodes after so many steps")
     parser.add_argument("--out", type=Path, help="a file .npz for the actions of each seed")
@@ -41,8 +42,9 @@ def main() -> int:
     env = gymnasium.make(task.env, **({} if options.max_ticks is None else {"max_episode_steps": options.max_ticks}))
     try:
         node = SimulatorNode(
-            env, load_interface(options.config or options.task), options.rate, options.lockstep, options.node, faults
-        )
+            env, load_interface(options.config or options.task), options.rate, options.lockstep,
+            None if options.no_node else options.node, faults, begun=lambda: print("begun", flush=True),
+        )  # fmt: skip
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -50,7 +50,8 @@ def ros(arguments: Sequence[str]) -> None:
         return _loaded(cfg)
 
     print(f"{settings.name}: {cfg.checkpoint} on the topics of {cfg.config}; Ctrl-C stops it", flush=True)
-    PolicyNode(settings, interface, load, instantiate(cfg.executor), instantiate(cfg.guards)).run()
+    limits = instantiate(cfg.limits) if "limits" in cfg else None
+    PolicyNode(settings, interface, load, instantiate(cfg.executor), instantiate(cfg.guards), limits).run()
 
 
 def _loaded(cfg: Any) -> LoadedPolicy:

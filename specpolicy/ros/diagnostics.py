@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import gymnasium
 import numpy as np
 
 from specpolicy.control.trace import EpisodeTrace
@@ -30,6 +32,37 @@ class Finding:
     name: str
     message: str
     values: dict[str, str] = field(default_factory=dict)
+
+
+class LatestTrace:
+    """A view that keeps the trace at hand, and its length bounded.
+
+    Args:
+        ticks: how many to keep; None for all.
+
+    Attributes:
+        trace: of the present or the last activation.
+        count: ticks played in it.
+    """
+
+    def __init__(self, ticks: int | None) -> None:
+        self._ticks = ticks
+        self.trace: EpisodeTrace | None = None
+        self.count = 0
+
+    def begin(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
+        """See :class:`specpolicy.control.viewers.View`."""
+        self.trace, self.count = trace, 0
+
+    def tick(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
+        """See :class:`specpolicy.control.viewers.View`."""
+        self.count += 1
+        if self._ticks is not None and len(trace.ticks) > 2 * self._ticks:
+            del trace.ticks[: -self._ticks]
+            del trace.inferences[: -self._ticks]
+
+    def end(self, trace: EpisodeTrace) -> None:
+        """See :class:`specpolicy.control.viewers.View`."""
 
 
 def diagnose(

@@ -51,6 +51,12 @@ class TickTime:
             self._last = now
             return now
 
+    def sleep(self, seconds: float) -> None:
+        """Sleep for so long on this clock, looking at it a thousand times a second."""
+        end = self() + seconds
+        while self() < end:
+            time.sleep(0.001)
+
 
 @dataclass
 class TopicState:
@@ -191,10 +197,10 @@ class SensorReader:
         return True
 
 
-class TopicEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
+class TopicEnv(gymnasium.Env[Any, Any]):
     """A robot behind topics.
 
-    ``step`` publishes the action and waits for the next tick of the clock, so that the loop sees what has come by then.
+    ``step`` publishes a command and waits until the next one is due, so that the loop sees what has come by then.
     In lockstep it waits instead for a message of each topic that comes after the action, ``max_age_s`` at most: for
     simulators that step when they are told to. An observation that must not be used has its reason in
     ``info["problem"]``; after a gap that goes on until the policy's whole history is new. An action that no message can
@@ -209,6 +215,7 @@ class TopicEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         stamp_now_s: time for the stamps of actions.
         n_obs_steps: observation steps that the policy sees.
         lockstep: see above.
+        commands_per_action: commands between two ticks, where limits of motion ask for more than one.
         graph_problem: says what is wrong with who publishes and subscribes; raises :class:`TopicError` where waiting
             would not help.
         poll_s: how often a clock other than the machine's is looked at; None for the machine's.
@@ -226,6 +233,7 @@ class TopicEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         stamp_now_s: Seconds,
         n_obs_steps: int,
         lockstep: bool = False,
+        commands_per_action: int = 1,
         graph_problem: Callable[[], str | None] = lambda: None,
         poll_s: float | None = None,
     ) -> None:
@@ -233,6 +241,7 @@ class TopicEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         self._interface, self._reader, self._publish, self._make = interface, reader, publish, make
         self._clock, self._stamp_now_s, self._n_obs_steps = clock, stamp_now_s, n_obs_steps
         self._lockstep, self._graph_problem, self._poll_s = lockstep, graph_problem, poll_s
+        self._commands_per_action = commands_per_action
         self._stopping = threading.Event()
         self._recovering, self._left = 0, False
         self._sent: list[Any] = []
@@ -276,7 +285,8 @@ class TopicEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         if not self._left:
             self._leave_if_stopped()
         before, clock = self._reader.counts(), self._clock
-        due = clock.due(math.floor(clock.now() * clock.rate_hz + 1e-6) + 1) + 1e-6
+        rate_hz = clock.rate_hz * self._commands_per_action
+        due = clock.due(0) + (math.floor((clock.now() - clock.due(0)) * rate_hz + 1e-6) + 1) / rate_hz + 1e-6
         problem = self._send(np.asarray(action, dtype=np.float64))
         if self._left:
             return self._reader.values(), 0.0, False, True, {}
@@ -292,7 +302,7 @@ class TopicEnv(gymnasium.Env[dict[str, Any], NDArray[np.float64]]):
         now, problem = self._stamp_now_s(), None
         try:
             self._sent = [
-                write_action(topic, action, now, 1.0 / self._clock.rate_hz, self._make)
+                write_action(topic, action, now, 1.0 / (self._clock.rate_hz * self._commands_per_action), self._make)
                 for topic in self._interface.actions
             ]
         except MessageError as error:

@@ -13,17 +13,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import gymnasium
-
+from specpolicy.control.action_space import ActionLimits
 from specpolicy.control.clocks import Clock, RealTimeClock, SimulatedLatencyClock
 from specpolicy.control.executors import Executor
+from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceRequest, InferenceResult, LoopPolicy
 from specpolicy.control.latency import Constant
 from specpolicy.control.loop import ControlSetup, run_episode
-from specpolicy.control.safety import Guards
-from specpolicy.control.trace import EpisodeTrace, write_trace
+from specpolicy.control.motion_limits import MotionLimits
+from specpolicy.control.trace import write_trace
 from specpolicy.policies.observations import ObservationSpec
-from specpolicy.ros.diagnostics import diagnose
+from specpolicy.ros.diagnostics import LatestTrace, diagnose
 from specpolicy.ros.environment import SensorReader, TickTime, TopicEnv, TopicError
 from specpolicy.ros.interface import ActionTopic, RosInterface
 from specpolicy.utils.checks import check_flag, check_integer, check_number
@@ -124,37 +124,6 @@ class ExclusivePolicy:
             return self._policy.infer(request)
 
 
-class LatestTrace:
-    """A view that keeps the trace at hand, and its length bounded.
-
-    Args:
-        ticks: how many to keep; None for all.
-
-    Attributes:
-        trace: of the present or the last activation.
-        count: ticks played in it.
-    """
-
-    def __init__(self, ticks: int | None) -> None:
-        self._ticks = ticks
-        self.trace: EpisodeTrace | None = None
-        self.count = 0
-
-    def begin(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
-        """See :class:`specpolicy.control.viewers.View`."""
-        self.trace, self.count = trace, 0
-
-    def tick(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any]) -> None:
-        """See :class:`specpolicy.control.viewers.View`."""
-        self.count += 1
-        if self._ticks is not None and len(trace.ticks) > 2 * self._ticks:
-            del trace.ticks[: -self._ticks]
-            del trace.inferences[: -self._ticks]
-
-    def end(self, trace: EpisodeTrace) -> None:
-        """See :class:`specpolicy.control.viewers.View`."""
-
-
 def make_message(kind: str) -> Any:
     """Make an empty message of ROS by the name of its type. Raises ``ImportError`` that names the extra."""
     return getattr(require(f"{_PACKAGES[kind]}.msg", "ros"), kind)()
@@ -169,13 +138,14 @@ class PolicyNode:
         load: loads the policy, when the node is configured.
         executor: what to do about the time that the policy takes.
         guards: what to do when something goes wrong.
+        limits: of motion, and the controller's rate.
 
     Attributes:
         failure: why the node could not be configured, or why its loop ended; None if neither happened.
 
     Raises:
         ImportError: ROS is not installed; the message names the extra.
-        ValueError: the executor lets the world wait, and the robot does not.
+        ValueError: the executor lets the world wait, and the robot does not; or limits that contradict each other.
     """
 
     def __init__(
@@ -185,11 +155,15 @@ class PolicyNode:
         load: Callable[[], LoadedPolicy],
         executor: Executor,
         guards: Guards,
+        limits: MotionLimits | None = None,
     ) -> None:
         if executor.config.world_waits and not settings.lockstep:
             raise ValueError("no robot waits for its policy: take another executor, or lockstep=true in simulation")
         self._settings, self._interface, self._load = settings, interface, load
-        self._executor, self._guards = executor, guards
+        self._executor, self._guards, self._limits = executor, guards, limits
+        self._commands_per_action = 1 if limits is None else limits.commands_per_action(settings.rate_hz)
+        if limits is not None:
+            limits.box(ActionLimits.from_space(interface.action_space, interface.spec), interface.spec)
         self.failure: str | None = None
         self._loaded: LoadedPolicy | None = None
         self._policy: ExclusivePolicy | None = None
@@ -249,8 +223,11 @@ class PolicyNode:
         """Whether the control loop runs."""
         return self._thread is not None
 
-    def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C; then send the safe action and leave.
+    def run(self, over: Callable[[], bool] = lambda: False) -> None:
+        """Serve until SIGTERM or Ctrl-C; then send the safe action and leave. To be called in the main thread.
+
+        Args:
+            over: asked ten times a second; ends it, too.
 
         Raises:
             TopicError: with ``autostart``, the node could not be configured, or its loop has ended.
@@ -266,7 +243,7 @@ class PolicyNode:
                 for transition in (self.node.trigger_configure, self.node.trigger_activate):
                     if self.failure is None:
                         transition()
-            while not ended.is_set() and not (self._settings.autostart and self.failure is not None):
+            while not ended.is_set() and not over() and not (self._settings.autostart and self.failure is not None):
                 self._spinner.spin_once(timeout_sec=0.1)
         finally:
             self.close()
@@ -335,18 +312,19 @@ class PolicyNode:
         self.failure = None
         seed, repeat = (check_integer(name, self.node.get_parameter(name).value, 0) for name in ("seed", "repeat"))
         rate_hz, lockstep = self._settings.rate_hz, self._settings.lockstep
-        clock: Clock = RealTimeClock(rate_hz, self._tick_time)
+        sleep = self._tick_time.sleep if self._sim_time else time.sleep
+        clock: Clock = RealTimeClock(rate_hz, self._tick_time, sleep)
         if lockstep:
             clock = SimulatedLatencyClock(rate_hz, Constant(1e-3 * self._settings.latency_ms))
         self._reader.forget()
         self._env = TopicEnv(
             self._interface, self._reader, self._send, make_message, clock, self._ros_time,
-            self._loaded.observations.horizon, lockstep, self._graph_problem,
+            self._loaded.observations.horizon, lockstep, self._commands_per_action, self._graph_problem,
             0.001 if self._sim_time else None,
         )  # fmt: skip
         setup = ControlSetup(
             self._env, self._executor, clock, self._policy.n_obs_steps, self._interface.spec, self._guards,
-            [self._latest],
+            [self._latest], limits=self._limits,
         )  # fmt: skip
         self._activations += 1
         self._thread = threading.Thread(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -82,6 +82,7 @@ class SimulatorNode:
             does that.
         faults: of its sensors.
         timeout_s: how long to wait for others.
+        begun: called when the first action of an episode has come.
 
     Raises:
         ImportError: ROS is not installed; the message names the extra.
@@ -97,6 +98,7 @@ class SimulatorNode:
         operates: str | None = None,
         faults: Sequence[TopicFault] = (),
         timeout_s: float = 60.0,
+        begun: Callable[[], None] = lambda: None,
     ) -> None:
         if env.action_space.shape != (interface.spec.dim,):
             raise ValueError(
@@ -104,12 +106,16 @@ class SimulatorNode:
                 f"({interface.spec.dim},)"
             )
         self._env, self._interface, self._rate_hz, self._lockstep = env, interface, rate_hz, lockstep
+        self._begun = begun
         self._operates, self._faults, self._timeout_s = operates, tuple(faults), timeout_s
         self._topics: dict[str, dict[str, SensorTopic]] = {}
         for key, sensor in interface.observations.items():
             self._topics.setdefault(sensor.topic, {})[key] = sensor
         if unknown := {fault.topic for fault in faults} - set(self._topics):
             raise ValueError(f"faults of {', '.join(sorted(unknown))}; the topics are {', '.join(self._topics)}")
+        if any(each.kind == "shorten" and next(iter(self._topics[each.topic].values())).type == "PoseStamped"
+               for each in faults):  # fmt: skip
+            raise ValueError("a PoseStamped always has its seven numbers and cannot be shortened")
         rclpy: Any = require("rclpy", "ros")
         self._context: Any = require("rclpy.context", "ros").Context()
         rclpy.init(args=[], context=self._context, signal_handler_options=no_signals())
@@ -175,6 +181,8 @@ class SimulatorNode:
                 continue
             else:
                 self._spin(begun + (len(actions) + 1) / self._rate_hz - time.monotonic())
+            if not actions:
+                self._begun()
             actions.append(self._action.copy())
             sent = self._action.astype(self._env.action_space.dtype)
             observation, reward, terminated, truncated, info = self._env.step(sent)
@@ -196,11 +204,10 @@ class SimulatorNode:
                 continue
             back = min(fault.delay_ticks, len(past) - 1) if fault is not None and kind == "delay" else 0
             stamp = now + (10.0 if kind == "future" else -back / self._rate_hz)
-            values = dict(past[-1 - back])
+            message = write_sensor(parts, past[-1 - back], stamp, make_message)
             if kind == "shorten":
-                values = {key: np.asarray(value)[:-1] if key in parts else value for key, value in values.items()}
-                parts = {key: replace(each, joints=each.joints[:-1]) for key, each in parts.items()}
-            self._publishers[topic].publish(write_sensor(parts, values, stamp, make_message))
+                _shorten(message)
+            self._publishers[topic].publish(message)
 
     def _spin(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -245,3 +252,11 @@ class SimulatorNode:
             return empty
 
         self._ask("rcl_interfaces", "SetParameters", "set_parameters", request)
+
+
+def _shorten(message: Any) -> None:
+    """Leave out the last number, or byte, and the joint that it belongs to."""
+    for name in ("data", "name", "position", "velocity", "effort"):
+        value = getattr(message, name, None)
+        if value is not None and len(value):
+            setattr(message, name, value[:-1])

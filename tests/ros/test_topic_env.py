@@ -14,9 +14,9 @@ from ros_fakes import array, joints, make
 from specpolicy.control.action_space import ActionSpec
 from specpolicy.control.clocks import RealTimeClock, attempt
 from specpolicy.control.executors import Asynchronous
+from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceRequest, InferenceResult
 from specpolicy.control.loop import ControlSetup, run_episode
-from specpolicy.control.safety import Guards
 from specpolicy.control.trace import EpisodeTrace
 from specpolicy.ros.diagnostics import ERROR, OK, diagnose
 from specpolicy.ros.environment import SensorReader, TickTime, TopicEnv, TopicError
