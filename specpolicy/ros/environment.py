@@ -201,8 +201,8 @@ class TopicEnv(gymnasium.Env[Any, Any]):
     """A robot behind topics.
 
     ``step`` publishes a command and waits until the next one is due, so that the loop sees what has come by then.
-    In lockstep it waits instead for a message of each topic that comes after the action, ``max_age_s`` at most: for
-    simulators that step when they are told to. An observation that must not be used has its reason in
+    In lockstep it waits instead for a message of each topic that comes after the action, ``start_timeout_s`` at
+    most: for simulators that step when they are told to. An observation that must not be used has its reason in
     ``info["problem"]``; after a gap that goes on until the policy's whole history is new. An action that no message can
     carry repeats the last one that could.
 
@@ -318,7 +318,7 @@ class TopicEnv(gymnasium.Env[Any, Any]):
 
     def _next_messages(self, before: Mapping[str, int]) -> str | None:
         """Wait for a message of each topic; what did not come in time is the problem."""
-        timeout = max(state.max_age_s for state in self._reader.states.values())
+        timeout = self._interface.start_timeout_s
 
         def all_new() -> bool:
             counts = self._reader.counts()
