@@ -140,7 +140,7 @@ def write_action(topic: ActionTopic, action: Action, stamp_s: float, period_s: f
     return message
 
 
-def read_action(topic: ActionTopic, message: Any, action: Action) -> None:
+def decode_action(topic: ActionTopic, message: Any, action: Action) -> None:
     """Put a message's numbers into the entries of an action that its topic takes, as a simulator does.
 
     Args:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from specpolicy.ros.environment import TopicError
 from specpolicy.ros.interface import RosInterface, SensorTopic
-from specpolicy.ros.messages import read_action, write_sensor
+from specpolicy.ros.messages import decode_action, write_sensor
 from specpolicy.ros.node import make_message, no_signals
 from specpolicy.utils.checks import check_choice, check_integer
 from specpolicy.utils.extras import require
@@ -131,7 +131,7 @@ class SimulatorNode:
         for action in interface.actions:
 
             def receive(message: Any, action: Any = action) -> None:
-                read_action(action, message, self._action)
+                decode_action(action, message, self._action)
                 self._come.add(action.topic)
 
             self._node.create_subscription(type(make_message(action.type)), action.topic, receive, 10)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ros_fakes import Message, array, joints, make
 
 from specpolicy.ros.interface import ActionTopic, SensorTopic
-from specpolicy.ros.messages import MessageError, read_action, read_sensor, stamp_of, write_action, write_sensor
+from specpolicy.ros.messages import MessageError, decode_action, read_sensor, stamp_of, write_action, write_sensor
 
 NUMBERS = st.floats(-1e6, 1e6)
 
@@ -106,7 +106,7 @@ def test_actions_survive_the_way_to_the_robot(values: list[float], order: str) -
         ActionTopic("/c", "Float64MultiArray", range(7)),
         ActionTopic("/c", "JointTrajectory", [6, 5, 4, 3, 2, 1, 0], joints=names),
     ):
-        read_action(topic, write_action(topic, action, 3.25, 0.05, make), back)
+        decode_action(topic, write_action(topic, action, 3.25, 0.05, make), back)
         assert np.array_equal(back, action)
     pose = ActionTopic("/c", "PoseStamped", range(7), quaternion=order, frame="base")
     if np.linalg.norm(action[3:]) < 1e-6:
@@ -114,7 +114,7 @@ def test_actions_survive_the_way_to_the_robot(values: list[float], order: str) -
             write_action(pose, action, 3.25, 0.05, make)
         return
     message = write_action(pose, action, 3.25, 0.05, make)
-    read_action(pose, message, back)
+    decode_action(pose, message, back)
     assert message.header.frame_id == "base" and stamp_of(message) == 3.25
     assert np.array_equal(back[:3], action[:3])
     assert np.allclose(back[3:], action[3:] / np.linalg.norm(action[3:]))
@@ -126,7 +126,7 @@ def test_rotation_vectors_up_to_half_a_turn_come_back(vector: list[float]) -> No
     if np.linalg.norm(vector) > 3.1:
         return
     topic, back = ActionTopic("/c", "PoseStamped", range(6)), np.zeros(6)
-    read_action(topic, write_action(topic, np.array([1.0, 2.0, 3.0, *vector]), 0.0, 0.05, make), back)
+    decode_action(topic, write_action(topic, np.array([1.0, 2.0, 3.0, *vector]), 0.0, 0.05, make), back)
     assert np.allclose(back, [1.0, 2.0, 3.0, *vector], atol=1e-7)
 
 
