@@ -35,7 +35,7 @@ from specpolicy.speculative.sampler import SequentialSampler, SpeculativeSampler
 from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.speculative.verifiers import ReflectionVerifier, Verifier
 from specpolicy.speculative.window import Window
-from specpolicy.tuning.store import load_windows, sampler_key
+from specpolicy.tuning.automatic import AutoWindow, automatic_windows
 from specpolicy.utils.checks import check_choice, check_flag, check_number
 from specpolicy.utils.progress import progress_bar
 
@@ -75,7 +75,7 @@ def speculative(
     num_inference_steps: int,
     drafter: Drafter,
     verifier: Verifier,
-    window: Window | str,
+    window: Window | AutoWindow | str,
     analytic: bool = False,
 ) -> SpeculativeSampler:
     """The same chain in rounds; exactly its distribution if the verifier is exact.
@@ -85,11 +85,13 @@ def speculative(
         num_inference_steps: K.
         drafter: of the :class:`SpeculativeSampler`.
         verifier: of the :class:`SpeculativeSampler`.
-        window: likewise; or ``"auto"``, those that ``specpolicy tune`` chose for this checkpoint and device.
+        window: likewise; or ``"auto"``: those that ``specpolicy tune`` chose for this checkpoint and device, or else
+            planned from how far drafts are accepted and from what rows cost here, which is measured in seconds and
+            kept; an :class:`~specpolicy.tuning.AutoWindow` says for which backend.
         analytic: see :func:`make_process`.
 
     Raises:
-        WindowsError: none were chosen for this sampler.
+        WindowsError: none were chosen for this sampler, and its acceptance is not known.
         ValueError: ``"auto"`` for a policy that is of no checkpoint, or no window.
     """
     process = make_process(policy, num_inference_steps, analytic)
@@ -100,7 +102,7 @@ def calibrated(
     policy: Trained,
     num_inference_steps: int,
     verifier: Verifier,
-    window: Window | str,
+    window: Window | AutoWindow | str,
     initial_guess: X0Guess | str | None = "fitted",
     drafter: Callable[[X0Jacobian], Drafter] = LinearDrafter,
     analytic: bool = False,
@@ -119,7 +121,7 @@ def calibrated(
 
     Raises:
         CalibrationError: the checkpoint has no calibration of its own for so many steps.
-        WindowsError: ``"auto"``, and no windows were chosen for this sampler.
+        WindowsError: ``"auto"``, no windows were chosen for this sampler, and its acceptance is not known.
         ValueError: the policy is of no checkpoint, or ``initial_guess`` is another word.
     """
     process = make_process(policy, num_inference_steps, analytic)
@@ -221,6 +223,9 @@ def compiled(
         ValueError: the sampler has no compiled form, the backend is not to be had here, or the sizes do not rise.
     """
     named: Any = None if backend == "auto" else backend
+    if isinstance(sampler, partial) and sampler.keywords.get("window") == "auto":
+        windows = AutoWindow(backend or "auto", precision)
+        sampler = partial(sampler, window=windows)
     made = compile_sampler(sampler(policy), named, batches, precision)
     with torch.inference_mode(), progress_bar("compiling", len(batches)) as bar:
         for size in batches:
@@ -233,13 +238,18 @@ def compiled(
     return made
 
 
-def _with_window(policy: Trained, make: Callable[..., SpeculativeSampler], window: Window | str) -> SpeculativeSampler:
-    if not isinstance(window, str):
+def _with_window(
+    policy: Trained, make: Callable[..., SpeculativeSampler], window: Window | AutoWindow | str
+) -> SpeculativeSampler:
+    if isinstance(window, str):
+        if window != "auto":
+            raise ValueError(f"window={window!r}; give a number of steps, one for each step, or auto")
+        window = AutoWindow()
+    if not isinstance(window, AutoWindow):
         return make(window=window)
-    if window != "auto":
-        raise ValueError(f"window={window!r}; give a number of steps, one for each step, or auto")
-    sampler, (checkpoint, device) = make(window=1), _loaded(policy)
-    return make(window=load_windows(sampler_key(sampler), sampler.process.num_steps, checkpoint, device))
+    checkpoint, _ = _loaded(policy)
+    assert isinstance(policy, DiffusionPolicy)  # only those are loaded; for the type checker
+    return make(window=automatic_windows(policy, checkpoint, make, window))
 
 
 def _scheduler(policy: Trained) -> DDPMScheduler:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from specpolicy.commands.common import histories_for
 from specpolicy.config import compose
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from specpolicy.calibration.calibrate import ObservationSet
+    from specpolicy.policies.diffusion_policy import DiffusionPolicy
+
+_ACCEPTANCE_CHAINS = 60
+"""To see how far the fitted drafts are accepted, which ``window=auto`` plans from."""
+
 
 def calibrate(overrides: Sequence[str]) -> None:
-    """Fit the linear drafter and its initial guess to a checkpoint, from chains that this records.
+    """Fit the linear drafter and its initial guess to a checkpoint, and record how far its drafts are accepted.
 
     Args:
         overrides: ``name=value``, in Hydra's grammar.
@@ -27,9 +37,10 @@ def calibrate(overrides: Sequence[str]) -> None:
     policy = load_policy(Path(cfg.checkpoint), cfg.device)
     steps = f"{cfg.num_inference_steps}{'-analytic' if cfg.analytic else ''}"
     name = f"calibrate-{Path(cfg.checkpoint).resolve().name}-{steps}"
+    histories = histories_for(policy, cfg.dataset, cfg.observations)
     calibration, path = calibrate(
         policy,
-        histories_for(policy, cfg.dataset, cfg.observations),
+        histories,
         cfg.num_inference_steps,
         Path(cfg.out or f"runs/{name}"),
         analytic=cfg.analytic,
@@ -37,9 +48,32 @@ def calibrate(overrides: Sequence[str]) -> None:
         seed=cfg.seed,
         provenance={"packages": package_versions(), "git": git_revision(), "machine": machine(policy.device)},
     )
+    _keep_acceptance(policy, histories, cfg)
     held_out = calibration.about["held_out"]
     for lag, distance in held_out["distance"].items():
         print(f"{lag}: drafts are off by {distance['linear']:.2f} standard deviations (free: {distance['free']:.2f})")
     initial_guess, errors = calibration.about["initial_guess"], held_out["initial_guess"]
     print(f"initial guess: {initial_guess}, {errors[initial_guess]:.2f} (zero: {errors['zero']:.2f})")
     print(f"on {held_out['chains']} chains held out of {calibration.about['chains']}; calibration in {path}")
+
+
+def _keep_acceptance(policy: DiffusionPolicy, histories: ObservationSet, cfg: DictConfig) -> None:
+    """Record how far recycled drafts of the new calibration are accepted."""
+    import numpy as np
+    import torch
+
+    from specpolicy import samplers
+    from specpolicy.speculative.drafters.recycling import RecyclingDrafter
+    from specpolicy.speculative.verifiers import ReflectionVerifier
+    from specpolicy.tuning.store import sampler_key, save_acceptance
+    from specpolicy.tuning.tune import record_acceptance
+
+    sampler = samplers.calibrated(
+        policy, cfg.num_inference_steps, ReflectionVerifier(), 1, drafter=RecyclingDrafter, analytic=cfg.analytic
+    )
+    if not int(sampler.table.max()):
+        return  # so short a chain has nothing to draft
+    picks = np.random.default_rng(cfg.seed).permutation(len(histories.observations))[:_ACCEPTANCE_CHAINS]
+    cond = histories.conditions(policy, torch.from_numpy(picks))
+    profile = record_acceptance(policy, sampler, cond, chains=_ACCEPTANCE_CHAINS, seed=cfg.seed)
+    save_acceptance(profile, sampler_key(sampler), cfg.checkpoint, {"observations": histories.origin})

@@ -27,7 +27,8 @@ def tune(overrides: Sequence[str]) -> None:
     from specpolicy.evaluation.latency import measure_latency
     from specpolicy.evaluation.statistics import ratio_of_medians
     from specpolicy.interop.loading import load_policy
-    from specpolicy.tuning.store import sampler_key, save_windows
+    from specpolicy.tuning.acceptance import is_stepwise
+    from specpolicy.tuning.store import sampler_key, save_acceptance, save_windows
     from specpolicy.tuning.tune import tune_windows
     from specpolicy.utils.machine import git_revision, machine, package_versions
 
@@ -72,6 +73,8 @@ def tune(overrides: Sequence[str]) -> None:
             }  # fmt: skip
             against = "" if ratio is None else f", {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] of tuned"
             print(f"measured, {name}: {entry['measured'][name]['median_ms']:.1f} ms, {passes:.1f} passes{against}")
+    if is_stepwise(sampler.verifier):
+        save_acceptance(tuned.profile, sampler_key(sampler), cfg.checkpoint, {"observations": histories.origin})
     path = save_windows(entry, sampler_key(sampler), cfg.checkpoint, policy.device)
     print(f"in {path}; take them with sampler.window=auto")
 

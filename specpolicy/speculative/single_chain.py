@@ -3,12 +3,16 @@
 A robot samples one chunk at a time, of some hundred numbers: operations on arrays so small that each costs what its
 call costs, and a call into NumPy costs a fraction of one into PyTorch. States are kept in float64 here, and in the
 dtype of the batch elsewhere: equal seeds give the same samples up to rounding.
+
+A network that takes arrays (:class:`ArrayDenoiser`) is handed them as they are: nothing of PyTorch is left between two
+evaluations but the random numbers, whose streams are those of the batched samplers.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,12 +29,23 @@ Array = NDArray[np.float64]
 
 _LARGEST_EVENT = 4096
 
+ChainNetwork = Callable[[Array, NDArray[np.integer[Any]]], NDArray[np.floating[Any]]]
+"""From states ``(n, d)`` of one chain and the timestep of each to the network's output, an array ``(n, *event)``."""
+
+
+class ArrayDenoiser(Denoiser, Protocol):
+    """A denoiser that can be asked about one chain in arrays; this is optional."""
+
+    def for_chain(self, event: tuple[int, ...], cond: Cond) -> ChainNetwork:
+        """Fix the condition of one chain, of leading dimension 1; its states are in float32 for the network."""
+        ...
+
 
 class HostProcess:
     """A process in NumPy, and a network that is asked about the states of one chain."""
 
     def __init__(self, process: ReverseProcess) -> None:
-        self.num_steps, self.timesteps = process.num_steps, process.timesteps.cpu()
+        self.num_steps, self.timesteps = process.num_steps, process.timesteps.cpu().numpy()
         parts = (process.a, process.b, process.sigma, process.from_state, process.from_output)
         self.a, self.b, self.sigma, self.from_state, self.from_output = (as_array(part)[:, None] for part in parts)
         self.unclipped, self.carried = (
@@ -66,25 +81,38 @@ class HostNetwork:
     """The network for one chain: its condition, the kind of its inputs, and how often it was asked."""
 
     def __init__(self, chain: HostProcess, denoiser: Denoiser, noise: Tensor, cond: Cond) -> None:
-        self.chain, self.denoiser, self.cond = chain, denoiser, prepared(denoiser, cond)
-        self.dtype, self.event = noise.dtype, noise.shape[1:]
+        self.chain, self.event = chain, tuple(noise.shape[1:])
+        self._ask = _chain_network(denoiser, self.event, noise.dtype, cond)
         self.passes = self.rows = 0
 
     def x0(self, states: Array, k: int) -> Array:
         """x̂0 of the states from ``k`` on, in one evaluation."""
-        rows, chain = len(states), self.chain
-        x = torch.from_numpy(states).to(self.dtype).view(rows, *self.event)
-        cond = self.cond if rows == 1 else _repeated(self.cond, rows)
-        timestep = chain.timesteps[k : k + rows]
-        output = self.denoiser(x, timestep, cond)
-        if not isinstance(output, Tensor) or output.shape != x.shape or not output.is_floating_point():
-            check_output(output, x, timestep)
-        found = as_array(output).reshape(rows, -1)
-        if not math.isfinite(np.add.reduce(found, axis=None)):
-            check_output(output, x, timestep)  # says where; a finite output may have an infinite sum
+        rows = len(states)
+        timesteps = self.chain.timesteps[k : k + rows]
+        output = self._ask(states, timesteps)
+        # A sum says whether all are finite, unless it is infinite itself; the check says where.
+        if output.shape[1:] != self.event or not math.isfinite(np.add.reduce(output, axis=None)):
+            check_output(torch.from_numpy(output), torch.empty(rows, *self.event), torch.from_numpy(timesteps))
         self.passes += 1
         self.rows += rows
-        return chain.x0(states, found, k)
+        return self.chain.x0(states, output.reshape(rows, -1), k)
+
+
+def _chain_network(denoiser: Denoiser, event: tuple[int, ...], dtype: torch.dtype, cond: Cond) -> ChainNetwork:
+    """The denoiser for arrays: by its own means if it has them, else through tensors."""
+    own: Callable[..., ChainNetwork] | None = getattr(denoiser, "for_chain", None)
+    if own is not None and dtype == torch.float32:
+        return own(event, cond)
+    fixed = prepared(denoiser, cond)
+
+    def ask(states: Array, timesteps: NDArray[np.integer[Any]]) -> Array:
+        x, timestep = torch.from_numpy(states).to(dtype).view(-1, *event), torch.from_numpy(timesteps)
+        output = denoiser(x, timestep, fixed if len(states) == 1 else _repeated(fixed, len(states)))
+        if not isinstance(output, Tensor) or output.shape != x.shape or not output.is_floating_point():
+            check_output(output, x, timestep)
+        return as_array(output)
+
+    return ask
 
 
 def _repeated(cond: Cond, rows: int) -> Cond:
@@ -164,6 +192,8 @@ class StepwiseChain:
 
 def as_array(tensor: Tensor) -> Array:
     """Copy a tensor into an array in float64."""
+    if tensor.dtype == torch.float32 and tensor.device.type == "cpu":
+        return tensor.detach().numpy().astype(np.float64)
     found: Any = tensor.detach().to("cpu", torch.float64, copy=True).numpy()
     return found
 

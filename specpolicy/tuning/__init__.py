@@ -2,6 +2,7 @@
 
 from specpolicy.tuning.acceptance import AcceptanceProfile as AcceptanceProfile
 from specpolicy.tuning.acceptance import record_profile as record_profile
+from specpolicy.tuning.automatic import AutoWindow as AutoWindow
 from specpolicy.tuning.cost_model import RoundCost as RoundCost
 from specpolicy.tuning.cost_model import measure_evaluations as measure_evaluations
 from specpolicy.tuning.store import WindowsError as WindowsError

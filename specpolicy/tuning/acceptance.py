@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import SpeculativeSampler
-from specpolicy.speculative.verifiers import AcceptedPrefix, DraftTargetGap, Rejection, Verifier
+from specpolicy.speculative.verifiers import AcceptedPrefix, DraftTargetGap, Rejection, StepwiseVerifier, Verifier
 
 NEIGHBOURS = 30
 """Rounds that an estimate at one position rests on, if nothing else is asked for."""
@@ -68,6 +69,32 @@ class AcceptanceProfile:
         """W."""
         return self.accepted.shape[1]
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types; of a verifier that goes step by step, which keeps the same of shorter windows."""
+        columns = {"start": self.start, "accepted": self.accepted[:, -1], "chain": self.chain}
+        return {"longest": self.longest, **{name: column.tolist() for name, column in columns.items()}}
+
+    @staticmethod
+    def from_dict(entry: dict[str, Any], reach: Int[Tensor, " k"]) -> AcceptanceProfile:
+        """Read :meth:`to_dict`.
+
+        Args:
+            entry: what that returned.
+            reach: as in the attributes.
+
+        Returns:
+            The profile.
+
+        Raises:
+            ValueError: it is no such entry, or of another number of steps.
+        """
+        start, last, chain = (torch.tensor(entry[name], dtype=torch.long) for name in ("start", "accepted", "chain"))
+        longest = int(entry["longest"])
+        if longest < 1 or bool((start < 0).any() or (start >= len(reach)).any() or (last < 0).any()):
+            raise ValueError(f"rounds of a window of {longest} steps that do not lie within {len(reach)} steps")
+        accepted = torch.minimum(last[:, None], torch.arange(1, longest + 1))
+        return AcceptanceProfile(len(reach), reach.cpu(), start, accepted, chain)
+
     @cached_property
     def weights(self) -> Float64[Tensor, "k r"]:
         """How much each round tells about each position; each row sums to 1.
@@ -107,6 +134,11 @@ class _Listener(Verifier):
     def repair(self, rejection: Rejection) -> Float64[Tensor, " n"]:
         """As the inner one."""
         return self.inner.repair(rejection)
+
+
+def is_stepwise(verifier: Verifier) -> bool:
+    """Tell whether what a verifier keeps of a short window is the beginning of what it keeps of a longer one."""
+    return type(verifier).judge is StepwiseVerifier.judge
 
 
 def record_profile(

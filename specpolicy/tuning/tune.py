@@ -90,13 +90,34 @@ def tune_windows(
     cond = policy.encode(observations)
     with torch.inference_mode():
         cost = measure_rounds(policy, sampler, cond, longest, repeats, seed)
-        profile = _profile(policy, sampler, cond, longest, repeats=-(-chains // len(cond)), seed=seed)
+        profile = record_acceptance(policy, sampler, cond, longest, chains, seed)
     return TunedWindows(choose_windows(profile, cost), cost, profile)
 
 
-def _profile(
-    policy: DiffusionPolicy, sampler: SpeculativeSampler, cond: Tensor, longest: int, repeats: int, seed: int
+@torch.inference_mode()
+def record_acceptance(
+    policy: DiffusionPolicy,
+    sampler: SpeculativeSampler,
+    cond: Tensor,
+    longest: int = 64,
+    chains: int = 60,
+    seed: int = 0,
 ) -> AcceptanceProfile:
+    """Record how far the drafts of a sampler are accepted.
+
+    Args:
+        policy: that is sampled.
+        sampler: whose window is not looked at.
+        cond: conditions to sample chunks at, shape ``(n, c)``.
+        longest: window, at most what can be drafted.
+        chains: at least so many.
+        seed: of all draws.
+
+    Returns:
+        The profile.
+    """
+    longest = min(longest, int(max_draft_lengths(sampler.process).max()))
+    repeats = -(-chains // len(cond))
     generator = seeded_generator(seed)
     with progress_bar("recording rounds", repeats) as bar:
 

@@ -14,7 +14,7 @@ DEMONSTRATIONS = "demonstrations.json"
 CONVERTED = "openvino-"
 """How files with a network in another format begin."""
 
-BESIDE = (DEMONSTRATIONS, "calibration-", "windows-", "x0_variance.", "training.", CONVERTED)
+BESIDE = (DEMONSTRATIONS, "acceptance.", "calibration-", "windows-", "x0_variance.", "training.", CONVERTED)
 """How files begin that tell of a policy, or go on with its training; they are no part of it."""
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import specpolicy
-from specpolicy import AdaptiveWindow, FreeDrafter, SpeculativeSampler, samplers
+from specpolicy import AdaptiveWindow, FreeDrafter, SampleResult, SpeculativeSampler, samplers
 from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.policies.config import PolicyConfig
@@ -114,6 +114,51 @@ def test_samplers_of_all_kinds_act_as_in_torch(policy: DiffusionPolicy, name: st
     got = policy.predict_action(observation, fast, generators(3))
     np.testing.assert_allclose(got.prediction, wanted.prediction, atol=2e-4)
     assert torch.equal(got.result.passes, wanted.result.passes)
+
+
+def test_chains_in_arrays_are_the_network_called_with_tensors(policy: DiffusionPolicy) -> None:
+    """Two chains in turn on the same models, and a batch of tensors between them: each keeps its own condition."""
+    fast, rng = OpenVINODenoiser(policy), np.random.default_rng(0)
+    conds = torch.randn(2, policy_cond(policy), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        chains = [fast.for_chain(policy.event_shape, cond[None]) for cond in conds]
+        for rows in (3, 1, 70, 3):
+            states, timesteps = rng.normal(size=(rows, int(np.prod(policy.event_shape)))), np.arange(rows) % 100
+            x, timestep = torch.from_numpy(states).float().view(rows, *policy.event_shape), torch.from_numpy(timesteps)
+            for chain, cond in zip(chains, conds, strict=True):
+                wanted = policy(x, timestep, cond.expand(rows, -1))
+                torch.testing.assert_close(torch.from_numpy(chain(states, timesteps)), wanted, atol=1e-5, rtol=1e-5)
+            fast(x, timestep, fast.prepare_condition(torch.zeros(rows, policy_cond(policy))))
+
+
+def test_plain_and_prepared_conditions_are_kept_side_by_side(tmp_path: Path) -> None:
+    small({"name": "mlp", "width": 32, "blocks": 1}).save_pretrained(tmp_path)
+    policy = DiffusionPolicy.from_pretrained(tmp_path)
+    x, timestep, cond = torch.zeros(1, *policy.event_shape), torch.tensor([5]), torch.zeros(1, policy_cond(policy))
+    with torch.inference_mode():
+        for each in (cond, policy.prepare_condition(cond), cond):
+            OpenVINODenoiser(policy)(x, timestep, each)
+    assert len(list(tmp_path.glob("openvino-*.xml"))) == 2
+
+
+def test_the_innovations_of_chains_one_by_one(policy: DiffusionPolicy) -> None:
+    """The rounds in NumPy on OpenVINO, as a robot calls them."""
+    fast = specpolicy.compile_sampler(samplers.load("recycled20", policy), "openvino")
+    with np.load(ROOT / "benchmarks" / "results" / "tool_hang" / "observations.npz") as arrays:
+        chains = 150
+        observations = {name: np.resize(arrays[name], (chains, *arrays[name].shape[1:])) for name in arrays.files}
+    generator = torch.Generator().manual_seed(3)
+    with torch.inference_mode():
+        cond = policy.encode(observations)
+        noise = torch.randn(chains, 1, *policy.event_shape, generator=generator)
+        results = [fast(policy, x, cond[row][None], generator, record=True) for row, x in enumerate(noise)]
+    assert sum(int(each.passes) for each in results) < 10 * chains
+    together = SampleResult(
+        *(torch.cat([getattr(each, name) for each in results]) for name in ("sample", "passes", "evaluations")),
+        trajectory=torch.cat([each.trajectory for each in results if each.trajectory is not None], dim=1),
+        x0=torch.cat([each.x0 for each in results if each.x0 is not None], dim=1),
+    )
+    assert check_exactness(fast.process, together).smallest > 1e-3
 
 
 def test_predrafts_are_finished(policy: DiffusionPolicy) -> None:

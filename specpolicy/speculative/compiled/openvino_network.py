@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from specpolicy.speculative.denoiser import Cond, Denoiser, prepared
+from specpolicy.speculative.single_chain import ChainNetwork
 from specpolicy.utils.digests import CONVERTED, source_digest
 from specpolicy.utils.errors import one_line
 from specpolicy.utils.extras import require
@@ -84,7 +85,7 @@ class OpenVINODenoiser:
         self.denoiser, self.precision = denoiser, precision
         self._converted: dict[Any, Any] = {}
         self._models: dict[tuple[Any, int, int], _StaticModel] = {}
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def __repr__(self) -> str:
         """Name network and precision."""
@@ -106,11 +107,11 @@ class OpenVINODenoiser:
         """
         leaves, form = ([cond], _ONE_TENSOR) if isinstance(cond, Tensor) else _flat(cond)
         inputs, rows = (x, timestep, *leaves), x.shape[0]
-        with self._lock:
+        with self.lock:
             if rows <= BATCH_SIZES[-1]:
-                return torch.from_numpy(self._model(rows, inputs, form).run(inputs))
+                return torch.from_numpy(self.model(rows, inputs, form).run(inputs))
             parts = zip(*(torch.split(part, BATCH_SIZES[-1]) for part in inputs), strict=True)
-            return torch.from_numpy(np.concatenate([self._model(len(part[0]), part, form).run(part) for part in parts]))
+            return torch.from_numpy(np.concatenate([self.model(len(part[0]), part, form).run(part) for part in parts]))
 
     def prepare_condition(self, cond: Cond) -> Cond:
         """Prepare a condition as the network itself does, in PyTorch and once a chunk.
@@ -122,6 +123,30 @@ class OpenVINODenoiser:
             What to call this denoiser with, row by row.
         """
         return prepared(self.denoiser, cond)
+
+    def for_chain(self, event: tuple[int, ...], cond: Cond) -> ChainNetwork:
+        """Evaluate states of one chain, handed in as arrays: its condition is written into each model once.
+
+        Args:
+            event: shape of one state.
+            cond: condition of the chain, with leading dimension 1.
+
+        Returns:
+            From states ``(n, d)`` and timesteps ``(n,)`` to outputs ``(n, *event)``.
+
+        Raises:
+            ConversionError: as in a call.
+        """
+        return _OneChain(self, event, prepared(self.denoiser, cond))
+
+    def model(self, rows: int, inputs: tuple[Tensor, ...], form: TreeSpec) -> _StaticModel:
+        """Return the model for so many rows of inputs like these; made if it is new. The caller has the lock."""
+        kind = (form.type, *((part.shape[1:], part.dtype) for part in inputs))
+        key = (kind, _BUCKET[rows], torch.get_num_threads())
+        found = self._models.get(key)
+        if found is None or (found.form is not form and found.form != form):
+            found = self._models[key] = self._compile(kind, key[1], inputs, form)
+        return found
 
     def prepare(self, x: Float[Tensor, "n ..."], timestep: Tensor, cond: Cond, rows: Sequence[int]) -> None:
         """Compile the models for batches of some sizes.
@@ -140,17 +165,9 @@ class OpenVINODenoiser:
         with progress_bar("compiling for OpenVINO", len(sizes)) as bar:
             for size in sizes:
                 which = torch.arange(size) % len(x)
-                with self._lock:
-                    self._model(size, tuple(part[which] for part in (x, timestep, *leaves)), form)
+                with self.lock:
+                    self.model(size, tuple(part[which] for part in (x, timestep, *leaves)), form)
                 bar.advance()
-
-    def _model(self, rows: int, inputs: tuple[Tensor, ...], form: TreeSpec) -> _StaticModel:
-        kind = (form.type, *((part.shape[1:], part.dtype) for part in inputs))
-        key = (kind, _BUCKET[rows], torch.get_num_threads())
-        found = self._models.get(key)
-        if found is None or (found.form is not form and found.form != form):
-            found = self._models[key] = self._compile(kind, key[1], inputs, form)
-        return found
 
     def _compile(self, kind: Any, size: int, inputs: tuple[Tensor, ...], form: TreeSpec) -> _StaticModel:
         if (kind, form) not in self._converted:
@@ -204,12 +221,12 @@ class OpenVINODenoiser:
         for key, value in sorted(self.denoiser.state_dict().items()):
             digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        shapes = [tuple(part.shape[1:]) for part in inputs]
+        shapes = hashlib.sha256(str([tuple(part.shape[1:]) for part in inputs]).encode()).hexdigest()
         modules = {type(module).__module__ for module in self.denoiser.modules()}
         source = source_digest(__name__, *sorted(each for each in modules if each.split(".")[0] != "torch"))
-        versions = f"{self._openvino.__version__} {torch.__version__} {source} {shapes} {self.denoiser!r}"
+        versions = f"{self._openvino.__version__} {torch.__version__} {source} {self.denoiser!r}"
         made = hashlib.sha256(versions.encode()).hexdigest()
-        return f"{CONVERTED}{digest.hexdigest()[:16]}-{made[:8]}"
+        return f"{CONVERTED}{digest.hexdigest()[:16]}-{shapes[:8]}-{made[:8]}"
 
     def _compare(self, model: _StaticModel, inputs: tuple[Tensor, ...], form: TreeSpec) -> None:
         """Refuse a model that does not compute what the network does."""
@@ -238,16 +255,61 @@ class _StaticModel:
         self._buffers = [np.zeros((size, *part.shape[1:]), part[:0].numpy().dtype) for part in inputs]
         for index, buffer in enumerate(self._buffers):
             self._request.set_input_tensor(index, openvino.Tensor(buffer, shared_memory=True))
-        self._request.infer()
+        self._infer()
         self._output = self._request.get_output_tensor(0).data
+        self._states = self._buffers[0].reshape(size, -1)
+        self._filled_for: _OneChain | None = None
+
+    def _infer(self) -> None:
+        self._request.infer(share_outputs=True)  # in its own buffers: nothing is copied
 
     def run(self, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
         """Evaluate it on no more rows than it has; what fills the batch up is what was there before."""
-        rows = inputs[0].shape[0]
+        rows, self._filled_for = inputs[0].shape[0], None
         for buffer, part in zip(self._buffers, inputs, strict=True):
             buffer[:rows] = part.numpy()
-        self._request.infer()
+        self._infer()
         return self._output[:rows].copy()
+
+    def run_chain(
+        self, states: NDArray[np.float64], timesteps: NDArray[np.integer[Any]], chain: _OneChain
+    ) -> NDArray[np.float32]:
+        """The same for states of one chain, whose condition is written once."""
+        rows = len(states)
+        self._states[:rows] = states
+        self._buffers[1][:rows] = timesteps
+        if self._filled_for is not chain:
+            for buffer, leaf in zip(self._buffers[2:], chain.arrays, strict=True):
+                buffer[:] = leaf
+            self._filled_for = chain
+        self._infer()
+        return self._output[:rows].copy()
+
+
+class _OneChain:
+    """The network for the states of one chain; see :meth:`OpenVINODenoiser.for_chain`."""
+
+    def __init__(self, owner: OpenVINODenoiser, event: tuple[int, ...], cond: Cond) -> None:
+        self._owner, self._event = owner, event
+        self._leaves, self._form = _flat(cond)
+        self.arrays = [leaf.detach().numpy() for leaf in self._leaves]
+        self._models: dict[int, _StaticModel] = {}
+
+    def __call__(self, states: NDArray[np.float64], timesteps: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        rows, largest = len(states), BATCH_SIZES[-1]
+        if rows > largest:
+            parts = range(0, rows, largest)
+            return np.concatenate([self(states[at : at + largest], timesteps[at : at + largest]) for at in parts])
+        with self._owner.lock:
+            model = self._models.get(_BUCKET[rows])
+            if model is None:
+                model = self._models[_BUCKET[rows]] = self._model(states, timesteps)
+            return model.run_chain(states, timesteps, self)
+
+    def _model(self, states: NDArray[np.float64], timesteps: NDArray[np.integer[Any]]) -> _StaticModel:
+        x = torch.from_numpy(states).float().view(-1, *self._event)
+        leaves = (leaf.expand(len(x), *leaf.shape[1:]) for leaf in self._leaves)
+        return self._owner.model(len(x), (x, torch.from_numpy(timesteps), *leaves), self._form)
 
 
 def check_precision(precision: str) -> None:
@@ -314,7 +376,11 @@ def unchecked_annotations() -> Iterator[None]:
 
 
 def _save(openvino: Any, model: Any, folder: Path, name: str) -> None:
-    """Write ``name.bin``, then ``name.xml``, which tells that both are whole; older forms of the network go."""
+    """Write ``name.bin``, then ``name.xml``, which tells that both are whole.
+
+    Older conversions of this network for these inputs go; those for other inputs, such as a plain condition beside a
+    prepared one, stay.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as made:
         openvino.serialize(model, Path(made, f"{name}.xml"), Path(made, f"{name}.bin"))
