@@ -21,6 +21,7 @@ from specpolicy.tuning import AutoWindow, WindowsError, automatic, sampler_key
 from specpolicy.tuning.acceptance import AcceptanceProfile
 from specpolicy.tuning.store import acceptance_path, load_acceptance, save_acceptance, windows_path
 from specpolicy.tuning.tune import record_acceptance
+from specpolicy.tuning.windows import choose_windows
 
 STEPS = 16
 
@@ -88,19 +89,21 @@ def test_windows_are_measured_once_and_exact(
     assert sampler.exact and check_exactness(sampler.process, result).smallest > 1e-3
 
 
-@pytest.mark.parametrize("row_ms", [0.0, 1.0])
 def test_windows_follow_the_price_of_a_row(
-    policy: DiffusionPolicy, profile: AcceptanceProfile, monkeypatch: pytest.MonkeyPatch, row_ms: float
+    policy: DiffusionPolicy, profile: AcceptanceProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def priced(evaluate: Any, rows: Sequence[int], **_: Any) -> list[float]:
-        evaluate(rows[-1])
-        return [1.0 + row_ms * each for each in rows]
+    lengths = []
+    for row_ms in (0.0, 1.0):
 
-    monkeypatch.setattr(automatic, "measure_evaluations", priced)
-    monkeypatch.setattr(automatic, "_overhead", lambda *_: 0.0)
-    cost = automatic.price_rounds(policy, partial(make, policy), AutoWindow(), profile.longest)
-    windows = automatic.choose_windows(profile, cost).windows
-    assert windows[0] < 6 if row_ms else windows[0] > 8, windows
+        def priced(evaluate: Any, rows: Sequence[int], row_ms: float = row_ms, **_: Any) -> list[float]:
+            evaluate(rows[-1])
+            return [1.0 + row_ms * each for each in rows]
+
+        monkeypatch.setattr(automatic, "measure_evaluations", priced)
+        monkeypatch.setattr(automatic, "_overhead", lambda *_: 0.0)
+        cost = automatic.price_rounds(policy, partial(make, policy), AutoWindow(), profile.longest)
+        lengths.append(sum(choose_windows(profile, cost).windows))
+    assert lengths[0] > 1.5 * lengths[1], lengths
 
 
 def test_each_backend_has_windows_of_its_own(policy: DiffusionPolicy, profile: AcceptanceProfile) -> None:
