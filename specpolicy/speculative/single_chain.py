@@ -53,7 +53,7 @@ class HostProcess:
         )
         self.clip = process.thresholding.clip
 
-    def x0(self, x: Array, output: Array, k: int) -> Array:
+    def x0(self, x: Array, output: NDArray[np.floating[Any]], k: int) -> Array:
         """x̂0 of the steps from ``k`` on, as :meth:`ReverseProcess.x0`."""
         end = k + len(x)
         raw = self.from_state[k:end] * x
