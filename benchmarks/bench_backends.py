@@ -3,7 +3,8 @@
     python benchmarks/bench_backends.py square tool_hang
     python benchmarks/bench_backends.py square --backends eager inductor openvino --calls 30
 
-All ways take turns within one run, each backend for all samplers alike, few-step ones included. Times are the process's
+All ways take turns within one run, each backend for all samplers alike, few-step ones included; every chunk has been
+sampled once before it is timed, so that nothing is compiled meanwhile. Times are the process's
 own (``time.process_time``), which other processes on the machine disturb little. ``network alone`` replays the
 evaluations of a sampler's last chunk without anything around them. ``auto`` windows are planned for the backend, see
 ``specpolicy.tuning``. ONNX Runtime is timed on the network beside the others.
@@ -25,12 +26,13 @@ import torch
 from hydra.utils import instantiate
 from side_by_side import RESULTS, ROOT, conditions, keep, parameters, ratio, shown, take_turns
 
-from specpolicy import samplers
+from specpolicy import compile_sampler, samplers
 from specpolicy.config import compose
 from specpolicy.evaluation.statistics import mean_interval
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.compiled.openvino_network import OpenVINODenoiser, unchecked_annotations
 from specpolicy.speculative.denoiser import PreparedCondition
+from specpolicy.tuning import AutoWindow
 from specpolicy.utils.extras import require
 from specpolicy.utils.files import atomic_path
 
@@ -44,91 +46,99 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--backends", nargs="+", default=["eager", "openvino"])
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--calls", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for task in options.tasks:
-        _task(task, options.backends, options.calls)
+        _task(task, options.backends, options.samplers, options.calls)
 
 
-def _task(task: str, backends: list[str], calls: int) -> None:
+def _task(task: str, backends: list[str], names: list[str], calls: int) -> None:
     policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / task)
-    cond = conditions(policy, max(16, calls + 1))
-    ways = {f"{name}, {backend}": way for backend in backends for name, way in _samplers(policy, backend).items()}
-    done: dict[str, dict[str, list[float]]] = {name: {"evaluations": [], "rows": [], "window": []} for name in ways}
-    replayed: dict[str, list[tuple[int, int]]] = {}
-    network = OpenVINODenoiser(policy) if "openvino" not in backends else next(
-        each for name, each in ways.items() if name.endswith("openvino")
-    ).network(policy)  # fmt: skip
-
-    def sample(name: str) -> Callable[[int], None]:
-        def call(number: int) -> None:
-            generator = torch.Generator().manual_seed(number)
-            noise = torch.randn(1, *policy.event_shape, generator=generator)
-            with torch.inference_mode():
-                result = ways[name](policy, noise, cond[number % len(cond)][None], [generator])
-            done[name]["evaluations"].append(int(result.passes))
-            done[name]["rows"].append(int(result.evaluations))
-            steps = range(int(result.passes)) if result.start is None else ()
-            replayed[name] = [(0, 1) for _ in steps] or _rounds(result)
-
-        return call
-
-    def alone(name: str) -> Callable[[int], None]:
-        def call(number: int) -> None:
-            with torch.inference_mode():
-                ask = network.for_chain(policy.event_shape, cond[number % len(cond)][None])
-                for start, rows in replayed.get(name, []):
-                    ask(states[:rows], timesteps[start : start + rows])
-
-        return call
-
-    states = np.random.default_rng(0).normal(size=(128, int(np.prod(policy.event_shape))))
-    timesteps = np.arange(128) % 100
-    turns = {name: sample(name) for name in ways}
-    turns |= {f"{name}: network alone": alone(name) for name in ways if name.endswith("openvino")}
+    cond = conditions(policy, max(16, calls))
+    ways = {
+        f"{name}, {backend}": way for backend in backends for name, way in _samplers(policy, backend, names).items()
+    }
+    chunks = _Chunks(policy, cond, ways)
+    turns = {name: partial(chunks.sample, name) for name in ways}
+    turns |= {f"{name}: network alone": partial(chunks.evaluate, name) for name in ways if name.endswith("openvino")}
     times = {name: list[float]() for name in turns}
+    content: dict[str, Any] = {"task": task, "parameters": parameters(policy), "clock": "process time", "ways": {}}
     for first in range(0, calls, 2):  # kept as it goes
-        begun = {
+        numbers = range(first, min(first + 2, calls))
+        for name in ways:
+            for number in numbers:
+                chunks.sample(name, number)
+        now = {
             name: partial(lambda number, way, add: way(number + add), way=way, add=first) for name, way in turns.items()
         }
-        for name, taken in take_turns(
-            begun, min(2, calls - first), CPU, int(not first), first, time.process_time
-        ).items():
+        for name, taken in take_turns(now, len(numbers), CPU, 0, first, time.process_time).items():
             times[name] += taken
-        if len(times["ddpm, " + backends[0]]) > 2:
-            content = {"task": task, "parameters": parameters(policy), "clock": "process time", "ways": {}}
-            content["ways"] = {name: _row(name, times, done[name], ways[name]) for name in ways}
-            keep("backends", task, content, _table(task, content["ways"]), CPU)
-    content["network"] = _runtimes(policy, network, cond[:1], 4 * calls)
-    keep("backends", task, content, [*_table(task, content["ways"]), *_network_table(content["network"])], CPU)
+        content["ways"] = {name: _row(name, times, chunks, ways[name]) for name in ways}
+        keep("backends", task, content, _table(content), CPU)
+    content["network"] = _runtimes(policy, chunks.network, cond[:1], 2 * calls)
+    keep("backends", task, content, _table(content), CPU)
     _join()
 
 
-def _samplers(policy: DiffusionPolicy, backend: str) -> dict[str, Any]:
+class _Chunks:
+    """Chunks by number: the same noise, condition and random numbers for every sampler and backend."""
+
+    def __init__(self, policy: DiffusionPolicy, cond: torch.Tensor, ways: dict[str, Any]) -> None:
+        self.policy, self.cond, self.ways = policy, cond, ways
+        runtimes = [each.network(policy) for name, each in ways.items() if name.endswith("openvino")]
+        self.network: OpenVINODenoiser = runtimes[0] if runtimes else OpenVINODenoiser(policy)
+        self.done: dict[str, dict[int, Any]] = {name: {} for name in ways}
+        self._states = np.random.default_rng(0).normal(size=(128, int(np.prod(policy.event_shape))))
+
+    def sample(self, name: str, number: int) -> None:
+        """Sample a chunk."""
+        generator = torch.Generator().manual_seed(number)
+        noise = torch.randn(1, *self.policy.event_shape, generator=generator)
+        with torch.inference_mode():
+            cond = self.cond[number % len(self.cond)][None]
+            self.done[name][number] = self.ways[name](self.policy, noise, cond, [generator])
+
+    def evaluate(self, name: str, number: int) -> None:
+        """Evaluate the network on as many rows as that chunk took, one evaluation after another."""
+        with torch.inference_mode():
+            ask = self.network.for_chain(self.policy.event_shape, self.cond[number % len(self.cond)][None])
+            for rows in _rows_of(self.done[name][number]):
+                ask(self._states[:rows], _TIMESTEPS[:rows])
+
+
+_TIMESTEPS = np.arange(128) % 100
+
+
+def _rows_of(result: Any) -> list[int]:
+    """Rows of each evaluation of one chain."""
+    if result.start is None:
+        return [1] * int(result.passes)
+    rounds = (result.proposed[:, 0] + 1).tolist()
+    spare = int(result.passes) - len(rounds)  # evaluations of one row before a draft, which is not repeated in it
+    return [1] * spare + [rows - int(number < spare) for number, rows in enumerate(rounds)]
+
+
+def _samplers(policy: DiffusionPolicy, backend: str, names: list[str]) -> dict[str, Any]:
     """Each by its name, and with windows planned for the backend where there are some to plan."""
-    asked = {name: name for name in SAMPLERS} | {f"{name} (auto)": name for name in AUTO if backend != "inductor"}
+    asked = {name: name for name in names}
+    asked |= {f"{name} (auto)": name for name in AUTO if name in names and backend == "openvino"}
     found = {}
     for label, name in asked.items():
         recipe = instantiate(compose("serve", [f"sampler={name}"]).sampler)
-        if label != name:
-            recipe = partial(recipe, window="auto")
-        named = "auto" if backend == "inductor" else backend
-        found[label] = recipe(policy) if backend == "eager" else samplers.compiled(policy, recipe, named)
+        runtime = "openvino" if backend == "openvino" else None
+        windows = AutoWindow(runtime)
+        made = recipe(policy, window=windows) if label != name else recipe(policy)
+        if backend == "inductor":
+            made = samplers.compiled(policy, recipe, "auto")
+        found[label] = made if runtime is None else compile_sampler(made, "openvino")
     return found
 
 
-def _rounds(result: Any) -> list[tuple[int, int]]:
-    """Position and rows of each evaluation of one chain."""
-    rounds = list(zip(result.start[:, 0].tolist(), (result.proposed[:, 0] + 1).tolist(), strict=True))
-    spare = int(result.passes) - len(rounds)  # evaluations of one row before a draft: those rows are not repeated
-    spared = [(start, rows - int(number < spare)) for number, (start, rows) in enumerate(rounds)]
-    return [(0, 1)] * spare + [(start, rows) for start, rows in spared if rows]
-
-
-def _row(name: str, times: dict[str, list[float]], done: dict[str, list[float]], sampler: Any) -> dict[str, Any]:
+def _row(name: str, times: dict[str, list[float]], chunks: _Chunks, sampler: Any) -> dict[str, Any]:
     label, backend = name.rsplit(", ", 1)
-    inner = getattr(sampler, "sampler", sampler)
+    inner, results = getattr(sampler, "sampler", sampler), list(chunks.done[name].values())
     same = {base: times[f"{base}, {backend}"] for base in ("ddpm", "ddim10")}
     row = {
         "sampler": label,
@@ -136,8 +146,8 @@ def _row(name: str, times: dict[str, list[float]], done: dict[str, list[float]],
         "exact": bool(sampler.exact),
         "calls": len(times[name]),
         "median_ms": float(np.median(times[name])),
-        "evaluations": mean_interval(done["evaluations"])._asdict(),
-        "rows": mean_interval(done["rows"])._asdict(),
+        "evaluations": mean_interval([float(each.passes) for each in results])._asdict(),
+        "rows": mean_interval([float(each.evaluations) for each in results])._asdict(),
         "window": getattr(inner, "window", None),
         "faster_than": {base: ratio(taken, times[name]) for base, taken in same.items()},
     }
@@ -148,12 +158,14 @@ def _row(name: str, times: dict[str, list[float]], done: dict[str, list[float]],
     return row
 
 
-def _table(task: str, ways: dict[str, Any]) -> list[str]:
+def _table(content: dict[str, Any]) -> list[str]:
+    ways = content["ways"]
     first = next(iter(ways.values()))
     lines = [
-        f"## {task}",
+        f"### {content['task']}",
         "",
-        f"Times as fast as the sampler that heads the column on the same backend; {first['calls']} calls, one thread.",
+        f"Times as fast as the sampler that heads the column on the same backend; {first['calls']} chunks each, one "
+        "thread, process time.",
         "",
         "| backend | sampler | distribution | NFE | rows | × ddpm | × ddim10 | × itself, eager | around, % |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -167,7 +179,7 @@ def _table(task: str, ways: dict[str, Any]) -> list[str]:
             f"| {row['backend']} | `{row['sampler']}` | {'exact' if row['exact'] else '**approximate**'} "
             f"| {shown(row['evaluations'], 1)} | {row['rows']['value']:.0f} | {' | '.join(cells)} | {around} |"
         )
-    return lines
+    return [*lines, *(_network_table(content["network"]) if "network" in content else [])]
 
 
 class _Network(torch.nn.Module):
@@ -239,18 +251,10 @@ def _network_table(network: dict[str, Any]) -> list[str]:
 
 def _join() -> None:
     """One table of all tasks, as the documents show it."""
-    parts = [json.loads(path.read_text()) for path in sorted((RESULTS / "backends").glob("*.json"))]
-    lines = []
-    for part in parts:
-        about = part["provenance"]
-        lines += [*_table(part["task"], part["ways"])[0:1], "", f"On {about['device']}, {part['clock']}."]
-        lines += [
-            *_table(part["task"], part["ways"])[1:],
-            *(_network_table(part["network"]) if "network" in part else []),
-            "",
-        ]
+    parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "backends").glob("*.json"))]
+    lines = [line for part in parts for line in (*_table(part), "")]
     with atomic_path(RESULTS / "backends" / "table.md") as temporary:
-        temporary.write_text("\n".join(lines).replace("## ", "### ").strip() + "\n", encoding="utf-8")
+        temporary.write_text("\n".join(lines).strip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
