@@ -3,12 +3,12 @@
 A round of one chain needs no padding, no masks and no gathering. Drafts, verification and repairs are those of the
 batched rounds, drawn from the same random numbers.
 
-There are two forms of a round because one chain on a CPU is what a robot waits for: with the network on OpenVINO, calls
-on small arrays took a third of a chunk's time in the batched rounds and take about half of that here (20 steps, U-Net of
-the Square policy; ``benchmarks/bench_backends.py`` measures it). Verifiers are the same objects, and tests bind the two:
-equal random numbers give equal chains, rounds and counts to 1e-9 for every drafter, verifier and initial guess
-(``test_single_chain``). Batches, GPUs, adaptive windows, drafters of one's own and compiled samplers take the batched
-form.
+There are two forms of a round because one chain on a CPU is what a robot waits for: with the network on OpenVINO,
+calls on small arrays took a third of a chunk's time in the batched rounds, and take about half of that here (20 steps,
+U-Net of the Square policy; ``benchmarks/bench_backends.py`` measures it). Verifiers are the same objects, and tests
+bind the two: equal random numbers give equal chains, rounds and counts to 1e-9 for every drafter, verifier and initial
+guess (``test_single_chain``). Batches, GPUs, adaptive windows, drafters of one's own and compiled samplers take the
+batched form.
 """
 
 from __future__ import annotations
