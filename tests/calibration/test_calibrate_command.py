@@ -15,7 +15,9 @@ from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.exactness import check_exactness
 from specpolicy.speculative.initial_guess import LinearGuess
+from specpolicy.speculative.linear_chain import max_draft_lengths
 from specpolicy.speculative.verifiers import BlockVerifier
+from specpolicy.tuning.store import load_acceptance, sampler_key
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +47,9 @@ def test_from_observations_to_a_sampler(
     assert str(tmp_path) not in str(about), "no paths of this machine"
     sampler = sampler_of("linear_block20", policy)
     assert isinstance(sampler, SpeculativeSampler) and isinstance(sampler.drafter, LinearDrafter) and sampler.exact
+    recycled = sampler_of("recycled20", policy)
+    profile = load_acceptance(sampler_key(recycled), max_draft_lengths(recycled.process), checkpoint)
+    assert profile is not None and profile.longest == 19, "what windows are planned from"
     observation = {"position": np.zeros((3, 2, 2)), "goal": np.zeros((3, 2, 2))}
     chunk = policy.predict_action(observation, sampler, torch.Generator().manual_seed(0))
     assert chunk.actions.shape == (3, 8, 2) and np.isfinite(chunk.actions).all()
