@@ -24,7 +24,7 @@ from side_by_side import RESULTS
 
 from specpolicy.evaluation.plots import COLORS, PAPER, save, style_axes
 from specpolicy.evaluation.results import read_results
-from specpolicy.evaluation.statistics import wilson
+from specpolicy.evaluation.statistics import clopper_pearson
 from specpolicy.utils.files import atomic_path
 
 REALITY = RESULTS / "reality"
@@ -48,8 +48,8 @@ class Cell:
 
     @property
     def percent(self) -> tuple[float, float, float]:
-        """Success with Wilson's interval."""
-        estimate = wilson(self.successes, self.episodes)
+        """Success with Clopper and Pearson's interval."""
+        estimate = clopper_pearson(self.successes, self.episodes)
         return 100 * estimate.value, 100 * estimate.low, 100 * estimate.high
 
     @property

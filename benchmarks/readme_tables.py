@@ -1,4 +1,5 @@
-"""Put the measured tables into the documents that quote them; ``--check`` only compares.
+"""Put the measured tables into the documents that quote them; ``--check`` only compares, ``--again`` first makes the
+tables again from their episodes and timed calls, after a change of what tables say.
 
 A document marks the place with ``<!-- NAME -->`` and ``<!-- /NAME -->``; the table is
 ``benchmarks/results/NAME/table.md``, and for ``headline`` the one over all tasks, ``benchmarks/results/table.md``.
@@ -12,6 +13,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -37,6 +39,37 @@ def quoted(folder: Path) -> str:
     return "\n".join(quotes)
 
 
+def make_tables_again() -> None:
+    """Write each table of an evaluation anew, rows in their order; those of control loops need traces, and stay."""
+    from specpolicy.control.latency_log import LatencyRun
+    from specpolicy.evaluation.comparison import Conclusion
+    from specpolicy.evaluation.results import read_results
+    from specpolicy.evaluation.summary import summarize
+    from specpolicy.evaluation.tables import json_table, markdown_table
+    from specpolicy.evaluation.task_average import json_overall, markdown_overall, summarize_tasks
+
+    conclusions = {}
+    for path in sorted(RESULTS.rglob("manifest.json")):
+        folder, text = path.parent, path.with_name("table.md")
+        records, manifest = read_results(folder)
+        if not text.exists() or any("executor" in entry for entry in manifest.samplers.values()):
+            continue
+        shown = [
+            line.split("|")[1].strip() for line in text.read_text(encoding="utf-8").splitlines() if line[:1] == "|"
+        ]
+        exact = {name: manifest.samplers[name]["exact"] for name in shown[2:]}
+        latency = LatencyRun.read(folder / "latency.json") if (folder / "latency.json").exists() else None
+        rows = summarize([record for record in records if record.sampler in exact], latency, exact)
+        text.write_text(markdown_table(rows), encoding="utf-8")
+        if (folder / "table.json").exists():
+            (folder / "table.json").write_text(json_table(rows), encoding="utf-8")
+        conclusions[folder.name] = Conclusion(records, rows)
+    tasks = {task: conclusions[task] for task in json.loads((RESULTS / "table.json").read_text())["tasks"]}
+    overall = summarize_tasks(tasks)
+    (RESULTS / "table.md").write_text(markdown_overall(overall, tasks), encoding="utf-8")
+    (RESULTS / "table.json").write_text(json_overall(overall, tasks), encoding="utf-8")
+
+
 IN_README = ("ddpm", "recycled", "free_block", "analytic10_recycled", "ddim10", "ddim5")
 
 
@@ -58,6 +91,102 @@ def short_table() -> str:
     return "\n".join(lines)
 
 
+# What a user should take, from the figures alone: the chains in the order in which they are preferred.
+CHAINS = (
+    ("100 steps", lambda name, exact: exact and "20" not in name and "analytic" not in name),
+    ("20 steps", lambda name, exact: exact and "20" in name),
+    ("10 analytic steps", lambda name, exact: exact and "analytic" in name),
+    ("approximate", lambda name, exact: not exact),
+)
+BUDGETS = (3, 4.5, 8, 15)
+HEADLINE = ("square", "transport", "tool_hang", "pusht")
+
+
+def choices_table() -> str:
+    """For each task and time budget the nearest chain to 100 steps that fits, and its fastest sampler."""
+    lines = [
+        f"| task | {' | '.join(f'1/{budget:g} of the time of `ddpm`' for budget in BUDGETS)} |",
+        f"| --- | {' | '.join(['---'] * len(BUDGETS))} |",
+    ]
+    for task in HEADLINE:
+        rows = json.loads((RESULTS / task / "table.json").read_text(encoding="utf-8"))
+        lines.append(f"| {task} | {' | '.join(chosen(rows, budget) for budget in BUDGETS)} |")
+    return "\n".join(lines)
+
+
+def chosen(rows: list[dict[str, Any]], budget: float) -> str:
+    """A sampler's name, with its success; of the chain that comes first, the fastest within the budget."""
+    fitting = [
+        row
+        for row in rows
+        if row["best"] and row["verdict"] != "inferior" and row["latency"] and row["latency"]["speed_up"]
+        and row["latency"]["speed_up"][0] >= budget
+    ]  # fmt: skip
+    for chain, belongs in CHAINS:
+        mine = [row for row in fitting if belongs(row["sampler"], row["exact"])]
+        if mine:
+            row = max(mine, key=lambda row: row["latency"]["speed_up"][0])
+            success, low, high = (100 * each for each in row["success"])
+            mark = chain if chain != "approximate" else "**approximate**"
+            return f"`{row['sampler']}`, {mark}: {success:.0f} [{low:.0f}, {high:.0f}], {row['verdict']}"
+    return "none"
+
+
+def verdicts_table() -> str:
+    """What the committed episodes show of every exact sampler at the margin, task by task."""
+    names = list(dict.fromkeys(row["sampler"] for task in HEADLINE for row in task_rows(task) if row["exact"]))
+    lines = [f"| exact sampler | {' | '.join(HEADLINE)} |", f"| --- | {' | '.join(['---'] * len(HEADLINE))} |"]
+    for name in names[1:]:
+        cells = []
+        for task in HEADLINE:
+            row = next((row for row in task_rows(task) if row["sampler"] == name), None)
+            if row is None or row["verdict"] is None:
+                cells.append("–")
+                continue
+            value, low, high = (100 * each for each in row["difference"])
+            cells.append(f"{row['verdict']}: {value:+.1f} [{low:+.1f}, {high:+.1f}], {row['pairs']} pairs")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def task_rows(task: str) -> list[dict[str, Any]]:
+    """Rows of a task's table."""
+    return list(json.loads((RESULTS / task / "table.json").read_text(encoding="utf-8")))
+
+
+def latency_choices_table() -> str:
+    """For each task on a running robot: success at recorded latencies, of the best exact sampler and of the best."""
+    cells = json.loads((RESULTS / "reality" / "table.json").read_text(encoding="utf-8"))
+    lines = [
+        "| task | `ddpm`, playing on | best exact sampler | best of all | latency that costs a tenth of success |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for task in ("square", "transport", "tool_hang"):
+        recorded = [cell for cell in cells if cell["task"] == task and cell["kind"] == "recorded"]
+        exact = [cell for cell in recorded if not cell["sampler"].startswith(("ddim", "warm"))]
+        ddpm = next(cell for cell in exact if cell["sampler"] == "ddpm" and cell["executor"] == "asynchronous")
+        injected = sorted(
+            (cell["latency_ms"], cell["percent"][0])
+            for cell in cells
+            if (cell["task"], cell["kind"], cell["executor"]) == (task, "injected", "asynchronous")
+        )
+        costly = next((f"{ms:g} ms" for ms, percent in injected if percent < 0.9 * injected[0][1]), "none injected")
+        lines.append(f"| {task} | {_played(ddpm)} | {_best(exact)} | {_best(recorded)} | {costly} |")
+    return "\n".join(lines)
+
+
+def _best(cells: list[dict[str, Any]]) -> str:
+    return _played(max(cells, key=lambda cell: (cell["successes"], -cell["latency_ms"])))
+
+
+def _played(cell: dict[str, Any]) -> str:
+    low, high = cell["percent"][1:]
+    mark = " (**approximate**)" if cell["sampler"].startswith(("ddim", "warm")) else ""
+    return (
+        f"`{cell['sampler']}`{mark}, {cell['executor']}: {cell['successes']}/{cell['episodes']} [{low:.0f}, {high:.0f}]"
+    )
+
+
 def filled(text: str) -> str:
     """``text`` with every marked place holding the table of its results folder."""
     folders = {"headline": RESULTS, **{path.name: path for path in sorted(RESULTS.iterdir())}}
@@ -67,11 +196,22 @@ def filled(text: str) -> str:
         table = quoted(folder)
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = place.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
-    place = re.compile(r"(<!-- readme -->\n).*?(<!-- /readme -->)", re.DOTALL)
-    return place.sub(lambda match: f"{match[1]}{short_table()}\n{match[2]}", text)
+    made = {
+        "readme": short_table,
+        "verdicts": verdicts_table,
+        "choices": choices_table,
+        "latency choices": latency_choices_table,
+    }
+    for name, make in made.items():
+        if f"<!-- {name} -->" in text:
+            place, table = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL), make()
+            text = place.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
+    return text
 
 
 def main() -> int:
+    if "--again" in sys.argv:
+        make_tables_again()
     stale = [document for document in DOCUMENTS if filled(document.read_text(encoding="utf-8")) != document.read_text()]
     for document in stale:
         print(f"{document.name} does not show the measured tables")

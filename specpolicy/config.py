@@ -18,6 +18,9 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 if TYPE_CHECKING:
     import torch
 
+SEALED_SEEDS = range(900_000, 900_300)
+"""Initial states on which nothing is chosen: for a last comparison, once everything is decided."""
+_SEALED = "sealed"
 _LARGEST_SEED = 2**63 - 1  # what a results folder can hold
 _MOST_SEEDS = 10**7
 
@@ -190,16 +193,51 @@ def split_folder(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     return Path(folders[0]), [each for each in arguments if each != folders[0]]
 
 
-def parse_seeds(seeds: str | int | Sequence[int], counted_from: int | None = None) -> list[int]:
-    """``"0:20"`` (end excluded), a number, or a list of seeds.
+def is_sealed(seed: int) -> bool:
+    """Tell whether a seed is one of :data:`SEALED_SEEDS`.
+
+    Args:
+        seed: of an environment's reset.
+    """
+    return seed in SEALED_SEEDS
+
+
+def refuse_sealed(seeds: Sequence[int], option: str) -> None:
+    """Refuse seeds that are sealed.
+
+    Args:
+        seeds: what something is developed on.
+        option: what was asked for, for the message.
+
+    Raises:
+        ConfigError: one of them is.
+    """
+    if shared := [seed for seed in seeds if is_sealed(seed)]:
+        raise ConfigError(
+            f"{option:.80}: {shared[0]} is sealed, as all from {SEALED_SEEDS.start} to {SEALED_SEEDS.stop - 1} are: "
+            "nothing is chosen on them; take others. `specpolicy evaluate seeds=sealed` opens them, once all is decided"
+        )
+
+
+def parse_seeds(seeds: str | int | Sequence[int], counted_from: int | None = None, may_open: bool = False) -> list[int]:
+    """``"0:20"`` (end excluded), a number, a list of seeds, or ``"sealed"`` and ``"sealed:100"``, the first of them.
 
     Args:
         seeds: what was asked for.
         counted_from: a plain number asks for so many seeds from here on; None: it is itself the one seed.
+        may_open: whether sealed seeds may be asked for, by that word.
 
     Raises:
-        ConfigError: not of these forms, empty, negative, or a seed twice.
+        ConfigError: not of these forms, empty, negative, a seed twice, or sealed ones where they are not to be used.
     """
+    if isinstance(seeds, str) and seeds.partition(":")[0] == _SEALED:
+        if not may_open:
+            refuse_sealed(SEALED_SEEDS, f"seeds={seeds}")
+        _, separator, count = seeds.partition(":")
+        number = int(count) if count.isdecimal() else 0 if separator else len(SEALED_SEEDS)
+        if not 0 < number <= len(SEALED_SEEDS):
+            raise ConfigError(f"seeds={seeds!r:.80}: write sealed, or sealed:N with at most {len(SEALED_SEEDS)}")
+        return list(SEALED_SEEDS[:number])
     form = ConfigError(f"seeds={seeds!r:.80}; write first:end (end excluded), one number, or a list [1,5,9]")
     parsed: Sequence[int]
     try:
@@ -222,6 +260,7 @@ def parse_seeds(seeds: str | int | Sequence[int], counted_from: int | None = Non
             f"seeds={seeds!r:.80}: {twice!r:.80} are there twice and would give the same episodes again; for further "
             "episodes from a seed ask for repeats"
         )
+    refuse_sealed(parsed, f"seeds={seeds}")
     return list(parsed)
 
 

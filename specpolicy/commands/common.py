@@ -101,6 +101,8 @@ def comparison_of(cfg: DictConfig, recipes: Mapping[str, Any], seeds: Sequence[i
         latency_threads=cfg.latency_threads or None,
         control_hz=cfg.task.control_hz,
         video=tuple(to_container(cfg.video)),
+        margin=cfg.margin,
+        anytime=cfg.anytime,
     )
 
 
@@ -113,7 +115,8 @@ def histories_for(policy: DiffusionPolicy, dataset: str | None, observations: st
     """Those of a dataset or of an archive; of the demonstrations of the policy's task if neither is given.
 
     Raises:
-        ConfigError: both are given, or neither and the task is none of this library's.
+        ConfigError: both are given, or neither and the task is none of this library's; or observations were left by
+            an evaluation on sealed seeds.
         CalibrationError, DemonstrationError, ObservationError: the file is missing or does not fit.
     """
     from specpolicy.calibration.calibrate import observations_of_demonstrations, observations_of_results
@@ -121,6 +124,15 @@ def histories_for(policy: DiffusionPolicy, dataset: str | None, observations: st
     if dataset and observations:
         raise ConfigError("dataset= and observations= both say where observations are; give one of them")
     if observations:
+        beside = Path(observations).with_name("manifest.json")
+        if beside.exists():
+            from specpolicy.evaluation.manifest import Manifest
+
+            if Manifest.read(beside.parent).analysis.get("seeds") == "sealed":
+                raise ConfigError(
+                    f"observations={observations}: they are of sealed seeds, on which nothing is fitted or chosen; "
+                    "take those of development seeds"
+                )
         return observations_of_results(policy, observations)
     if not dataset and policy.config.task not in available("task"):
         raise ConfigError(

@@ -7,7 +7,7 @@ from functools import partial
 
 from hydra.utils import instantiate
 
-from specpolicy.config import compose, to_container
+from specpolicy.config import compose, refuse_sealed, to_container
 
 
 def demonstrate(overrides: Sequence[str]) -> None:
@@ -21,6 +21,8 @@ def demonstrate(overrides: Sequence[str]) -> None:
     from specpolicy.datasets.record import RecordingSettings, record_demonstrations
 
     cfg = compose("demonstrate", overrides)
+    if isinstance(cfg.seed, int) and isinstance(cfg.episodes, int):  # else the settings say what is wrong
+        refuse_sealed(range(cfg.seed, cfg.seed + 2 * cfg.episodes), f"seed={cfg.seed} episodes={cfg.episodes}")
     recorded = record_demonstrations(
         cfg.out,
         partial(make, cfg.task.env),

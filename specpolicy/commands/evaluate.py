@@ -29,7 +29,9 @@ def evaluate(overrides: Sequence[str]) -> None:
     for task in tasks_with_checkpoint("evaluate", others) if tasks == ["all"] else tasks or [common.task.name]:
         cfg = compose("evaluate", [*others, f"task={task}"])
         try:
-            comparison = comparison_of(cfg, recipes, parse_seeds(to_container(cfg.seeds), EVALUATION_SEEDS))
+            comparison = comparison_of(
+                cfg, recipes, parse_seeds(to_container(cfg.seeds), EVALUATION_SEEDS, may_open=True)
+            )
         except CheckpointError as error:
             raise CheckpointError(f"task {task}: {error}. Nothing was run; task=all leaves such tasks out") from error
         require_unseen(comparison)

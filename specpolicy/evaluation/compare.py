@@ -15,6 +15,7 @@ from specpolicy.evaluation.launchers.local import Launcher, LocalLauncher
 from specpolicy.evaluation.manifest import MANIFEST
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import ObservationKeeper, ResultStore
+from specpolicy.evaluation.sealed import open_sealed_seeds
 from specpolicy.evaluation.summary import SummaryRow
 from specpolicy.evaluation.task_average import (
     OverallRow,
@@ -49,7 +50,9 @@ def compare(comparison: Comparison, out: Path, launcher: Launcher | None = None)
         ConfigurationMismatch: ``out`` holds results of another policy, task or environment.
         EvaluationAborted: nothing but crashes came.
         LauncherError: workers cannot be had, or cannot work.
+        SealedSeedsError: sealed seeds were opened before, for another checkpoint.
     """
+    open_sealed_seeds({comparison.task: comparison}, out)
     run_missing({comparison.task: comparison}, {comparison.task: out}, launcher)
     return write_results(comparison, out).rows
 
@@ -77,6 +80,7 @@ def compare_tasks(
         raise ResultsOfOneTask(
             f"{out} holds the results of one task; choose a folder above it, in which every task gets its own"
         )
+    open_sealed_seeds(comparisons, out)
     folders = {task: out / task for task in comparisons}
     run_missing(comparisons, folders, launcher)
     conclusions = {task: write_results(comparison, folders[task]) for task, comparison in comparisons.items()}
@@ -169,6 +173,7 @@ def _opened(comparison: Comparison, folder: Path, launcher: Launcher) -> ResultS
             "repeats": dict(comparison.repeats),
             "launcher": repr(launcher),
         },
+        analysis=comparison.analysis,
     )
 
 

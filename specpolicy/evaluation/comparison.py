@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from specpolicy.config import is_sealed
 from specpolicy.control.executors import Lockstep
 from specpolicy.control.latency_log import LatencyRun
 from specpolicy.evaluation.latency import measure_latency
@@ -20,6 +21,7 @@ from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import read_observations, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
+from specpolicy.evaluation.verdicts import MARGIN, checked_margin
 from specpolicy.interop.loading import load_policy
 from specpolicy.policies.checkpoint import CheckpointError, checkpoint_digest
 from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler
@@ -205,6 +207,8 @@ class Comparison:
         latency_threads: torch's threads meanwhile; None leaves them as they are.
         control_hz: control rate of the environment, for the video's clock.
         video: samplers to film side by side, as far as they take part.
+        margin: loss of success that still counts as non-inferior, in (0, 1); fixed in the folder by its first run.
+        anytime: judge with tests that hold however often the run is looked at and extended; fixed likewise.
     """
 
     task: str
@@ -223,6 +227,25 @@ class Comparison:
     latency_threads: int | None = None
     control_hz: float = 20.0
     video: tuple[str, ...] = ()
+    margin: float = MARGIN
+    anytime: bool = False
+
+    def __post_init__(self) -> None:
+        checked_margin(self.margin)
+
+    @property
+    def analysis(self) -> dict[str, Any]:
+        """How the results are judged, for the manifest."""
+        sealed = {is_sealed(seed) for seed in self.seeds}
+        if len(sealed) > 1:
+            raise ValueError(
+                "sealed seeds are compared by themselves: leave out those that are not, or the sealed ones"
+            )
+        return {
+            "margin": self.margin,
+            "anytime": self.anytime,
+            "seeds": "sealed" if sealed == {True} else "development",
+        }
 
     def open(self) -> TaskRunner:
         """Load the policy and start the environments, here."""
@@ -262,7 +285,7 @@ def write_results(comparison: Comparison, folder: Path) -> Conclusion:
     records = [record for record in read_results(folder)[0] if record.key in episodes]
     latency = _latency(comparison, contestants, folder)
     exact = {name: bool(sampler.exact) for name, sampler in contestants.samplers.items()}
-    rows = summarize(records, latency, exact)
+    rows = summarize(records, latency, exact, margin=comparison.margin, anytime=comparison.anytime)
     _show(comparison, rows, latency, folder)
     _film(comparison, contestants, rows, folder)
     return Conclusion(records, rows)

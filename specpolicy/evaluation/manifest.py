@@ -36,16 +36,20 @@ class Manifest:
             Not the seeds, nor how many environments run side by side: those may change from run to run.
         samplers: the recipe of each sampler by name; a run may bring new ones.
         provenance: where and with what each run was made, oldest first; for the reader, not compared.
+        analysis: what was fixed before the first episode of how results are judged: margin, kind of test, kind of
+            seeds. Empty in folders that are older than that; the first run that brings it then says so.
     """
 
     configuration: dict[str, Any]
     samplers: dict[str, dict[str, Any]] = field(default_factory=dict)
     provenance: list[dict[str, Any]] = field(default_factory=list)
+    analysis: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.configuration = _plain(self.configuration, "configuration")
         self.samplers = _plain(self.samplers, "samplers")
         self.provenance = _plain(self.provenance, "provenance")
+        self.analysis = _plain(self.analysis, "analysis")
 
     def joined(self, other: Manifest, folder: Path) -> Manifest:
         """Extend this manifest by another run.
@@ -55,7 +59,8 @@ class Manifest:
             folder: whose manifest this is, for the error message.
 
         Raises:
-            ConfigurationMismatch: the configurations differ, or a sampler of the same name has another recipe.
+            ConfigurationMismatch: the configurations differ, a sampler of the same name has another recipe, or results
+                would be judged otherwise than was fixed before the first episode.
         """
         mine, others = dict[str, Any](), dict[str, Any]()
         for name in self.samplers.keys() & other.samplers.keys():
@@ -69,7 +74,25 @@ class Manifest:
                 + "\n".join(lines)
                 + "\nWrite to a new folder, or set these fields as they were to continue this one."
             )
-        return Manifest(self.configuration, {**self.samplers, **other.samplers}, self.provenance + other.provenance)
+        return Manifest(
+            self.configuration,
+            {**self.samplers, **other.samplers},
+            self.provenance + other.provenance,
+            self._joined_analysis(other.analysis, folder),
+        )
+
+    def _joined_analysis(self, analysis: dict[str, Any], folder: Path) -> dict[str, Any]:
+        if not analysis or not self.analysis:
+            late = {"fixed": "after the first run"} if analysis and self.provenance else {}
+            return self.analysis or {**analysis, **late}
+        fixed = {name: value for name, value in self.analysis.items() if name != "fixed"}
+        if lines := differences(fixed, analysis):
+            raise ConfigurationMismatch(
+                f"{folder} was begun to be judged otherwise:\n"
+                + "\n".join(lines)
+                + "\nWhat was fixed before the first episode stays: set it as it was, or write to a new folder."
+            )
+        return self.analysis
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` completely or not at all.
@@ -118,6 +141,8 @@ class Manifest:
             raise _damaged(path, "samplers must be an object of objects")
         if not all(isinstance(each.get("exact", False), bool) for each in samplers.values()):
             raise _damaged(path, "a sampler's exact must be true or false")
+        if not isinstance(content.get("analysis", {}), dict):
+            raise _damaged(path, "analysis must be an object")
         if not isinstance(provenance, list) or not all(isinstance(each, dict) for each in provenance):
             raise _damaged(path, "provenance must be a list of objects")
         return cls(**content)

@@ -226,6 +226,7 @@ class ResultStore:
         configuration: what they are of; see :class:`Manifest`.
         samplers: recipes of this run's samplers by name; include ``"exact"`` so that the folder alone makes a table.
         provenance: where and with what this run is made.
+        analysis: how results are to be judged; see :class:`Manifest`.
 
     Raises:
         ConfigurationMismatch: the folder holds results of another configuration.
@@ -240,12 +241,14 @@ class ResultStore:
         configuration: Mapping[str, Any],
         samplers: Mapping[str, Mapping[str, Any]] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        analysis: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
         run = Manifest(
             dict(configuration),
             {name: dict(recipe) for name, recipe in (samplers or {}).items()},
             [dict(provenance)] if provenance else [],
+            dict(analysis or {}),
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,11 @@
 """Estimates with confidence intervals, and exact paired tests.
 
-Bootstrap, Wilson's and Student's intervals are scipy's. What scipy lacks is here: Wilson's interval for clustered
+Bootstrap and Student's intervals are scipy's. What scipy lacks is here: Clopper and Pearson's interval for clustered
 trials, the exact sign-flip test, and the standard error of a ratio between clusters.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -286,8 +285,11 @@ def paired_difference(differences: ArrayLike, confidence: float = 0.95) -> Estim
     return Estimate(float(values.mean()), max(-1.0, centre - half), min(1.0, centre + half))
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
-    """Compute a proportion and Wilson's score interval.
+def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
+    """Compute a proportion and Clopper and Pearson's exact interval.
+
+    It is the rule of every success rate here, since its coverage never falls below the confidence level. Wilson's
+    interval is shorter, and over 50 to 300 trials its coverage falls to 89.5 % near success rates of 1.
 
     Args:
         successes: how many trials succeeded, ``0 <= successes <= trials``.
@@ -300,22 +302,19 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
     Raises:
         StatisticsError: no trials, or impossible counts.
     """
-    from scipy.stats import binomtest
-
     if not (trials > 0 and 0 <= successes <= trials and np.isfinite(trials)):
         raise StatisticsError(f"a success rate needs 0 <= successes <= trials and trials > 0, got {successes}/{trials}")
-    test = binomtest(int(successes), int(trials))
-    found = test.proportion_ci(confidence_level(confidence), method="wilson")
-    return Estimate(test.statistic, float(found.low), float(found.high))
+    return _exact_bounds(successes / trials, trials, confidence)
 
 
-def clustered_wilson(successes: ArrayLike, trials: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """Compute a proportion and Wilson's interval where trials come in clusters: repeats from each initial state.
+def clustered_clopper_pearson(successes: ArrayLike, trials: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Compute a proportion and its interval where trials come in clusters: repeats from each initial state.
 
-    Repeats from one initial state resemble each other, so they count for less than independent trials. The number of
-    trials is divided by the design effect, the variance of the rate between clusters over its binomial variance
-    (Rao and Scott 1992), clipped to between 1 and the mean cluster size; the latter is taken where all or none
-    succeeded and the data say nothing of it. With one trial a cluster this is :func:`wilson`.
+    Repeats from one initial state resemble each other, so they count for less than independent trials. Clopper and
+    Pearson's interval is taken with the effective number of trials (Korn and Graubard 1998): their number over the
+    design effect, the variance of the rate between clusters over its binomial variance. That effect is estimated with
+    one cluster of successes alone and one of failures alone added, since few failures say little of it, and lies
+    between 1 and what clusters of equal outcomes would have. With one trial a cluster this is :func:`clopper_pearson`.
 
     Args:
         successes: successes in each cluster.
@@ -332,22 +331,23 @@ def clustered_wilson(successes: ArrayLike, trials: ArrayLike, confidence: float 
     same_length(wins, sizes, "successes and trials")
     if np.any(sizes < 1) or np.any(wins < 0) or np.any(wins > sizes):
         raise StatisticsError("each cluster needs 0 <= successes <= trials and at least one trial")
-    total, clusters = float(sizes.sum()), len(sizes)
-    rate, largest_effect = float(wins.sum()) / total, total / clusters
-    if largest_effect == 1:
-        return wilson(int(wins.sum()), int(total), confidence)
-    binomial = rate * (1 - rate) / total
-    if clusters < 2 or binomial == 0:
-        effect = largest_effect
-    else:
-        between = clusters / (clusters - 1) * float(np.sum((wins - rate * sizes) ** 2)) / total**2
-        effect = float(np.clip(between / binomial, 1, largest_effect))
-    # scipy's interval takes whole numbers of trials only; the effective number is not whole
-    z, effective = _normal_quantile(confidence), total / effect
-    weight = z * z / effective
-    centre = (rate + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt((rate * (1 - rate) + weight / 4) / effective)
-    return Estimate(rate, 0.0 if rate == 0 else centre - half, 1.0 if rate == 1 else centre + half)
+    total = float(sizes.sum())
+    largest_effect = float(np.sum(sizes**2)) / total
+    padded, size = np.append(wins, (0.0, largest_effect)), np.append(sizes, (largest_effect, largest_effect))
+    rate = float(padded.sum() / size.sum())
+    between = len(size) / (len(size) - 1) * float(np.sum((padded - rate * size) ** 2)) / float(size.sum()) ** 2
+    effect = float(np.clip(between / (rate * (1 - rate) / float(size.sum())), 1, largest_effect))
+    return _exact_bounds(float(wins.sum()) / total, total / effect, confidence)
+
+
+def _exact_bounds(rate: float, trials: float, confidence: float) -> Estimate:
+    """Invert the binomial tails; ``trials`` need not be whole, as ``scipy.stats.binomtest`` would want it."""
+    from scipy.special import betaincinv
+
+    tail, wins, losses = (1 - confidence_level(confidence)) / 2, rate * trials, (1 - rate) * trials
+    low = 0.0 if rate == 0 else float(betaincinv(wins, losses + 1, tail))
+    high = 1.0 if rate == 1 else float(betaincinv(wins + 1, losses, 1 - tail))
+    return Estimate(rate, low, high)
 
 
 def ratio_of_sums(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float]:

@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from specpolicy.config import is_sealed
 from specpolicy.control.controller import ControllerConfig
 from specpolicy.control.latency import Constant
 from specpolicy.control.latency_log import CallLog, LatencyRun
 from specpolicy.control.metrics import ControlMetrics, measure
 from specpolicy.control.trace import EpisodeTrace, TraceError, read_trace
+from specpolicy.evaluation.anytime import anytime_p_value, confidence_sequence
 from specpolicy.evaluation.statistics import (
     Estimate,
-    clustered_wilson,
+    clustered_clopper_pearson,
     mean_interval,
     paired_difference,
     quantile_interval,
@@ -30,6 +32,7 @@ from specpolicy.evaluation.statistics import (
     ratio_of_sums,
     sign_flip_test,
 )
+from specpolicy.evaluation.verdicts import MARGIN, among_best, holm, margin_p_value, verdicts
 from specpolicy.rollout.episodes import EpisodeResult
 from specpolicy.utils.progress import Bar, progress_bar
 
@@ -97,6 +100,12 @@ class SummaryRow:
             has run take no part in the comparison, so ``difference`` may differ from that of the success rates.
         difference: success rate minus the reference's on these pairs.
         p_value: exact and two-sided: McNemar's test on one repeat a seed, the sign-flip test over seeds on several.
+        p_corrected: the same, with Holm's correction over the rows of the table.
+        margin: loss of success that still counts as non-inferior.
+        verdict: ``"non-inferior"``, ``"inferior"`` or ``"undecided"`` at the margin, corrected likewise.
+        best: whether the sampler is in the set that cannot be told from the best.
+        anytime: whether difference, p value and verdict hold however often they are looked at.
+        sealed: how many of the seeds are sealed ones.
         score: mean sum of rewards of an episode, 0 for a crashed one, where rewards say more than success does (on
             PushT the best coverage); its interval is between seeds. None where rewards add up to success.
         steps: mean length of the episodes that succeeded, in environment steps; its interval is between seeds.
@@ -116,6 +125,12 @@ class SummaryRow:
     pairs: int = 0
     difference: Estimate | None = None
     p_value: float | None = None
+    p_corrected: float | None = None
+    margin: float | None = None
+    verdict: str | None = None
+    best: bool | None = None
+    anytime: bool = False
+    sealed: int = 0
     score: Estimate | None = None
     steps: Estimate | None = None
     loop: LoopSummary | None = None
@@ -126,6 +141,8 @@ def summarize(
     latency: LatencyRun | None = None,
     exact: Mapping[str, bool] | None = None,
     reference: str = "ddpm",
+    margin: float = MARGIN,
+    anytime: bool = False,
 ) -> list[SummaryRow]:
     """Summarize episodes and timed calls by sampler.
 
@@ -134,6 +151,8 @@ def summarize(
         latency: timed calls.
         exact: whether a sampler is exact, where ``latency`` does not say so.
         reference: the sampler that others are compared with; without it there are no comparisons.
+        margin: loss of success that still counts as non-inferior, in (0, 1).
+        anytime: compare with tests that hold however often they are looked at, for runs that are extended.
 
     Returns:
         One row a sampler, the reference first, then in the order of ``exact``, ``latency`` and ``records``.
@@ -153,11 +172,48 @@ def summarize(
     known = {**{name: log.exact for name, log in logs.items()}, **(exact or {})}
     names = list(dict.fromkeys([*(exact or {}), *logs, *by_sampler]))
     names.sort(key=lambda name: name != reference)
-    return [
-        _row(name, known.get(name), by_sampler.get(name, []), by_sampler.get(reference, []), logs, reference)
+    rows = [
+        _row(name, known.get(name), by_sampler.get(name, []), by_sampler.get(reference, []), logs, reference, anytime)
         for name in names
         if name in by_sampler or name in logs
     ]
+    return _judged(rows, by_sampler, reference, margin, anytime)
+
+
+def _judged(
+    rows: list[SummaryRow],
+    by_sampler: Mapping[str, list[EpisodeResult]],
+    reference: str,
+    margin: float,
+    anytime: bool,
+) -> list[SummaryRow]:
+    """Add what depends on all rows: corrected p values, verdicts, and the set that cannot be told from the best."""
+    compared = [row for row in rows if row.difference is not None and row.p_value is not None]
+    if not compared:
+        return rows
+
+    def at_margin(row: SummaryRow) -> float:
+        if anytime:
+            seeds = paired_differences(by_sampler[row.sampler], by_sampler[reference])
+            return anytime_p_value([np.mean(each) for each in seeds.values()], -margin)
+        return margin_p_value(row.difference or Estimate(0, 0, 0), margin)
+
+    corrected = holm([row.p_value or 0.0 for row in compared])
+    found = verdicts([row.difference for row in compared if row.difference], [*map(at_margin, compared)], margin)
+    judged = {
+        row.sampler: {"p_corrected": p_value, "margin": margin, "verdict": verdict}
+        for row, p_value, verdict in zip(compared, corrected, found, strict=True)
+    }
+    best = among_best(
+        [row.sampler for row in rows if row.episodes],
+        lambda first, second: seed_differences(by_sampler[first], by_sampler[second]),
+        _anytime_sign_test if anytime else sign_flip_test,
+    )
+    return [replace(row, best=best.get(row.sampler), **judged.get(row.sampler, {})) for row in rows]
+
+
+def _anytime_sign_test(differences: Sequence[int]) -> float:
+    return anytime_p_value(np.asarray(differences) / max(1, np.abs(differences).max()))
 
 
 def summarize_controllers(
@@ -225,9 +281,10 @@ def _row(
     theirs: list[EpisodeResult],
     logs: Mapping[str, CallLog],
     reference: str,
+    anytime: bool,
 ) -> SummaryRow:
     nfe, nfe_error = _nfe(mine, logs.get(name))
-    pairs, difference, p_value = (0, None, None) if name == reference else _compare(mine, theirs)
+    pairs, difference, p_value = (0, None, None) if name == reference else _compare(mine, theirs, anytime)
     return SummaryRow(
         sampler=name,
         exact=exact,
@@ -242,6 +299,8 @@ def _row(
         pairs=pairs,
         difference=difference,
         p_value=p_value,
+        anytime=anytime,
+        sealed=sum(map(is_sealed, {record.seed for record in mine})),
         score=_score(mine),
         steps=_mean_over_seeds((record.seed, record.steps) for record in mine if record.success),
     )
@@ -266,7 +325,9 @@ def _success(records: list[EpisodeResult]) -> Estimate | None:
         seeds[record.seed].append(record.success)
     if not seeds:
         return None
-    return clustered_wilson([sum(trials) for trials in seeds.values()], [len(trials) for trials in seeds.values()])
+    return clustered_clopper_pearson(
+        [sum(trials) for trials in seeds.values()], [len(trials) for trials in seeds.values()]
+    )
 
 
 def _nfe(records: list[EpisodeResult], log: CallLog | None) -> tuple[float | None, float | None]:
@@ -283,30 +344,50 @@ def _nfe(records: list[EpisodeResult], log: CallLog | None) -> tuple[float | Non
     return mean, None if math.isnan(error) else error
 
 
-def paired_differences(mine: Iterable[EpisodeResult], theirs: Iterable[EpisodeResult]) -> dict[int, list[int]]:
+def paired_differences(
+    mine: Iterable[EpisodeResult], theirs: Iterable[EpisodeResult]
+) -> dict[tuple[str, int], list[int]]:
     """Subtract the successes of two samplers on the episodes that both have run.
+
+    Args:
+        mine: episodes of one sampler, of one task or several.
+        theirs: episodes of the other.
+
+    Returns:
+        For each task and seed -1, 0 or 1 for each repeat, in the order of the seeds.
+    """
+    baseline = {(record.task, record.seed, record.repeat): record.success for record in theirs}
+    seeds: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for record in sorted(mine, key=lambda record: record.seed):
+        theirs_too = baseline.get((record.task, record.seed, record.repeat))
+        if theirs_too is not None:
+            seeds[record.task, record.seed].append(int(record.success) - int(theirs_too))
+    return seeds
+
+
+def seed_differences(mine: Iterable[EpisodeResult], theirs: Iterable[EpisodeResult]) -> list[int]:
+    """Sum :func:`paired_differences` over the repeats of each task and seed.
 
     Args:
         mine: episodes of one sampler.
         theirs: episodes of the other.
 
     Returns:
-        For each seed -1, 0 or 1 for each repeat.
+        One whole number for each seed.
     """
-    baseline = {(record.seed, record.repeat): record.success for record in theirs}
-    seeds: dict[int, list[int]] = defaultdict(list)
-    for record in mine:
-        if (record.seed, record.repeat) in baseline:
-            seeds[record.seed].append(int(record.success) - int(baseline[record.seed, record.repeat]))
-    return seeds
+    return [sum(each) for each in paired_differences(mine, theirs).values()]
 
 
-def _compare(mine: list[EpisodeResult], theirs: list[EpisodeResult]) -> tuple[int, Estimate | None, float | None]:
+def _compare(
+    mine: list[EpisodeResult], theirs: list[EpisodeResult], anytime: bool
+) -> tuple[int, Estimate | None, float | None]:
     seeds = paired_differences(mine, theirs)
     if not seeds:
         return 0, None, None
     pairs = sum(len(differences) for differences in seeds.values())
     rates = [float(np.mean(differences)) for differences in seeds.values()]
+    if anytime:
+        return pairs, confidence_sequence(rates), anytime_p_value(rates)
     return pairs, paired_difference(rates), sign_flip_test([sum(differences) for differences in seeds.values()])
 
 

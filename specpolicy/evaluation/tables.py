@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from rich import box
@@ -13,6 +13,7 @@ from rich.table import Table
 from specpolicy.control.metrics import ControlMetrics, Quantiles
 from specpolicy.evaluation.statistics import Estimate
 from specpolicy.evaluation.summary import LatencySummary, SummaryRow
+from specpolicy.evaluation.verdicts import comparison_text, seeds_text, verdict_title
 
 MISSING = "–"
 EXACT = {True: "exact", False: "approx.", None: MISSING}
@@ -235,7 +236,15 @@ def _difference(row: SummaryRow) -> Cell:
 
 
 def _p_value(row: SummaryRow) -> Cell:
-    return NOTHING if row.p_value is None else Cell(p_text(row.p_value), key=row.p_value)
+    return NOTHING if row.p_corrected is None else Cell(p_text(row.p_corrected), key=row.p_corrected)
+
+
+def _verdict(row: SummaryRow) -> Cell | str:
+    return NOTHING if row.verdict is None else row.verdict
+
+
+def _best(row: SummaryRow) -> Cell | str:
+    return NOTHING if row.best is None else "✓" if row.best else ""
 
 
 def _loop(of: Callable[[ControlMetrics], float | None], form: str = ".0f", scale: float = 1) -> Callable[..., Cell]:
@@ -295,6 +304,8 @@ def columns_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> list[Colu
         Column(f"× {reference}", _speed_up, "[95 %]"),
         Column("Δ points", _difference, "[95 %]"),
         Column("p", _p_value),
+        Column(verdict_title(rows), _verdict, left=True),
+        Column("best", _best),
         Column("latency ms", _loop_latency),
         *(
             Column(f"react {name} ms", _quantile(lambda metrics: metrics.reaction_ms, name))
@@ -321,7 +332,7 @@ def _compact_columns(rows: Sequence[SummaryRow], reference: str) -> list[Column[
         Column(f"× {reference}", _compact_speed_up),
     ]
     if not any(row.loop for row in rows):
-        return [SAMPLER, DISTRIBUTION, *common, Column("p", _p_value)]
+        return [SAMPLER, replace(DISTRIBUTION, title="kind"), *common, Column("verdict", _verdict, left=True)]
     identity = [
         column for column in (EXECUTOR, SAMPLER, DISTRIBUTION, INJECTED) if len({column.text(row) for row in rows}) > 1
     ]
@@ -384,7 +395,7 @@ def caption_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
     compared = any(row.p_value is not None for row in rows)
     parts = []
     if any(row.success for row in rows):
-        parts.append("Success with Wilson intervals; crashed episodes count as failures.")
+        parts.append(f"{seeds_text(rows)} Success with Clopper–Pearson intervals; crashed episodes count as failures.")
     if any(row.latency for row in rows):
         calls = sorted({row.latency.calls for row in rows if row.latency})
         parts.append(
@@ -396,9 +407,7 @@ def caption_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
         parts.append("NFE: sequential network evaluations.")
     if compared:
         against = "the same sampler in lockstep" if loops else reference
-        parts.append(
-            f"Δ success and p (exact, paired by seed) against {against}, not corrected for the number of rows."
-        )
+        parts.append(comparison_text(rows, against, "seed"))
     if repeated:
         parts.append("Repeats of a seed count as a cluster; Δ and p are of the repeats that both samplers have run.")
     if any(row.steps for row in rows):

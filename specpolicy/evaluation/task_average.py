@@ -12,7 +12,7 @@ from rich.console import Console
 
 from specpolicy.evaluation.comparison import Conclusion
 from specpolicy.evaluation.statistics import Estimate, mean_of_estimates, sign_flip_test
-from specpolicy.evaluation.summary import SummaryRow, paired_differences
+from specpolicy.evaluation.summary import SummaryRow, seed_differences
 from specpolicy.evaluation.tables import (
     EXACT,
     MISSING,
@@ -24,6 +24,8 @@ from specpolicy.evaluation.tables import (
     p_text,
     terminal,
 )
+from specpolicy.evaluation.verdicts import among_best, comparison_text, holm, margin_p_value, seeds_text, verdicts
+from specpolicy.rollout.episodes import EpisodeResult
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class OverallRow:
         speed_up: median latency of the reference over this sampler's, geometric mean over tasks.
         difference: success rate minus the reference's on the pairs that both have run, mean over tasks.
         p_value: exact and two-sided, of the sign-flip test over the seeds of all tasks.
+        p_corrected: the same, with Holm's correction over the rows.
+        margin: loss of success that still counts as non-inferior.
+        verdict: ``"non-inferior"``, ``"inferior"`` or ``"undecided"`` at the margin for the mean, corrected likewise.
+        best: whether the sampler is in the set that cannot be told from the best over all tasks.
+        anytime: whether the difference holds however often it is looked at; it then has no p value and no verdict.
     """
 
     sampler: str
@@ -49,6 +56,11 @@ class OverallRow:
     speed_up: Estimate | None
     difference: Estimate | None
     p_value: float | None
+    p_corrected: float | None = None
+    margin: float | None = None
+    verdict: str | None = None
+    best: bool | None = None
+    anytime: bool = False
 
 
 def summarize_tasks(conclusions: Mapping[str, Conclusion], reference: str = "ddpm") -> list[OverallRow]:
@@ -62,7 +74,22 @@ def summarize_tasks(conclusions: Mapping[str, Conclusion], reference: str = "ddp
         One row for each sampler that any task knows, in the tasks' order.
     """
     names = list(dict.fromkeys(row.sampler for each in conclusions.values() for row in each.rows))
-    return [_row(name, conclusions, reference) for name in names]
+    rows = [_row(name, conclusions, reference) for name in names]
+    compared = [row for row in rows if row.difference is not None and row.p_value is not None]
+    margins = [row.margin for each in conclusions.values() for row in each.rows if row.margin is not None]
+    if not compared or not margins:
+        return rows
+    margin = min(margins)  # that of the strictest task
+    differences = [row.difference for row in compared if row.difference is not None]
+    found = verdicts(differences, [margin_p_value(each, margin) for each in differences], margin)
+    corrected = holm([row.p_value for row in compared if row.p_value is not None])
+    judged = {
+        row.sampler: {"p_corrected": p_value, "margin": margin, "verdict": verdict}
+        for row, p_value, verdict in zip(compared, corrected, found, strict=True)
+    }
+    episodes = {name: _episodes(conclusions, name) for name in names}
+    best = among_best(names, lambda first, second: seed_differences(episodes[first], episodes[second]))
+    return [replace(row, best=best[row.sampler], **judged.get(row.sampler, {})) for row in rows]
 
 
 def _row(name: str, conclusions: Mapping[str, Conclusion], reference: str) -> OverallRow:
@@ -71,6 +98,7 @@ def _row(name: str, conclusions: Mapping[str, Conclusion], reference: str) -> Ov
         for task, each in conclusions.items()
     }
     nfe = [row.nfe for row in rows.values() if row.nfe is not None]
+    anytime = any(row.anytime for row in rows.values())
     return OverallRow(
         sampler=name,
         exact=next((row.exact for row in rows.values() if row.exact is not None), None),
@@ -79,7 +107,8 @@ def _row(name: str, conclusions: Mapping[str, Conclusion], reference: str) -> Ov
         nfe=float(np.mean(nfe)) if len(nfe) == len(rows) else None,
         speed_up=_geometric_mean([row.latency.speed_up if row.latency else None for row in rows.values()]),
         difference=_mean([row.difference for row in rows.values()]),
-        p_value=None if name == reference else _p_value(conclusions, name, reference),
+        p_value=None if name == reference or anytime else _p_value(conclusions, name, reference),
+        anytime=anytime,
     )
 
 
@@ -94,11 +123,12 @@ def _geometric_mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
 
 
 def _p_value(conclusions: Mapping[str, Conclusion], name: str, reference: str) -> float | None:
-    differences: list[int] = []
-    for each in conclusions.values():
-        mine, theirs = ([record for record in each.records if record.sampler == who] for who in (name, reference))
-        differences += [sum(repeats) for repeats in paired_differences(mine, theirs).values()]
+    differences = seed_differences(_episodes(conclusions, name), _episodes(conclusions, reference))
     return sign_flip_test(differences) if differences else None
+
+
+def _episodes(conclusions: Mapping[str, Conclusion], name: str) -> list[EpisodeResult]:
+    return [record for each in conclusions.values() for record in each.records if record.sampler == name]
 
 
 def _columns(tasks: Sequence[str], reference: str) -> list[Column[OverallRow]]:
@@ -113,7 +143,9 @@ def _columns(tasks: Sequence[str], reference: str) -> list[Column[OverallRow]]:
         Column("NFE", lambda row: MISSING if row.nfe is None else f"{row.nfe:.1f}"),
         Column(f"× {reference}", lambda row: interval_cell(row.speed_up, ".2f"), "[95 %]"),
         Column("Δ points", lambda row: interval_cell(row.difference, "+.1f", 100), "[95 %]"),
-        Column("p", lambda row: MISSING if row.p_value is None else p_text(row.p_value)),
+        Column("p", lambda row: MISSING if row.p_corrected is None else p_text(row.p_corrected)),
+        Column("verdict", lambda row: row.verdict or MISSING, left=True),
+        Column("best", lambda row: MISSING if row.best is None else "✓" if row.best else ""),
     ]
 
 
@@ -125,7 +157,7 @@ def markdown_overall(rows: Sequence[OverallRow], conclusions: Mapping[str, Concl
         conclusions: by task.
         reference: the sampler that others are compared with.
     """
-    table = markdown(_columns(list(conclusions), reference), rows, _caption(reference))
+    table = markdown(_columns(list(conclusions), reference), rows, _caption(rows, conclusions, reference))
     tasks = (f"## {task}\n\n{markdown_table(each.rows, reference)}" for task, each in conclusions.items())
     return "\n".join([table, *tasks])
 
@@ -158,9 +190,9 @@ def print_overall(
     console.print(f"Results in {out}: table.md and table.json over all tasks, and a folder for each task.")
 
 
-def _caption(reference: str) -> str:
+def _caption(rows: Sequence[OverallRow], conclusions: Mapping[str, Conclusion], reference: str) -> str:
+    seeds = seeds_text([row for each in conclusions.values() for row in each.rows])
     return (
-        "Every task has the same weight; × is the geometric mean of the ratios of median latencies. Intervals combine "
-        f"those of the tasks below. Δ success and p (exact, paired by task and seed) against {reference}, not "
-        "corrected for the number of rows."
+        f"{seeds} Every task has the same weight; × is the geometric mean of the ratios of median latencies. "
+        f"Intervals combine those of the tasks below. {comparison_text(rows, reference, 'task and seed')}"
     )

@@ -13,7 +13,8 @@ from specpolicy.evaluation.statistics import (
     Estimate,
     StatisticsError,
     bootstrap_interval,
-    clustered_wilson,
+    clopper_pearson,
+    clustered_clopper_pearson,
     mean_interval,
     mean_of_estimates,
     paired_difference,
@@ -21,7 +22,6 @@ from specpolicy.evaluation.statistics import (
     ratio_of_medians,
     ratio_of_sums,
     sign_flip_test,
-    wilson,
 )
 
 
@@ -36,53 +36,99 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (1, 3), (437, 500), (1, 1)])
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_wilson_matches_its_formula(successes: int, trials: int, confidence: float) -> None:
-    rate, low, high = wilson(successes, trials, confidence)
-    assert rate == successes / trials
-    for bound in (low, high):  # the bounds are where the score test just rejects
-        if 0 < bound < 1:
-            score = abs(rate - bound) / np.sqrt(bound * (1 - bound) / trials)
-            assert score == pytest.approx(stats.norm.ppf((1 + confidence) / 2))
-    assert (low == 0) == (successes == 0) and (high == 1) == (successes == trials)
+def test_clopper_pearson_is_scipys(successes: int, trials: int, confidence: float) -> None:
+    expected = stats.binomtest(successes, trials).proportion_ci(confidence, method="exact")
+    found = clopper_pearson(successes, trials, confidence)
+    assert found == pytest.approx((successes / trials, expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("trials", [50, 100, 300])
+def test_printed_intervals_cover(trials: int) -> None:
+    """The rule in exact sums: never below 95 %, where Wilson's interval falls below 93 %."""
+    wins = np.arange(trials + 1)
+    low, high = np.array([clopper_pearson(int(won), trials)[1:] for won in wins]).T
+    wilson = [stats.binomtest(int(won), trials).proportion_ci(0.95, method="wilson") for won in wins]
+    least, least_wilson = 1.0, 1.0
+    for rate in np.linspace(0.5, 0.995, 200):
+        chance = stats.binom.pmf(wins, trials, rate)
+        least = min(least, float(chance[(low <= rate) & (rate <= high)].sum()))
+        least_wilson = min(least_wilson, sum(c for c, w in zip(chance, wilson, strict=True) if w.low <= rate <= w.high))
+    assert least >= 0.95 - 1e-9
+    assert least_wilson < 0.93
+
+
+def clustered_coverage(seeds: int, rate: float, agreement: float, repeats: int) -> tuple[float, float]:
+    """Coverage of the clustered interval, and of the plain one, over all outcomes of more than one in 10⁸."""
+    if agreement:
+        spread = 1 / agreement - 1
+        wins = stats.betabinom.pmf(range(repeats + 1), repeats, rate * spread, (1 - rate) * spread)
+    else:
+        wins = stats.binom.pmf(range(repeats + 1), repeats, rate)
+    covered, plain, seen = 0.0, 0.0, 0.0
+    counts = np.array([each for each in itertools.product(range(seeds + 1), repeat=repeats) if sum(each) <= seeds])
+    counts = np.column_stack([counts, seeds - counts.sum(axis=1)])
+    chances = stats.multinomial.pmf(counts, seeds, wins / wins.sum())
+    for chance, count in zip(chances[chances > 1e-8], counts[chances > 1e-8], strict=True):
+        won = np.repeat(np.arange(repeats + 1), count)
+        _, low, high = clustered_clopper_pearson(won, np.full(seeds, repeats))
+        covered += chance * (low <= rate <= high)
+        _, low, high = clopper_pearson(int(won.sum()), seeds * repeats)
+        plain += chance * (low <= rate <= high)
+        seen += chance
+    assert seen > 0.999
+    return covered / seen, plain / seen
+
+
+@pytest.mark.parametrize(("seeds", "rate"), [(50, 0.9), (50, 0.95), (100, 0.97), (100, 0.995), (300, 0.995)])
+@pytest.mark.parametrize("agreement", [0.0, 0.6, 0.99])
+def test_clustered_intervals_cover(seeds: int, rate: float, agreement: float) -> None:
+    """Repeats that are independent, resemble each other, or are almost the same episode."""
+    covered, plain = clustered_coverage(seeds, rate, agreement, repeats=2)
+    assert covered >= 0.94
+    if agreement > 0.9 and rate < 0.99:
+        assert plain < 0.9
+
+
+@pytest.mark.parametrize(("rate", "agreement"), [(0.97, 0.3), (0.97, 0.6), (0.99, 0.6)])
+def test_clustered_intervals_of_three_repeats_cover(rate: float, agreement: float) -> None:
+    assert clustered_coverage(50, rate, agreement, repeats=3)[0] >= 0.94
 
 
 def test_single_trials_are_no_clusters() -> None:
     outcomes = [1, 0, 1, 1, 0, 1, 1, 1]
-    expected = stats.binomtest(6, 8).proportion_ci(0.95, method="wilson")
-    assert clustered_wilson(outcomes, [1] * 8) == (0.75, expected.low, expected.high)
+    assert clustered_clopper_pearson(outcomes, [1] * 8) == clopper_pearson(6, 8)
 
 
-def test_clusters_without_design_effect_are_scipys_interval() -> None:
-    """Where repeats differ as much as independent trials do, every trial counts."""
-    wins, sizes = np.array([1] * 20), np.array([2] * 20)
-    expected = stats.binomtest(20, 40).proportion_ci(0.9, method="wilson")
-    assert clustered_wilson(wins, sizes, 0.9) == pytest.approx((0.5, expected.low, expected.high), abs=1e-12)
+def test_clusters_without_design_effect_count_every_trial() -> None:
+    """Repeats that differ as much as independent trials do."""
+    found = clustered_clopper_pearson(np.array([1] * 100), np.array([2] * 100), 0.9)
+    assert found == pytest.approx(clopper_pearson(100, 200, 0.9), abs=1e-12)
 
 
 def test_repeats_that_always_agree_add_nothing() -> None:
     outcomes = np.array([1, 0, 1, 1, 0, 1, 1, 1] * 5)
-    repeated = clustered_wilson(3 * outcomes, np.full(40, 3))
-    assert repeated == pytest.approx(wilson(int(outcomes.sum()), 40), abs=0.01)
+    repeated = clustered_clopper_pearson(3 * outcomes, np.full(40, 3))
+    assert repeated == pytest.approx(clopper_pearson(int(outcomes.sum()), 40), abs=0.01)
 
 
 def test_unanimous_success_counts_seeds_not_repeats() -> None:
-    assert clustered_wilson([3] * 20, [3] * 20) == pytest.approx(wilson(20, 20))
-    assert clustered_wilson([0] * 20, [3] * 20) == pytest.approx(wilson(0, 20))
+    assert clustered_clopper_pearson([3] * 20, [3] * 20) == pytest.approx(clopper_pearson(20, 20))
+    assert clustered_clopper_pearson([0] * 20, [3] * 20) == pytest.approx(clopper_pearson(0, 20))
 
 
-def test_clustered_interval_covers() -> None:
-    """Seeds of very different difficulty, five repeats each: the plain interval would cover far less than 95 %."""
+def test_clusters_of_unequal_size_cover() -> None:
+    """Seeds of very different difficulty, 1 to 5 repeats each: the plain interval would cover far less than 95 %."""
     rng = np.random.default_rng(0)
     covered, plain = 0, 0
-    for _ in range(400):
-        chance = rng.beta(0.5, 0.5, size=60)
-        wins = rng.binomial(5, chance)
-        _, low, high = clustered_wilson(wins, np.full(60, 5))
+    sizes = np.tile([1, 2, 5], 20)
+    for _ in range(600):
+        wins = rng.binomial(sizes, rng.beta(0.5, 0.5, size=60))
+        _, low, high = clustered_clopper_pearson(wins, sizes)
         covered += low <= 0.5 <= high
-        _, low, high = wilson(int(wins.sum()), 300)
+        _, low, high = clopper_pearson(int(wins.sum()), int(sizes.sum()))
         plain += low <= 0.5 <= high
-    assert covered / 400 > 0.92
-    assert plain / 400 < 0.85
+    assert covered / 600 > 0.94
+    assert plain / 600 < 0.87
 
 
 # Latencies and means
@@ -241,9 +287,9 @@ def test_distances_add_in_quadrature_on_either_side() -> None:
 def test_the_interval_of_a_mean_rate_covers() -> None:
     rng, chances, covered = np.random.default_rng(0), (0.5, 0.9, 0.98), 0
     for _ in range(500):
-        _, low, high = mean_of_estimates([wilson(rng.binomial(60, chance), 60) for chance in chances])
+        _, low, high = mean_of_estimates([clopper_pearson(rng.binomial(60, chance), 60) for chance in chances])
         covered += low <= np.mean(chances) <= high
-    assert 0.93 < covered / 500 < 0.99
+    assert covered / 500 > 0.94
 
 
 # Bad input
@@ -252,14 +298,14 @@ def test_the_interval_of_a_mean_rate_covers() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: wilson(0, 0), "0 <= successes <= trials"),
-        (lambda: wilson(3, 2), "0 <= successes <= trials"),
-        (lambda: wilson(-1, 2), "0 <= successes <= trials"),
-        (lambda: wilson(1, 2, confidence=95), "between 0 and 1"),
-        (lambda: clustered_wilson([], []), "no measurements"),
-        (lambda: clustered_wilson([1, 1], [1]), "paired"),
-        (lambda: clustered_wilson([2], [1]), "successes <= trials"),
-        (lambda: clustered_wilson([np.nan], [1]), "NaN"),
+        (lambda: clopper_pearson(0, 0), "0 <= successes <= trials"),
+        (lambda: clopper_pearson(3, 2), "0 <= successes <= trials"),
+        (lambda: clopper_pearson(-1, 2), "0 <= successes <= trials"),
+        (lambda: clopper_pearson(1, 2, confidence=95), "between 0 and 1"),
+        (lambda: clustered_clopper_pearson([], []), "no measurements"),
+        (lambda: clustered_clopper_pearson([1, 1], [1]), "paired"),
+        (lambda: clustered_clopper_pearson([2], [1]), "successes <= trials"),
+        (lambda: clustered_clopper_pearson([np.nan], [1]), "NaN"),
         (lambda: quantile_interval([], 0.5), "no measurements"),
         (lambda: quantile_interval([1.0, np.nan], 0.5), "1 of 2 values are NaN"),
         (lambda: quantile_interval([1.0], 0.5), "at least two"),

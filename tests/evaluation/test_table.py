@@ -12,7 +12,7 @@ from evaluation_fakes import record
 from rich.console import Console
 
 from specpolicy.control.latency_log import CallLog, LatencyRun
-from specpolicy.evaluation.statistics import clustered_wilson, sign_flip_test, wilson
+from specpolicy.evaluation.statistics import clopper_pearson, clustered_clopper_pearson, sign_flip_test
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
 
@@ -37,7 +37,7 @@ def test_counts_intervals_and_tests() -> None:
     assert list(rows()) == ["ddpm", "fast"]  # the reference first
     ddpm, fast = rows().values()
     assert (fast.episodes, fast.successes) == (40, sum(WON["fast"]))
-    assert fast.success == pytest.approx(wilson(sum(WON["fast"]), 40))
+    assert fast.success == pytest.approx(clopper_pearson(sum(WON["fast"]), 40))
     assert fast.p_value == sign_flip_test(np.array(WON["fast"], int) - np.array(WON["ddpm"], int))
     assert fast.pairs == 40
     assert fast.difference is not None
@@ -78,7 +78,7 @@ def test_repeats_of_a_seed_are_a_cluster() -> None:
         for repeat in range(3)
     ]
     ddpm, fast = summarize(records)
-    assert ddpm.success == pytest.approx(clustered_wilson(wins["ddpm"], [3] * 6))
+    assert ddpm.success == pytest.approx(clustered_clopper_pearson(wins["ddpm"], [3] * 6))
     assert fast.pairs == 18
     # two seeds speak for "fast", each with three repeats: as in two coin tosses, not six
     assert fast.p_value == 0.5
@@ -157,7 +157,7 @@ def test_table_in_three_forms() -> None:
     assert "reach" in text
     parsed = json.loads(json_table(table))
     assert parsed[1]["sampler"] == "fast"
-    assert parsed[1]["success"] == pytest.approx(wilson(sum(WON["fast"]), 40))
+    assert parsed[1]["success"] == pytest.approx(clopper_pearson(sum(WON["fast"]), 40))
 
 
 def test_only_one_column_separator_survives_odd_names() -> None:

@@ -20,6 +20,7 @@ from specpolicy.evaluation.plots import SamplerStyle, styles_of
 from specpolicy.evaluation.results import read_results, shard_paths
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import counted, milliseconds, number_ranges
+from specpolicy.evaluation.verdicts import MARGIN
 from specpolicy.rollout.episodes import EpisodeResult
 
 
@@ -264,7 +265,9 @@ def read_task(folder: Path, reference: str | None = None) -> TaskResults:
         raise ReportError(f"{folder} holds no finished episodes and no measured latency{reason}: run them first")
     exact = {name: bool(entry["exact"]) for name, entry in manifest.samplers.items() if "exact" in entry}
     chosen = _reference(summarize(records, latency, exact), reference, folder)
-    rows = summarize(records, latency, exact, chosen or REFERENCE)
+    margin, anytime = manifest.analysis.get("margin"), manifest.analysis.get("anytime") is True
+    known = isinstance(margin, float) and 0 < margin < 1
+    rows = summarize(records, latency, exact, chosen or REFERENCE, margin if known else MARGIN, anytime)
     return TaskResults(folder, manifest, records, latency, chosen, rows, problems)
 
 

@@ -77,7 +77,7 @@ def test_the_table_holds_the_numbers_of_the_summary(square_page: str, rows: list
         expected = [row.episodes, row.success.value, row.score and row.score.value]
         expected += [row.nfe, row.latency.p50.value, row.latency.p95.value]
         expected += [row.latency.speed_up and row.latency.speed_up.value, row.difference and row.difference.value]
-        expected += [row.p_value]
+        expected += [row.p_corrected]
         np.testing.assert_allclose(keys, [number for number in expected if number is not None])
         low, high = (100 * bound for bound in row.success[1:])
         assert f"[{low:.1f}, {high:.1f}]" in line and f"{row.successes}/{row.episodes}" in line
