@@ -31,52 +31,52 @@ def open_sealed_seeds(comparisons: Mapping[str, Comparison], out: Path) -> list[
     """Record in ``out`` that sealed seeds are opened, before the first episode; does nothing for development seeds.
 
     Going on with an interrupted run opens nothing anew. More samplers of the same checkpoint, or more of the seeds, are
-    recorded as a further opening.
+    recorded as a further use.
 
     Args:
         comparisons: by task.
         out: the folder of the results; the record is ``sealed_seeds.json`` in it.
 
     Returns:
-        All openings so far, oldest first.
+        All uses so far, oldest first.
 
     Raises:
         SealedSeedsError: a task's seeds were opened for another checkpoint, or the record cannot be read.
         ResultsError: the record cannot be written.
     """
-    openings = read_openings(out)
-    before = len(openings)
+    uses = read_uses(out)
+    before = len(uses)
     for task, comparison in comparisons.items():
         if not any(map(is_sealed, comparison.seeds)):
             continue
         digest = checkpoint_digest(comparison.checkpoint)
-        earlier = [each for each in openings if each["task"] == task]
+        earlier = [each for each in uses if each["task"] == task]
         if other := next((each for each in earlier if each["checkpoint_sha256"] != digest), None):
             raise SealedSeedsError(
                 f"{task}: the sealed seeds were opened on {other['time_utc'][:10]} for another checkpoint "
                 f"({other['checkpoint_sha256'][:12]}), so they are no secret to this one; compare it on development "
                 "seeds, or give out= of a study that does not know these results"
             )
-        opening = {
+        use = {
             "task": task,
             "checkpoint_sha256": digest,
             "seeds": [min(comparison.seeds), max(comparison.seeds) + 1],
             "repeats": dict(comparison.repeats),
             "margin": comparison.margin,
         }
-        if not any(opening.items() <= each.items() for each in earlier):
+        if not any(use.items() <= each.items() for each in earlier):
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            openings.append({**opening, "time_utc": now, "command": [Path(sys.argv[0]).name, *sys.argv[1:]]})
-    if len(openings) > before:
-        content = {"sealed": [SEALED_SEEDS.start, SEALED_SEEDS.stop], "openings": openings}
+            uses.append({**use, "time_utc": now, "command": [Path(sys.argv[0]).name, *sys.argv[1:]]})
+    if len(uses) > before:
+        content = {"sealed": [SEALED_SEEDS.start, SEALED_SEEDS.stop], "uses": uses}
         out.mkdir(parents=True, exist_ok=True)
         with written(out / RECORD) as path:
             path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return openings
+    return uses
 
 
-def read_openings(out: Path) -> list[dict[str, Any]]:
-    """Read the record of openings; empty where nothing was opened.
+def read_uses(out: Path) -> list[dict[str, Any]]:
+    """Read the record of uses; empty where nothing was opened.
 
     Args:
         out: the folder that it is in.
@@ -88,12 +88,12 @@ def read_openings(out: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        openings = json.loads(path.read_text(encoding="utf-8"))["openings"]
-        texts = [each[name] for each in openings for name in ("task", "checkpoint_sha256", "time_utc")]
+        uses = json.loads(path.read_text(encoding="utf-8"))["uses"]
+        texts = [each[name] for each in uses for name in ("task", "checkpoint_sha256", "time_utc")]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("names and digests are texts")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SealedSeedsError(
             f"{path} is damaged ({error}); restore it, it says what sealed seeds were used for"
         ) from error
-    return list(openings)
+    return list(uses)

@@ -68,8 +68,8 @@ def test_opening_is_recorded_once_and_for_one_checkpoint(tmp_path: Path) -> None
     sealed = reach(tmp_path / "weights", seeds=SEALED_SEEDS[:2], repeats={"ddpm": 1})
     compare_tasks({"reach": sealed}, tmp_path / "out")
     before = (tmp_path / "out" / RECORD).read_bytes()
-    (opening,) = json.loads(before)["openings"]
-    assert (opening["task"], opening["seeds"], opening["margin"]) == ("reach", [900_000, 900_002], 0.05)
+    (use,) = json.loads(before)["uses"]
+    assert (use["task"], use["seeds"], use["margin"]) == ("reach", [900_000, 900_002], 0.05)
     assert Manifest.read(tmp_path / "out" / "reach").analysis["seeds"] == "sealed"
     assert "Sealed seeds." in (tmp_path / "out" / "reach" / "table.md").read_text()
     open_sealed_seeds({"reach": sealed}, tmp_path / "out")  # going on opens nothing anew

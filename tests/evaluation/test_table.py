@@ -149,7 +149,7 @@ def test_table_in_three_forms() -> None:
     lines = markdown_table(table).splitlines()
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert lines[2].startswith("| ddpm | exact | ")
-    assert "not corrected for the number of rows" in lines[-1]
+    assert "Holm's correction over the rows" in lines[-1]
     console = Console(file=io.StringIO(), width=200)
     console.print(rich_table(table, title="reach"))
     text = console.file.getvalue()  # type: ignore[attr-defined]

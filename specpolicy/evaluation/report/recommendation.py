@@ -57,12 +57,12 @@ def recommend(results: TaskResults) -> list[Recommendation]:
 
 
 def differs(row: SummaryRow) -> bool:
-    """Tell whether the success rate differs from the reference's by more than chance.
+    """Tell whether the success rate differs from the reference's by more than chance, corrected for the table's rows.
 
     Args:
         row: see :func:`summarize`.
     """
-    return row.difference is not None and row.p_value is not None and row.p_value < SIGNIFICANT
+    return row.difference is not None and row.p_corrected is not None and row.p_corrected < SIGNIFICANT
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def cautions_of(results: TaskResults) -> list[Caution]:
 
 def _success(results: TaskResults) -> Iterator[str]:
     for row in results.rows:
-        if row.difference is not None and row.p_value is not None and differs(row):
+        if row.difference is not None and row.p_corrected is not None and differs(row):
             yield (
                 f"Success of {results.marked(row.sampler)} differs from {results.reference}: "
-                f"{interval_text(row.difference, '+.1f', 100)} points, p = {p_text(row.p_value)}"
+                f"{interval_text(row.difference, '+.1f', 100)} points, p = {p_text(row.p_corrected)}"
                 + (", although both sample the same distribution." if results.same_distribution(row) else ".")
             )
     crashed = {row.sampler: f"{row.crashed} of {row.episodes}" for row in results.rows if row.crashed}
