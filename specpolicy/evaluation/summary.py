@@ -200,20 +200,19 @@ def _judged(
 
     corrected = holm([row.p_value or 0.0 for row in compared])
     found = verdicts([row.difference for row in compared if row.difference], [*map(at_margin, compared)], margin)
-    judged = {
+    judged: dict[str, dict[str, Any]] = {
         row.sampler: {"p_corrected": p_value, "margin": margin, "verdict": verdict}
         for row, p_value, verdict in zip(compared, corrected, found, strict=True)
     }
+
+    def differences(first: str, second: str) -> list[float]:
+        seeds = paired_differences(by_sampler[first], by_sampler[second]).values()
+        return [float(np.mean(each)) for each in seeds] if anytime else [float(sum(each)) for each in seeds]
+
     best = among_best(
-        [row.sampler for row in rows if row.episodes],
-        lambda first, second: seed_differences(by_sampler[first], by_sampler[second]),
-        _anytime_sign_test if anytime else sign_flip_test,
+        [row.sampler for row in rows if row.episodes], differences, anytime_p_value if anytime else sign_flip_test
     )
     return [replace(row, best=best.get(row.sampler), **judged.get(row.sampler, {})) for row in rows]
-
-
-def _anytime_sign_test(differences: Sequence[int]) -> float:
-    return anytime_p_value(np.asarray(differences) / max(1, np.abs(differences).max()))
 
 
 def summarize_controllers(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -83,7 +84,7 @@ def summarize_tasks(conclusions: Mapping[str, Conclusion], reference: str = "ddp
     differences = [row.difference for row in compared if row.difference is not None]
     found = verdicts(differences, [margin_p_value(each, margin) for each in differences], margin)
     corrected = holm([row.p_value for row in compared if row.p_value is not None])
-    judged = {
+    judged: dict[str, dict[str, Any]] = {
         row.sampler: {"p_corrected": p_value, "margin": margin, "verdict": verdict}
         for row, p_value, verdict in zip(compared, corrected, found, strict=True)
     }

@@ -93,8 +93,8 @@ def verdicts(differences: Sequence[Estimate], p_values: Sequence[float], margin:
 
 def among_best(
     names: Sequence[str],
-    differences: Callable[[str, str], Sequence[int]],
-    test: Callable[[Sequence[int]], float] = sign_flip_test,
+    differences: Callable[[str, str], Sequence[float]],
+    test: Callable[[Sequence[float]], float] = sign_flip_test,
 ) -> dict[str, bool]:
     """Find the set that cannot be told from the best: with 95 % the truly best is in it.
 
