@@ -266,8 +266,8 @@ def read_task(folder: Path, reference: str | None = None) -> TaskResults:
     exact = {name: bool(entry["exact"]) for name, entry in manifest.samplers.items() if "exact" in entry}
     chosen = _reference(summarize(records, latency, exact), reference, folder)
     margin, anytime = manifest.analysis.get("margin"), manifest.analysis.get("anytime") is True
-    known = isinstance(margin, float) and 0 < margin < 1
-    rows = summarize(records, latency, exact, chosen or REFERENCE, margin if known else MARGIN, anytime)
+    margin = margin if isinstance(margin, float) and 0 < margin < 1 else MARGIN
+    rows = summarize(records, latency, exact, chosen or REFERENCE, margin, anytime)
     return TaskResults(folder, manifest, records, latency, chosen, rows, problems)
 
 
