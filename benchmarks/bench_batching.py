@@ -204,13 +204,17 @@ def main() -> int:
     torch.set_num_threads(1)
     cells = [(task, name, n) for name in options.samplers for task in options.tasks for n in options.robots]
     found: list[dict[str, Any]] = []
+    if options.out.exists():
+        found = json.loads(options.out.read_text(encoding="utf-8"))["cells"]  # an earlier run's stay
+    known = {(each["task"], each["sampler"], each["robots"]) for each in found}
+    cells = [cell for cell in cells if cell not in known]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar("fleets", len(cells)) as bar:
         for task, name, robots in cells:
             found.append(measure(task, name, robots, options.runs, options.chunks * robots))
             results = {
                 "question": "what do robots wait for with whole batches, and with continuous batching?",
-                "completed": len(found) == len(cells),
+                "completed": (task, name, robots) == cells[-1],
                 "clock": "processor time of one engine thread, idle time skipped; sockets left out",
                 "threads": 1,
                 "max_batch": MAX_BATCH,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specpolicy.control.guards import Fault
 from specpolicy.control.inference import InferenceKind
-from specpolicy.control.trace import EpisodeTrace, InferenceRecord
+from specpolicy.control.trace import EpisodeTrace, InferenceRecord, StepRecord
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class ControlMetrics:
         stale: share of the policy's actions that were older than any is in lockstep without latency, which is
             (n_action_steps − 1) ticks.
         missed: share of the clock's ticks without an action, late or skipped, for which the executor had planned one.
-        border_jump, inner_jump: mean L2 distance of consecutive actions of the policy in the environment's units, where
-            the chunk changes and where it does not.
+        border_velocity_jump, inner_velocity_jump: mean change of the commanded velocity from tick to tick where the
+            chunk changes, and inside of chunks; see :func:`seams`.
+        border_jerk, inner_jerk: mean jerk of the commanded motion across changes of the chunk, and inside of chunks.
         passes: mean network evaluations (NFE) of whole inferences; finish_passes: of those that finish a draft.
         acceptance: mean share of accepted drafted steps.
         faults: how often each fault occurred.
@@ -58,8 +61,10 @@ class ControlMetrics:
     idle: float | None
     stale: float | None
     missed: float | None
-    border_jump: float | None
-    inner_jump: float | None
+    border_velocity_jump: float | None
+    inner_velocity_jump: float | None
+    border_jerk: float | None
+    inner_jerk: float | None
     passes: float | None
     finish_passes: float | None
     acceptance: float | None
@@ -77,7 +82,8 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
     Returns:
         Of all episodes together.
     """
-    reaction, ages, jitter, border, inner = [list[float]() for _ in range(5)]
+    reaction, ages, jitter = [list[float]() for _ in range(3)]
+    found = Seams([], [], [], [])
     inferences: list[InferenceRecord] = []
     faults: Counter[str] = Counter()
     episodes = ticks = skipped = idle = stale = missed = stopped = 0
@@ -91,7 +97,9 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
         missed += trace.skipped + sum(row.fault in (Fault.MISSED, Fault.LATE) for row in trace.ticks)
         fresh_s = (trace.n_action_steps - 1) / trace.rate_hz + 1e-9
         seen: set[int] = set()
-        for before, row in zip([None, *trace.ticks], trace.ticks, strict=False):
+        for values, more in zip(found, seams(trace), strict=True):
+            values.extend(more)
+        for row in trace.ticks:
             jitter.append(1e3 * (row.sent_s - row.due_s))
             if row.inference is None or row.age_s is None:
                 idle += 1
@@ -101,9 +109,6 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
             if row.inference not in seen:
                 seen.add(row.inference)
                 reaction.append(1e3 * row.age_s)
-            if before is not None and before.inference is not None:
-                jump = float(np.linalg.norm(np.subtract(row.action, before.action)))
-                (inner if row.inference == before.inference else border).append(jump)
     by_kind = {kind: [inference for inference in inferences if inference.kind is kind] for kind in InferenceKind}
     return ControlMetrics(
         episodes=episodes,
@@ -117,8 +122,10 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
         idle=idle / ticks if ticks else None,
         stale=stale / len(ages) if ages else None,
         missed=missed / (ticks + skipped) if ticks else None,
-        border_jump=_mean(border),
-        inner_jump=_mean(inner),
+        border_velocity_jump=_mean(found.border_velocity_jump),
+        inner_velocity_jump=_mean(found.inner_velocity_jump),
+        border_jerk=_mean(found.border_jerk),
+        inner_jerk=_mean(found.inner_jerk),
         passes=_mean([inference.passes for inference in by_kind[InferenceKind.WHOLE] if inference.passes is not None]),
         finish_passes=_mean(
             [inference.passes for inference in by_kind[InferenceKind.FINISH] if inference.passes is not None]
@@ -128,6 +135,112 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
         stopped=stopped,
         outran=_mean([each.outran for each in inferences if each.prefix is not None and each.handover is not None]),
     )
+
+
+class Seams(NamedTuple):
+    """How smoothly actions were commanded where chunks change and inside of chunks, a value for each place.
+
+    Attributes:
+        border_velocity_jump, inner_velocity_jump: L2 norm of the change of velocity, action units per second.
+        border_jerk, inner_jerk: L2 norm of the third derivative of the position, action units per second³.
+    """
+
+    border_velocity_jump: list[float]
+    inner_velocity_jump: list[float]
+    border_jerk: list[float]
+    inner_jerk: list[float]
+
+
+def seams(trace: EpisodeTrace) -> Seams:
+    """Measure velocity jumps and jerk of the actions that were sent, at changes of the chunk and inside of chunks.
+
+    The command's derivatives are finite differences at the rate f of the loop. An absolute entry is a position:
+    velocity v_t = f (a_t − a_{t−1}). A delta entry is what the position moves by in a tick: v_t = f a_t. Where a task
+    has delta entries, they alone are counted: absolute ones beside them are grippers, in other units. The velocity jump
+    is |v_t − v_{t−1}|; it belongs to a border if tick t is the first of another chunk than tick t − 1, and to the
+    inside if all ticks that it is computed from are of one chunk. The jerk is f² |v_t − 2 v_{t−1} + v_{t−2}|, after
+    Flash & Hogan 1985 (its square integrated is their measure of smoothness); it belongs to a border if it is computed
+    from more than one chunk. Jumps at the tick after a border belong to neither. Ticks that were skipped, or whose
+    action is not the policy's, interrupt the sequence.
+
+    Args:
+        trace: of an episode.
+
+    Returns:
+        All values.
+    """
+    found = Seams([], [], [], [])
+    for jump in velocity_jumps(trace):
+        if jump.border is not None:
+            (found.border_velocity_jump if jump.border else found.inner_velocity_jump).append(jump.size)
+    for _, size, windows in _differences(trace, order=2):
+        crosses = windows.any(axis=1)
+        found.border_jerk.extend(size[crosses].tolist())
+        found.inner_jerk.extend(size[~crosses].tolist())
+    return found
+
+
+class VelocityJump(NamedTuple):
+    """A change of the commanded velocity.
+
+    Attributes:
+        row: the tick from which on the velocity is another one.
+        size: L2 norm, action units per second.
+        border: whether the tick is the first of a chunk; None just after it, where the velocity before the jump was
+            that across the border.
+    """
+
+    row: StepRecord
+    size: float
+    border: bool | None
+
+
+def velocity_jumps(trace: EpisodeTrace) -> Iterator[VelocityJump]:
+    """Go through the changes of velocity of an episode; see :func:`seams`.
+
+    Args:
+        trace: of the episode.
+
+    Yields:
+        One for each tick whose velocity and the one before are known.
+    """
+    for rows, sizes, windows in _differences(trace, order=1):
+        for row, size, window in zip(rows, sizes.tolist(), windows, strict=True):
+            yield VelocityJump(row, size, True if window[-1] else None if window.any() else False)
+
+
+def _differences(
+    trace: EpisodeTrace, order: int
+) -> Iterator[tuple[list[StepRecord], NDArray[np.float64], NDArray[np.bool_]]]:
+    """Derivatives of the velocity, stretch by stretch.
+
+    Yields:
+        The tick of each value; its L2 norm, as a jump (order 1) or a jerk (order 2); and whether the chunk changes from
+        one to the next of the ticks that it is computed from, the latest change last.
+    """
+    f, dims = trace.rate_hz, list(trace.delta_dims)
+    for rows in _runs(trace):
+        actions = np.array([row.action for row in rows], dtype=np.float64)
+        velocity = f * (actions[:, dims] if dims else np.diff(actions, axis=0))
+        ticks = order + (0 if dims else 1)  # before its own that a value is computed from
+        if len(rows) <= ticks:
+            continue
+        size = (1.0 if order == 1 else f**2) * np.linalg.norm(np.diff(velocity, order, axis=0), axis=1)
+        changed = np.diff([row.inference for row in rows]) != 0
+        yield rows[ticks:], size, np.lib.stride_tricks.sliding_window_view(changed, ticks)
+
+
+def _runs(trace: EpisodeTrace) -> Iterator[list[StepRecord]]:
+    """Stretches of consecutive ticks with the policy's actions."""
+    run: list[StepRecord] = []
+    for row in trace.ticks:
+        if run and (row.inference is None or row.tick != run[-1].tick + 1):
+            yield run
+            run = []
+        if row.inference is not None:
+            run.append(row)
+    if run:
+        yield run
 
 
 def _durations_ms(inferences: Sequence[InferenceRecord]) -> list[float]:

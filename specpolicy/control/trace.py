@@ -102,6 +102,7 @@ class EpisodeTrace:
         reason: why that or the latest other fault of a chunk occurred, in words; None if there was none.
         faults: how often each fault occurred, those of whole chunks included.
         limited: commands that the limits of motion changed.
+        delta_dims: entries of an action that are deltas; the others are absolute.
     """
 
     seed: int
@@ -114,6 +115,7 @@ class EpisodeTrace:
     reason: str | None = None
     faults: Counter[str] = field(default_factory=Counter)
     limited: int = 0
+    delta_dims: tuple[int, ...] = ()
 
     @property
     def success(self) -> bool:
@@ -156,7 +158,17 @@ def write_trace(trace: EpisodeTrace, path: Path, labels: Mapping[str, str] | Non
     pa, pq = require("pyarrow", "eval"), require("pyarrow.parquet", "eval")
     rest = {
         name: getattr(trace, name)
-        for name in ("seed", "repeat", "rate_hz", "n_action_steps", "stopped", "reason", "faults", "limited")
+        for name in (
+            "seed",
+            "repeat",
+            "rate_hz",
+            "n_action_steps",
+            "stopped",
+            "reason",
+            "faults",
+            "limited",
+            "delta_dims",
+        )
     }
     rest |= {"format": FORMAT, "inferences": [asdict(inference) for inference in trace.inferences]}
     front = {**(labels or {}), "seed": trace.seed, "repeat": trace.repeat}
@@ -194,7 +206,8 @@ def read_trace(path: Path) -> EpisodeTrace:
         ]
         rows = table.select([field.name for field in fields(StepRecord)]).to_pylist()
         ticks = [StepRecord(**{**row, "action": tuple(row["action"])}) for row in rows]
-        return EpisodeTrace(**{**rest, "faults": Counter(rest["faults"])}, ticks=ticks, inferences=inferences)
+        rest |= {"faults": Counter(rest["faults"]), "delta_dims": tuple(rest.get("delta_dims", ()))}
+        return EpisodeTrace(**rest, ticks=ticks, inferences=inferences)
     except (pa.ArrowException, *DAMAGED) as error:
         raise TraceError(
             f"{path} is not a readable trace of an episode ({one_line(error, 300)}): run the episode again"

@@ -263,11 +263,20 @@ def _quantile(of: Callable[[ControlMetrics], Quantiles | None], name: str) -> Ca
     return _loop(value)
 
 
-def _jumps(row: SummaryRow) -> Cell:
-    metrics = row.loop.metrics if row.loop else None
-    if metrics is None or metrics.border_jump is None or metrics.inner_jump is None:
-        return NOTHING
-    return Cell(f"{metrics.border_jump:.2f} / {metrics.inner_jump:.2f}", key=metrics.border_jump)
+def _seam(quantity: str) -> Callable[[SummaryRow], Cell]:
+    """A quantity at borders of chunks, and inside of chunks."""
+
+    def cell(row: SummaryRow) -> Cell:
+        metrics = row.loop.metrics if row.loop else None
+        border, inner = (
+            None if metrics is None else getattr(metrics, f"{at}_{quantity}") for at in ("border", "inner")
+        )
+        if border is None:
+            return NOTHING
+        inside = MISSING if inner is None else milliseconds(inner)  # three digits do here, too
+        return Cell(f"{milliseconds(border)} / {inside}", key=border)
+
+    return cell
 
 
 def _loop_latency(row: SummaryRow) -> Cell:
@@ -316,7 +325,8 @@ def columns_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> list[Colu
         Column("idle %", _loop(lambda metrics: metrics.idle, ".1f", 100)),
         Column("stale %", _loop(lambda metrics: metrics.stale, ".1f", 100)),
         Column("missed %", _loop(lambda metrics: metrics.missed, ".1f", 100)),
-        Column("jump: border / inner", _jumps),
+        Column("velocity jump: border / inner", _seam("velocity_jump"), "1/s"),
+        Column("jerk: border / inner", _seam("jerk"), "1/s³"),
     ]
     return informative(columns, rows)
 
@@ -342,7 +352,7 @@ def _compact_columns(rows: Sequence[SummaryRow], reference: str) -> list[Column[
         Column("react", _quantile(lambda metrics: metrics.reaction_ms, "p50")),
         Column("idle", _loop(lambda metrics: metrics.idle, ".1f", 100)),
         Column("stale", _loop(lambda metrics: metrics.stale, ".1f", 100)),
-        Column("jumps", _jumps),
+        Column("jumps", _seam("velocity_jump")),
     ]
 
 

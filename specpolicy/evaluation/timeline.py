@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from specpolicy.control.inference import InferenceKind
+from specpolicy.control.metrics import velocity_jumps
 from specpolicy.control.trace import EpisodeTrace
 from specpolicy.evaluation.plots import GRID, save
 
@@ -29,9 +30,9 @@ _SOURCES = {"start": "#d9d9d9", "pause": "#bdbdbd", "guard": "#D55E00"}
 def draw_timeline(trace: EpisodeTrace, path: Path, title: str = "", seconds: float = 6.0) -> Path:
     """Draw the first seconds of an episode.
 
-    Three panels: bars of what was computed above bars of what was played, chunk by chunk in alternating colours (grey
-    where the robot waits, red where a guard acted); the age of the observation behind each action; and the actions,
-    with the borders of chunks as lines.
+    Four panels: bars of what was computed above bars of what was played, chunk by chunk in alternating colours (grey
+    where the robot waits, red where a guard acted); the age of the observation behind each action; the actions, with
+    the borders of chunks as lines; and the jumps of their velocity, coloured at borders.
 
     Args:
         trace: trace of the episode.
@@ -42,10 +43,11 @@ def draw_timeline(trace: EpisodeTrace, path: Path, title: str = "", seconds: flo
     Returns:
         The path.
     """
-    figure = Figure(figsize=(11, 5.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 6.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    bars, ages, actions = figure.subplots(3, 1, sharex=True, height_ratios=(1.1, 1.0, 1.4))
-    for axes in (bars, ages, actions):
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=(1.1, 1.0, 1.4, 1.0))
+    bars, ages, actions, jumps = panels
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
@@ -53,9 +55,10 @@ def draw_timeline(trace: EpisodeTrace, path: Path, title: str = "", seconds: flo
     _draw_bars(bars, trace, seconds)
     _draw_ages(ages, trace, seconds)
     _draw_actions(actions, trace, seconds)
+    _draw_jumps(jumps, trace, seconds)
     end = min(seconds, trace.ticks[-1].sent_s + 1 / trace.rate_hz)
-    actions.set_xlim(0, end)
-    actions.set_xlabel("time, s", fontsize=9)
+    jumps.set_xlim(0, end)
+    jumps.set_xlabel("time, s", fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return save(figure, path)
@@ -101,3 +104,17 @@ def _draw_actions(axes: Axes, trace: EpisodeTrace, seconds: float) -> None:
         if row.inference != before.inference:
             axes.axvline(row.sent_s, color="#999999", linewidth=0.6, linestyle=":")
     axes.set_ylabel("actions sent", fontsize=9)
+
+
+def _draw_jumps(axes: Axes, trace: EpisodeTrace, seconds: float) -> None:
+    found = [jump for jump in velocity_jumps(trace) if jump.row.sent_s <= seconds]
+    for border, color, label in ((True, "#D55E00", "border of a chunk"), (False, "#999999", "inside")):
+        some = [jump for jump in found if bool(jump.border) == border]
+        if some:
+            axes.vlines(
+                [jump.row.sent_s for jump in some], 0, [jump.size for jump in some], color=color, lw=1.6, label=label
+            )
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("jump of the\nvelocity, 1/s", fontsize=9)
+    if found:
+        axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.95))

@@ -27,8 +27,8 @@ from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceKind, InferenceResult
 from specpolicy.control.latency import Constant
 from specpolicy.control.loop import ControlLoop
-from specpolicy.control.metrics import measure
-from specpolicy.control.trace import EpisodeTrace, TraceError, read_trace, write_trace
+from specpolicy.control.metrics import measure, seams
+from specpolicy.control.trace import EpisodeTrace, StepRecord, TraceError, read_trace, write_trace
 from specpolicy.control.viewers import TerminalView
 from specpolicy.evaluation.timeline import draw_timeline
 
@@ -87,8 +87,10 @@ def test_metrics_of_lockstep() -> None:
     assert metrics.reaction_ms is not None and metrics.reaction_ms.p50 == pytest.approx(100.0)
     assert metrics.reaction_ms.max == pytest.approx(100.0) and metrics.reaction_ms.n == 20
     assert (metrics.idle, metrics.missed, metrics.stopped) == (0.0, 0.0, 0)
-    # an observation jumps by 4 and the tick meant by 1 at a border, the latter alone inside a chunk
-    assert metrics.border_jump == pytest.approx(np.hypot(4, 1)) and metrics.inner_jump == pytest.approx(1.0)
+    # of the delta entries an observation jumps by 4 and the tick meant by 1 at a border, the latter alone inside
+    assert metrics.border_velocity_jump == pytest.approx(20 * np.hypot(4, 1))
+    assert metrics.inner_velocity_jump == pytest.approx(20 * 1.0)
+    assert metrics.border_jerk == pytest.approx(20**3 * 4) and metrics.inner_jerk == pytest.approx(0.0)
     assert metrics.jitter_ms is not None and metrics.jitter_ms.max == 0.0
     assert (metrics.passes, metrics.finish_passes, metrics.acceptance) == (8.0, None, 0.75)
 
@@ -105,7 +107,7 @@ def test_metrics_of_held_stale_and_missed_ticks() -> None:
     assert drafted.finish_passes == 2.0 and drafted.finish_ms is not None and drafted.inference_ms is not None
     assert drafted.finish_ms.max == pytest.approx(25.0) and drafted.inference_ms.p50 == pytest.approx(100.0)
     empty = measure([])
-    assert (empty.episodes, empty.reaction_ms, empty.idle, empty.border_jump) == (0, None, None, None)
+    assert (empty.episodes, empty.reaction_ms, empty.idle, empty.border_jerk) == (0, None, None, None)
 
 
 def test_skipped_ticks_are_missed() -> None:
@@ -201,3 +203,54 @@ def test_a_missing_viewer_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(__import__("sys").modules, "rerun", None)
     with pytest.raises(ImportError, match=r"specpolicy\[rerun\]"):
         RerunView("x")
+
+
+# ---- seams: closed forms
+
+
+def commanded(actions: Any, chunks: list[int | None], delta_dims: tuple[int, ...] = (), rate_hz: float = 10.0) -> Any:
+    """A trace of which nothing is known but what was sent, and from which chunk."""
+    trace = EpisodeTrace(0, 0, rate_hz, 4, delta_dims=delta_dims)
+    for tick, (action, chunk) in enumerate(zip(np.atleast_2d(actions), chunks, strict=True)):
+        times = (tick / rate_hz,) * 2
+        rest = (None, None, None, None, 0.0, 1, None, None, None)
+        trace.ticks.append(StepRecord(tick, *times, "planned", chunk, *rest, tuple(action), 0.0, False))
+    return trace
+
+
+def test_a_sampled_polynomial_has_its_jerk() -> None:
+    """x(t) = t³ and −2 t³: jerk 6 and −12 everywhere, third differences being exact, whatever the borders."""
+    t = np.arange(12) / 10.0
+    found = seams(commanded(np.stack([t**3, -2 * t**3], 1), [0] * 6 + [1] * 6))
+    assert found.inner_jerk == pytest.approx([np.hypot(6, 12)] * 6)
+    assert found.border_jerk == pytest.approx([np.hypot(6, 12)] * 3)
+    velocity = np.diff(np.stack([t**3, -2 * t**3], 1), axis=0) * 10.0
+    assert found.border_velocity_jump == pytest.approx([np.linalg.norm(velocity[5] - velocity[4])])
+
+
+def test_chunks_of_constant_velocity_jump_by_its_difference() -> None:
+    """0.5/s, then −1/s from the same place: one jump of 1.5/s, none inside; all jerk is at the border."""
+    positions = np.concatenate([0.05 * np.arange(6), 0.25 - 0.1 * np.arange(1, 7)])[:, None]
+    found = seams(commanded(positions, [0] * 6 + [1] * 6))
+    assert found.border_velocity_jump == pytest.approx([1.5])
+    assert found.inner_velocity_jump == pytest.approx([0.0] * 8, abs=1e-9)
+    assert found.border_jerk == pytest.approx([150.0, 150.0, 0.0], abs=1e-9)
+    assert found.inner_jerk == pytest.approx([0.0] * 6, abs=1e-9)
+
+
+def test_deltas_are_velocities_and_grippers_beside_them_do_not_count() -> None:
+    """The same motion as deltas; the gripper's command closes at the border."""
+    deltas = np.array([[0.05, 1.0]] * 6 + [[-0.1, -1.0]] * 6)
+    found = seams(commanded(deltas, [0] * 6 + [1] * 6, delta_dims=(0,)))
+    assert found.border_velocity_jump == pytest.approx([1.5])
+    assert found.inner_velocity_jump == pytest.approx([0.0] * 10, abs=1e-9)
+    assert found.border_jerk == pytest.approx([150.0, 150.0], abs=1e-9)
+
+
+def test_a_gap_interrupts_what_is_differentiated() -> None:
+    positions = np.array([0.0, 1.0, 2.0, 50.0, 3.0, 4.0, 5.0])[:, None]
+    trace = commanded(positions, [0, 0, 0, None, 1, 1, 1])
+    assert seams(trace) == ([], pytest.approx([0.0, 0.0]), [], [])
+    del trace.ticks[3]
+    assert seams(trace) == ([], pytest.approx([0.0, 0.0]), [], [])
+    assert seams(commanded(positions[:1], [0])) == ([], [], [], [])

@@ -53,7 +53,7 @@ class RuntimeChain:
         require("openvino", "openvino")
         self.sampler, self.precision, self.exact = sampler, precision, bool(sampler.exact)
         self._networks: dict[int, OpenVINODenoiser] = {}
-        self._steps = _steps_of(sampler)
+        self._steps = array_steps(sampler)
 
     def __repr__(self) -> str:
         """Name the parts."""
@@ -135,8 +135,15 @@ class RuntimeChain:
             self.network(denoiser).prepare(noise, timestep, cond, self.rows(len(noise)))
 
 
-def _steps_of(sampler: Any) -> StepwiseChain | None:
-    """DDIM's steps in NumPy for one chain, so that few-step rivals pay as little around the network as ours do."""
+def array_steps(sampler: Any) -> StepwiseChain | None:
+    """Make DDIM's steps in NumPy, so that few-step rivals pay as little around the network as ours do for one chain.
+
+    Args:
+        sampler: any.
+
+    Returns:
+        The chain of a :class:`SchedulerSampler` of deterministic DDIM; None for all others.
+    """
     if not isinstance(sampler, SchedulerSampler) or sampler.step_arguments.get("eta", 0.0):
         return None
     if type(sampler.scheduler).__name__ != "DDIMScheduler" or set(sampler.step_arguments) - {"eta"}:
