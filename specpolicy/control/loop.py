@@ -234,8 +234,7 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
     env, clock, config = setup.env, setup.clock, setup.executor.config
     observation = read_reset(env.reset(seed=seed))
     history = ObservationHistory(setup.n_obs_steps, observation)
-    actions = setup.make_filter(history)
-    deltas = () if setup.action_spec is None else tuple(setup.action_spec.delta_dims)
+    actions, deltas = setup.make_filter(history), tuple(setup.action_spec.delta_dims) if setup.action_spec else ()
     trace = EpisodeTrace(seed, repeat, clock.rate_hz, config.n_action_steps, faults=actions.faults, delta_dims=deltas)
     buffer, scheduler = config.make_buffer(), InferenceScheduler(config, setup.max_delay)
     for view in setup.views:
