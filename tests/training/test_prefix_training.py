@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from training_files import config, settings, write_file
 
-from specpolicy.datasets.action_chunks import ActionChunkDataset
+from specpolicy.datasets.action_chunks import ActionChunkDataset, cut_action_chunks
+from specpolicy.datasets.demonstrations import read_demonstrations
+from specpolicy.datasets.robomimic import DemonstrationError
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.training.train import diffusion_objective, train_policy
@@ -34,7 +38,9 @@ def test_first_actions_are_given_clean_and_not_learned() -> None:
     policy = DiffusionPolicy(delayed(config()))
     assert policy.prefix is not None
     actions = torch.rand(400, 16, 4) * 2 - 1
-    chunks = ActionChunkDataset(torch.randn(400, 2, 5), actions, torch.zeros(400, 2, dtype=torch.long))
+    executed = actions + 0.1 * torch.randn(actions.shape)  # with the disturbances that the labels correct
+    moments = torch.zeros(400, 2, dtype=torch.long)
+    chunks = ActionChunkDataset(torch.randn(400, 2, 5), actions, moments, executed=executed)
     objective, seen = diffusion_objective(policy, chunks, chunks), dict[str, Tensor]()
 
     def listen(x: Tensor, timestep: Tensor, cond: Tensor) -> Tensor:
@@ -49,12 +55,35 @@ def test_first_actions_are_given_clean_and_not_learned() -> None:
     assert torch.bincount(lengths, minlength=D + 1).tolist() == pytest.approx([400 / 6] * 6, abs=30)
     place = torch.arange(D)
     assert (known[..., 0] == (place < lengths[:, None])).all(), "a prefix has no gaps"
-    torch.testing.assert_close(known_actions, torch.where(known, actions[:, 1 : 1 + D], 0.0))
+    torch.testing.assert_close(known_actions, torch.where(known, executed[:, 1 : 1 + D], 0.0))
     learned = seen["output"].grad.abs().amax(dim=2) > 0  # type: ignore[union-attr]
     steps = torch.arange(16)
     assert (learned == ~((steps >= 1) & (steps < 1 + lengths[:, None]))).all()
+    # with an output of zero, its gradient is −2 · target / count
     target = 0.5 * seen["output"].grad[learned] * -(learned.sum() * 4)  # type: ignore[index]
     assert loss.item() == pytest.approx(target.square().mean().item(), rel=1e-4), "a mean over what is learned"
+
+
+def test_what_was_played_is_cut_as_the_actions_are(tmp_path: Path) -> None:
+    file = write_file(tmp_path / "demos.hdf5")
+    with h5py.File(file, "a") as opened:
+        for name, group in opened["data"].items():
+            if name != "demo_0":
+                group["executed_actions"] = group["actions"][:] + 1.0
+    episodes = read_demonstrations(file, {"object": 3, "eef": 2}, 0).train
+    chunks = cut_action_chunks(episodes, 2, 16, 8)
+    assert chunks.executed is not None
+    own = len(cut_action_chunks(episodes[:1], 2, 16, 8))
+    assert episodes[0].name == "demo_0"
+    torch.testing.assert_close(chunks.executed[:own], chunks.actions[:own])
+    torch.testing.assert_close(chunks.executed[own:], chunks.actions[own:] + 1.0)
+    with h5py.File(file, "a") as opened:
+        del opened["data/demo_2/executed_actions"]
+        opened["data/demo_2/executed_actions"] = np.zeros((3, 4))
+    with pytest.raises(
+        DemonstrationError, match=r"demo_2/executed_actions has shape \(3, 4\); expected that of actions"
+    ):
+        read_demonstrations(file, {"object": 3, "eef": 2}, 0)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network["name"])
