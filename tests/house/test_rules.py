@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,13 @@ def modules() -> Iterator[Path]:
         yield from sorted(package.rglob("*.py"))
 
 
-def prose_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Comments and docstrings of a module, or the lines of a document without its code."""
+@cache
+def prose_of(path: Path) -> tuple[tuple[int, str], ...]:
+    """Comments and docstrings of a module, or the lines of a document without its code; read once for all words."""
+    return tuple(_prose_of(path))
+
+
+def _prose_of(path: Path) -> Iterator[tuple[int, str]]:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         fenced = False
