@@ -43,6 +43,7 @@ def make_tables_again() -> None:
     """Write each table of an evaluation anew, rows in their order; those of control loops need traces, and stay."""
     from specpolicy.control.latency_log import LatencyRun
     from specpolicy.evaluation.comparison import Conclusion
+    from specpolicy.evaluation.manifest import manifest_precision
     from specpolicy.evaluation.results import read_results
     from specpolicy.evaluation.summary import summarize
     from specpolicy.evaluation.tables import json_table, markdown_table
@@ -59,7 +60,9 @@ def make_tables_again() -> None:
         ]
         exact = {name: manifest.samplers[name]["exact"] for name in shown[2:]}
         latency = LatencyRun.read(folder / "latency.json") if (folder / "latency.json").exists() else None
-        rows = summarize([record for record in records if record.sampler in exact], latency, exact)
+        precision = {name: manifest_precision(manifest.samplers[name]) for name in exact}
+        mine = [record for record in records if record.sampler in exact]
+        rows = summarize(mine, latency, exact, precision=precision)
         text.write_text(markdown_table(rows), encoding="utf-8")
         if (folder / "table.json").exists():
             (folder / "table.json").write_text(json_table(rows), encoding="utf-8")
@@ -77,16 +80,18 @@ def short_table() -> str:
     """Six samplers over all tasks: what a reader of the README decides from."""
     rows = {row["sampler"]: row for row in json.loads((RESULTS / "table.json").read_text())["overall"]}
     lines = [
-        "| sampler | distribution | success, % [95 %] | sequential NFE | speed, × ddpm [95 %] |",
-        "| --- | --- | ---: | ---: | ---: |",
+        "| sampler | distribution | success, % [95 %] | sequential NFE | rows | speed, × ddpm [95 %] |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for name in IN_README:
         row = rows[name]
         success, low, high = (100 * each for each in row["success"])
         speed = "1" if row["speed_up"] is None else "{:.1f} [{:.1f}, {:.1f}]".format(*row["speed_up"])
+        kind = "exact" if row["exact"] else "**approximate**"
+        kind += f", {row['precision']} network" if row["precision"] else ""
         lines.append(
-            f"| `{name}` | {'exact' if row['exact'] else '**approximate**'} | {success:.1f} [{low:.1f}, {high:.1f}] "
-            f"| {row['nfe']:.1f} | {speed} |"
+            f"| `{name}` | {kind} | {success:.1f} [{low:.1f}, {high:.1f}] "
+            f"| {row['nfe']:.1f} | {row['rows']:.0f} | {speed} |"
         )
     return "\n".join(lines)
 

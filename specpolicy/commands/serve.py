@@ -78,7 +78,9 @@ def serve(overrides: Sequence[str]) -> None:
     engine.warm_up([1, 1, settings.max_batch])
 
     def started(url: str) -> None:
-        exact = "exact" if engine.describe()["exact"] else "approximate"
+        about = engine.describe()
+        exact = "exact" if about["exact"] else "approximate"
+        exact += f", {about['precision']} network" if about.get("precision") else ""
         print(f"serving {checkpoint} ({policy.config.task}, {exact}) at {url}; Ctrl-C stops it", flush=True)
 
     run_until_stopped(server, started)

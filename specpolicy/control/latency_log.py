@@ -25,10 +25,12 @@ class CallLog:
         exact: whether the sampler's distribution is the policy's own.
         nanoseconds: duration of each call.
         passes: sequential network evaluations of each call.
-        evaluations: all network evaluations of each call, batched ones counted one by one.
+        evaluations: rows that the network computed in each call: the sizes of its batches, added up.
         rounds: for each call ``(position in the chain, drafted steps accepted)`` of each round; ``None`` for samplers
             without rounds.
         drafted: for each call how many steps each of these rounds drafted; ``None`` without rounds, and in older files.
+        precision: of the network where it was a reduced one, which is then the target; see
+            :func:`~specpolicy.policies.protocols.reduced_precision`.
     """
 
     exact: bool
@@ -37,6 +39,7 @@ class CallLog:
     evaluations: list[int] = field(default_factory=list)
     rounds: list[list[list[int]]] | None = None
     drafted: list[list[int]] | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class LatencyRun:
         for name, log in self.samplers.items():
             if not isinstance(log.exact, bool):
                 raise TypeError(f"{name}: exact must be true or false")
+            if not isinstance(log.precision, str | None):
+                raise TypeError(f"{name}: precision must be a text or null")
             _check_numbers(f"{name}: nanoseconds", log.nanoseconds, least=1)
             _check_numbers(f"{name}: passes", log.passes)
             _check_numbers(f"{name}: evaluations", log.evaluations)

@@ -44,6 +44,7 @@ class ControlMetrics:
             chunk changes, and inside of chunks; see :func:`seams`.
         border_jerk, inner_jerk: mean jerk of the commanded motion across changes of the chunk, and inside of chunks.
         passes: mean network evaluations (NFE) of whole inferences; finish_passes: of those that finish a draft.
+        rows, finish_rows: mean states that the network evaluated in them.
         acceptance: mean share of accepted drafted steps.
         faults: how often each fault occurred.
         stopped: episodes that a guard ended.
@@ -67,6 +68,8 @@ class ControlMetrics:
     inner_jerk: float | None
     passes: float | None
     finish_passes: float | None
+    rows: float | None
+    finish_rows: float | None
     acceptance: float | None
     faults: dict[str, int]
     stopped: int
@@ -126,11 +129,11 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
         inner_velocity_jump=_mean(found.inner_velocity_jump),
         border_jerk=_mean(found.border_jerk),
         inner_jerk=_mean(found.inner_jerk),
-        passes=_mean([inference.passes for inference in by_kind[InferenceKind.WHOLE] if inference.passes is not None]),
-        finish_passes=_mean(
-            [inference.passes for inference in by_kind[InferenceKind.FINISH] if inference.passes is not None]
-        ),
-        acceptance=_mean([inference.acceptance for inference in inferences if inference.acceptance is not None]),
+        passes=_mean_of(by_kind[InferenceKind.WHOLE], "passes"),
+        finish_passes=_mean_of(by_kind[InferenceKind.FINISH], "passes"),
+        rows=_mean_of(by_kind[InferenceKind.WHOLE], "evaluations"),
+        finish_rows=_mean_of(by_kind[InferenceKind.FINISH], "evaluations"),
+        acceptance=_mean_of(inferences, "acceptance"),
         faults=dict(faults),
         stopped=stopped,
         outran=_mean([each.outran for each in inferences if each.prefix is not None and each.handover is not None]),
@@ -256,3 +259,8 @@ def _quantiles(values: Sequence[float]) -> Quantiles | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
+
+
+def _mean_of(inferences: Sequence[InferenceRecord], name: str) -> float | None:
+    """Mean of a field over the inferences that know it."""
+    return _mean([value for value in (getattr(each, name) for each in inferences) if value is not None])

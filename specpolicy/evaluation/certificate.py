@@ -19,6 +19,7 @@ from scipy import stats
 from specpolicy.control.latency_log import CallLog
 from specpolicy.evaluation.latency import measure_latency
 from specpolicy.evaluation.statistics import ratio_of_medians
+from specpolicy.evaluation.verdicts import distribution_text, precision_note
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.compiled.runtime import RuntimeChain
 from specpolicy.speculative.exactness import ExactnessReport, check_exactness
@@ -64,6 +65,7 @@ class SamplerRow:
         evaluations: sequential network evaluations a chunk, mean over calls.
         rows: states evaluated a chunk, mean over calls.
         speed: median latency of ``ddpm`` over this sampler's, with a 95 % interval; None for ``ddpm`` itself.
+        precision: of the network where it was a reduced one, which is then the target.
     """
 
     name: str
@@ -71,6 +73,7 @@ class SamplerRow:
     evaluations: float
     rows: float
     speed: tuple[float, float, float] | None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,11 @@ class Certificate:
     def verdict(self) -> str:
         """One line."""
         sampled = next(row for row in self.rows if row.name == self.sampler)
+        chain = f"{self.steps}-step chain" + (f" of the {sampled.precision} network" if sampled.precision else "")
         numbers = f"{sampled.evaluations:.1f} sequential network evaluations for {self.steps} steps"
         if self.passed:
             return (
-                f"PASSED: {self.sampler} has the distribution of the {self.steps}-step chain as far as {self.chunks} "
+                f"PASSED: {self.sampler} has the distribution of the {chain} as far as {self.chunks} "
                 f"chunks can tell (smallest corrected p = {self.smallest:.2g}), with {numbers}"
             )
         if self.recomputed > 1e-3:
@@ -126,7 +130,7 @@ class Certificate:
                 "deterministic and in evaluation mode"
             )
         return (
-            f"FAILED: {self.sampler} does not have the distribution of the {self.steps}-step chain "
+            f"FAILED: {self.sampler} does not have the distribution of the {chain} "
             f"(smallest corrected p = {self.smallest:.2g} over {self.chunks} chunks)"
         )
 
@@ -144,9 +148,16 @@ class Certificate:
             table.add_column(column, justify="left" if column in ("sampler", "distribution") else "right")
         for row in self.rows:
             speed = "1" if row.speed is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row.speed)
-            kind = "exact" if row.exact else "approximate"
-            table.add_row(row.name, kind, f"{row.evaluations:.1f}", f"{row.rows:.0f}", speed)
+            table.add_row(
+                row.name,
+                distribution_text(row.exact, row.precision),
+                f"{row.evaluations:.1f}",
+                f"{row.rows:.0f}",
+                speed,
+            )
         console.print(table)
+        if note := precision_note(row.precision for row in self.rows):
+            console.print(note, soft_wrap=True)
         if self.encoding_ms is not None:
             console.print("Times contain encoding the images once a chunk, measured apart from the samplers.")
         console.print(
@@ -352,4 +363,6 @@ def _row(name: str, log: CallLog, reference: CallLog | None) -> SamplerRow:
     if reference is not None and log is not reference:
         estimate = ratio_of_medians(np.array(reference.nanoseconds), np.array(log.nanoseconds))
         speed = (float(estimate.value), float(estimate.low), float(estimate.high))
-    return SamplerRow(name, log.exact, float(np.mean(log.passes)), float(np.mean(log.evaluations)), speed)
+    return SamplerRow(
+        name, log.exact, float(np.mean(log.passes)), float(np.mean(log.evaluations)), speed, log.precision
+    )

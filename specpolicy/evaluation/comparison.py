@@ -24,7 +24,7 @@ from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
 from specpolicy.evaluation.verdicts import MARGIN, checked_margin
 from specpolicy.interop.loading import load_policy
 from specpolicy.policies.checkpoint import CheckpointError, checkpoint_digest
-from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler
+from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, network_of, reduced_precision
 from specpolicy.rollout.env_worker import EnvPool, MakeEnv, WorkerConfig
 from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeResult, EpisodeSpec, Unit, episode_keys
 from specpolicy.rollout.runner import ObservationRecorder, run_episodes
@@ -113,9 +113,11 @@ class PolicyAndSamplers(NamedTuple):
             name: of the sampler.
             configured: its configuration, as plain data.
         """
-        fitted = self.fitted.get(name)
+        fitted, sampler = self.fitted.get(name), self.samplers[name]
+        network = network_of(sampler)
         return {
-            "exact": bool(self.samplers[name].exact),
+            "exact": bool(sampler.exact),
+            **({"network": network} if network else {}),
             "recipe": configured,
             **({"fitted": dict(fitted)} if fitted else {}),
         }
@@ -285,7 +287,8 @@ def write_results(comparison: Comparison, folder: Path) -> Conclusion:
     records = [record for record in read_results(folder)[0] if record.key in episodes]
     latency = _latency(comparison, contestants, folder)
     exact = {name: bool(sampler.exact) for name, sampler in contestants.samplers.items()}
-    rows = summarize(records, latency, exact, margin=comparison.margin, anytime=comparison.anytime)
+    precision = {name: reduced_precision(sampler) for name, sampler in contestants.samplers.items()}
+    rows = summarize(records, latency, exact, margin=comparison.margin, anytime=comparison.anytime, precision=precision)
     _show(comparison, rows, latency, folder)
     _film(comparison, contestants, rows, folder)
     return Conclusion(records, rows)

@@ -20,9 +20,17 @@ from specpolicy.control.inference import episode_generator
 from specpolicy.evaluation.comparison import PolicyAndSamplers
 from specpolicy.evaluation.results import OBSERVATIONS, read_observations
 from specpolicy.evaluation.statistics import Estimate, StatisticsError, bootstrap_interval
-from specpolicy.evaluation.tables import EXACT, MISSING, Column, interval_text, markdown
+from specpolicy.evaluation.tables import MISSING, Column, interval_text, markdown
 from specpolicy.evaluation.two_sample import energy_distance, equality_p_value
-from specpolicy.policies.protocols import ChunkPolicy, ChunkReusingSampler, ChunkSampler, Observation
+from specpolicy.evaluation.verdicts import distribution_text, precision_note
+from specpolicy.policies.protocols import (
+    ChunkPolicy,
+    ChunkReusingSampler,
+    ChunkSampler,
+    Observation,
+    SampleCost,
+    reduced_precision,
+)
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 
@@ -136,6 +144,9 @@ class Fidelity:
         roughness: the sampler's over the reference's.
         rarer_mode: share of chunks in the reference's rarer mode, where it has two modes; None elsewhere.
         p_value: of the hypothesis that the distributions are equal at all observations (permutation test).
+        nfe: sequential network evaluations a chunk, mean over all chunks; None in older files, as the rest is.
+        rows: states evaluated a chunk, likewise.
+        precision: of the network where it was a reduced one: exact is then for the reduced network's distribution.
     """
 
     exact: bool
@@ -145,6 +156,9 @@ class Fidelity:
     roughness: list[float] = field(default_factory=list)
     rarer_mode: list[float | None] = field(default_factory=list)
     p_value: float = 1.0
+    nfe: float | None = None
+    rows: float | None = None
+    precision: str | None = None
 
 
 def measure_fidelity(
@@ -186,21 +200,25 @@ def measure_fidelity(
     results: dict[str, Fidelity] = {}
     with progress_bar("drawing chunks", total=(len(samplers) + 1) * len(observations)) as bar:
 
-        def draw(name: str, stream: int) -> Drawn:
+        def draw(name: str, stream: int) -> tuple[Drawn, list[SampleCost]]:
             bar.describe(f"drawing chunks, {name}")
-            rows = []
+            drawn, costs = [], []
             for index, observation in enumerate(observations):
-                rows.append(_draw(policy, samplers[name], observation, chunks, episode_generator(seed + index, stream)))
+                generator = episode_generator(seed + index, stream)
+                actions, cost = _draw(policy, samplers[name], observation, chunks, generator)
+                drawn.append(actions)
+                costs.append(cost)
                 bar.advance()
-            return np.stack(rows)
+            return np.stack(drawn), costs
 
-        measure = draw(reference, 0)
+        measure, _ = draw(reference, 0)
         # Coordinates differ in unit (metres, radians, a gripper): each is scaled by its deviation over all draws.
         scale = np.maximum(measure.std(axis=(0, 1, 2)), 1e-6)
         measure = measure / scale
         modes = [find_modes(each, seed) for each in measure]
         for number, (name, sampler) in enumerate(samplers.items(), start=1):
-            mine = draw(name, number) / scale
+            drawn, costs = draw(name, number)
+            mine = drawn / scale
             flat = [(a.reshape(chunks, -1), b.reshape(chunks, -1)) for a, b in zip(mine, measure, strict=True)]
             distances = [energy_distance(*pair) for pair in flat]
             widths = [spread(each) for each in measure]
@@ -212,15 +230,19 @@ def measure_fidelity(
                 roughness=[roughness(a) / roughness(b) for a, b in zip(mine, measure, strict=True)],
                 rarer_mode=[found.share(each) if found.two else None for found, each in zip(modes, mine, strict=True)],
                 p_value=equality_p_value(flat, permutations, seed),
+                nfe=float(np.mean([each.passes.double().mean() for each in costs])),
+                rows=float(np.mean([each.evaluations.double().mean() for each in costs])),
+                precision=reduced_precision(sampler),
             )
     return results
 
 
 def _draw(
     policy: ChunkPolicy, sampler: ChunkSampler, observation: Observation, chunks: int, generator: torch.Generator
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], SampleCost]:
     repeated = {name: np.repeat(part, chunks, axis=0) for name, part in observation.items()}
-    return np.asarray(policy.predict_action(repeated, sampler, generator).actions, dtype=np.float64)
+    chunk = policy.predict_action(repeated, sampler, generator)
+    return np.asarray(chunk.actions, dtype=np.float64), chunk.result
 
 
 def fidelity_table(results: Mapping[str, Fidelity], chunks: int, reference: str = "ddpm") -> str:
@@ -245,7 +267,9 @@ def fidelity_table(results: Mapping[str, Fidelity], chunks: int, reference: str 
 
     columns = [
         Column("sampler", lambda row: row.name + (" (drawn again)" if row.name == reference else ""), left=True),
-        Column("distribution", lambda row: EXACT[row.fidelity.exact], left=True),
+        Column("distribution", lambda row: distribution_text(row.fidelity.exact, row.fidelity.precision), left=True),
+        Column("NFE", lambda row: MISSING if row.fidelity.nfe is None else f"{row.fidelity.nfe:.1f}"),
+        Column("rows", lambda row: MISSING if row.fidelity.rows is None else f"{row.fidelity.rows:.0f}"),
         Column("energy distance", mean(lambda fidelity: fidelity.distance, "+.3f")),
         Column("p (same distribution)", lambda row: f"{row.fidelity.p_value:.2g}"),
         Column("spread", mean(lambda fidelity: fidelity.spread, ".2f")),
@@ -253,13 +277,14 @@ def fidelity_table(results: Mapping[str, Fidelity], chunks: int, reference: str 
         Column("share of the rarer mode", mean(lambda fidelity: fidelity.rarer_mode, ".2f", least=2)),
     ]
     first = next(iter(results.values()))
+    note = precision_note(each.precision for each in results.values())
     bimodal = sum(share is not None for share in first.rarer_mode)
     caption = (
         f"{chunks} chunks of every sampler at each of {len(first.distance)} observations, executed actions only, "
         f"against as many of {reference} drawn with other noise. Energy distance in units of {reference}'s spread, "
         f"unbiased: zero on average for the same distribution. Spread and roughness (mean second difference of the "
         f"actions) are relative to {reference}'s. Two modes were found at {bimodal} observations. Means over "
-        f"observations with 95 % bootstrap intervals; p from permutations."
+        f"observations with 95 % bootstrap intervals; p from permutations." + (f" {note}" if note else "")
     )
     return markdown(columns, list(measured.values()), caption)
 

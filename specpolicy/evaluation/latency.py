@@ -22,7 +22,14 @@ from rich.progress import Progress
 
 from specpolicy.control.inference import episode_generator, steady_state
 from specpolicy.control.latency_log import CallLog, LatencyRun
-from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, Observation, PredictedChunk, SampleCost
+from specpolicy.policies.protocols import (
+    ChunkPolicy,
+    ChunkSampler,
+    Observation,
+    PredictedChunk,
+    SampleCost,
+    reduced_precision,
+)
 
 
 @runtime_checkable
@@ -121,7 +128,10 @@ def measure_latency(
             )
     used = device_of(policy, device)
     ready = {name: steady_state(policy, sampler, observations[0]) for name, sampler in samplers.items()}
-    logs = {name: CallLog(exact=bool(sampler.exact)) for name, sampler in samplers.items()}
+    logs = {
+        name: CallLog(exact=bool(sampler.exact), precision=reduced_precision(sampler))
+        for name, sampler in samplers.items()
+    }
     turns = np.random.default_rng(seed)
     names = list(samplers)
     # No background refresh: its thread would take the interpreter from the call being timed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,14 +59,16 @@ class Manifest:
             folder: whose manifest this is, for the error message.
 
         Raises:
-            ConfigurationMismatch: the configurations differ, a sampler of the same name has another recipe, or results
-                would be judged otherwise than was fixed before the first episode.
+            ConfigurationMismatch: the configurations differ, a sampler of the same name has another recipe, the network
+                is evaluated by another backend or in another precision, or results would be judged otherwise than was
+                fixed before the first episode.
         """
         mine, others = dict[str, Any](), dict[str, Any]()
         for name in self.samplers.keys() & other.samplers.keys():
             mine[name], others[name] = dict(self.samplers[name]), dict(other.samplers[name])
-            if "fitted" not in mine[name]:  # of a run that did not note what its samplers were fitted with
-                others[name].pop("fitted", None)
+            for noted in {"fitted", "network"} - mine[name].keys():  # of a run that did not note it
+                others[name].pop(noted, None)
+        self._check_networks(other, folder)
         lines = differences({**self.configuration, "samplers": mine}, {**other.configuration, "samplers": others})
         if lines:
             raise ConfigurationMismatch(
@@ -93,6 +95,15 @@ class Manifest:
                 + "\nWhat was fixed before the first episode stays: set it as it was, or write to a new folder."
             )
         return self.analysis
+
+    def _check_networks(self, other: Manifest, folder: Path) -> None:
+        """Refuse samplers of another backend or precision: their rows would stand in one table unmarked."""
+        here, there = ({_network_text(each) for each in manifest.samplers.values()} for manifest in (self, other))
+        if here and not there <= here:
+            raise ConfigurationMismatch(
+                f"{folder} holds samplers whose network was evaluated by {', '.join(sorted(here))}, and this run's "
+                f"by {', '.join(sorted(there))}: give the same compile= and precision=, or another folder with out="
+            )
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` completely or not at all.
@@ -143,9 +154,28 @@ class Manifest:
             raise _damaged(path, "a sampler's exact must be true or false")
         if not isinstance(content.get("analysis", {}), dict):
             raise _damaged(path, "analysis must be an object")
+        if not all(isinstance(each.get("network", {}), dict) for each in samplers.values()):
+            raise _damaged(path, "a sampler's network must be an object")
         if not isinstance(provenance, list) or not all(isinstance(each, dict) for each in provenance):
             raise _damaged(path, "provenance must be a list of objects")
         return cls(**content)
+
+
+def manifest_precision(entry: Mapping[str, Any]) -> str | None:
+    """Look up in which reduced precision a sampler's network was computed; None for the network as it was loaded.
+
+    Args:
+        entry: of the sampler in a manifest.
+    """
+    precision = entry.get("network", {}).get("precision", "f32")
+    return None if precision == "f32" else str(precision)
+
+
+def _network_text(entry: Mapping[str, Any]) -> str:
+    network, recipe = entry.get("network"), entry.get("recipe")
+    if network is None and isinstance(recipe, dict) and "backend" in recipe:  # of a run that did not note it
+        network = {"backend": recipe["backend"], "precision": recipe.get("precision") or "f32"}
+    return f"{network.get('backend')} in {network.get('precision')}" if network else "PyTorch"
 
 
 def _damaged(path: Path, reason: str) -> ManifestError:

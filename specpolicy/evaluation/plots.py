@@ -39,7 +39,7 @@ class SamplerStyle:
 
     Attributes:
         color: of points, lines and labels.
-        label: the name, with "(approx.)" behind it if the sampler is approximate.
+        label: the name, with "(approx.)" behind it if the sampler is approximate, and a reduced precision.
         exact: None where unknown; approximate samplers are hollow and dashed.
         marker: matplotlib's marker.
     """
@@ -60,16 +60,18 @@ class SamplerStyle:
         return "--" if self.exact is False else "-"
 
 
-def style_at(place: int, label: str, exact: bool | None) -> SamplerStyle:
+def style_at(place: int, label: str, exact: bool | None, precision: str | None = None) -> SamplerStyle:
     """Choose the style of the sampler that comes ``place``-th: its colour and marker are told apart from the others'.
 
     Args:
         place: counted from 0.
         label: the sampler's name.
         exact: whether it is exact; None where unknown.
+        precision: of its network where that was a reduced one.
     """
     name = label.replace("$", r"\$")  # not mathematics
-    name = f"{name} (approx.)" if exact is False else name
+    marks = ", ".join(filter(None, ["approx." if exact is False else "", f"{precision} network" if precision else ""]))
+    name = f"{name} ({marks})" if marks else name
     return SamplerStyle(COLORS[place % len(COLORS)], name, exact, MARKERS[place % len(MARKERS)])
 
 
@@ -81,7 +83,7 @@ def styles_of(rows: Sequence[SummaryRow], order: Sequence[str] = ()) -> dict[str
         order: samplers that come first, so that they keep their colours from one task to the next.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys([*order, *(row.sampler for row in rows)]))}
-    return {row.sampler: style_at(places[row.sampler], row.sampler, row.exact) for row in rows}
+    return {row.sampler: style_at(places[row.sampler], row.sampler, row.exact, row.precision) for row in rows}
 
 
 class NothingToPlot(ValueError):
@@ -249,7 +251,7 @@ def draw_success(axes: Axes, rows: Sequence[SummaryRow], styles: Mapping[str, Sa
     several = len({sampler for _, sampler in families}) > 1
     for place, ((executor, sampler), family) in enumerate(families.items()):
         name = sampler if not executor else f"{executor}, {sampler}" if several else executor
-        style = styles[sampler] if styles else style_at(place, name, family[0].exact)
+        style = styles[sampler] if styles else style_at(place, name, family[0].exact, family[0].precision)
         _draw_family(axes, family, style, 10 ** (_DODGE * (place - (len(families) - 1) / 2)))
     axes.set_ylabel("success, %", fontsize=10)
     if any(row.loop for row in rows):

@@ -95,6 +95,7 @@ class SummaryRow:
         success: success rate; repeats from one seed are treated as a cluster.
         nfe: sequential network evaluations a chunk.
         nfe_error: its standard error (between seeds).
+        rows: states that the network evaluated a chunk: the sizes of its batches, added up.
         latency: of a chunk.
         pairs: episodes that the reference has run too, of the same seed and repeat. Repeats that only one of the two
             has run take no part in the comparison, so ``difference`` may differ from that of the success rates.
@@ -110,6 +111,7 @@ class SummaryRow:
             PushT the best coverage); its interval is between seeds. None where rewards add up to success.
         steps: mean length of the episodes that succeeded, in environment steps; its interval is between seeds.
         loop: of a controller; None for a plain evaluation.
+        precision: of the network where it was a reduced one: then exact is for the reduced network's distribution.
     """
 
     sampler: str
@@ -121,6 +123,7 @@ class SummaryRow:
     success: Estimate | None = None
     nfe: float | None = None
     nfe_error: float | None = None
+    rows: float | None = None
     latency: LatencySummary | None = None
     pairs: int = 0
     difference: Estimate | None = None
@@ -134,6 +137,7 @@ class SummaryRow:
     score: Estimate | None = None
     steps: Estimate | None = None
     loop: LoopSummary | None = None
+    precision: str | None = None
 
 
 def summarize(
@@ -143,6 +147,7 @@ def summarize(
     reference: str = "ddpm",
     margin: float = MARGIN,
     anytime: bool = False,
+    precision: Mapping[str, str | None] | None = None,
 ) -> list[SummaryRow]:
     """Summarize episodes and timed calls by sampler.
 
@@ -153,6 +158,7 @@ def summarize(
         reference: the sampler that others are compared with; without it there are no comparisons.
         margin: loss of success that still counts as non-inferior, in (0, 1).
         anytime: compare with tests that hold however often they are looked at, for runs that are extended.
+        precision: the reduced precision of a sampler's network, where ``latency`` does not say so.
 
     Returns:
         One row a sampler, the reference first, then in the order of ``exact``, ``latency`` and ``records``.
@@ -170,10 +176,16 @@ def summarize(
     for record in records:
         by_sampler[record.sampler].append(record)
     known = {**{name: log.exact for name, log in logs.items()}, **(exact or {})}
+    reduced = {**{name: log.precision for name, log in logs.items()}, **(precision or {})}
     names = list(dict.fromkeys([*(exact or {}), *logs, *by_sampler]))
     names.sort(key=lambda name: name != reference)
     rows = [
-        _row(name, known.get(name), by_sampler.get(name, []), by_sampler.get(reference, []), logs, reference, anytime)
+        replace(
+            _row(
+                name, known.get(name), by_sampler.get(name, []), by_sampler.get(reference, []), logs, reference, anytime
+            ),
+            precision=reduced.get(name),
+        )
         for name in names
         if name in by_sampler or name in logs
     ]
@@ -220,6 +232,7 @@ def summarize_controllers(
     records: Sequence[EpisodeResult],
     exact: Mapping[str, bool],
     traces: Mapping[str, Sequence[Path]],
+    precision: Mapping[str, str | None] | None = None,
 ) -> list[SummaryRow]:
     """Summarize episodes by controller, compared with the same sampler in lockstep where that has been run.
 
@@ -228,6 +241,7 @@ def summarize_controllers(
         records: its episodes, each once; their ``sampler`` is the controller's name.
         exact: whether a sampler is exact, by name.
         traces: files of step traces by controller.
+        precision: the reduced precision of a sampler's network, by name.
 
     Returns:
         One row for each controller that has episodes, in the order of ``controllers``, sampler by sampler.
@@ -241,6 +255,7 @@ def summarize_controllers(
                 [record for record in records if record.sampler in family],
                 exact=dict.fromkeys(family, exact[sampler]),
                 reference=waiting[0] if waiting else "",
+                precision=dict.fromkeys(family, (precision or {}).get(sampler)),
             )
             by_name = {row.sampler: row for row in summaries}
             for name, controller in family.items():
@@ -294,6 +309,7 @@ def _row(
         success=_success(mine),
         nfe=nfe,
         nfe_error=nfe_error,
+        rows=_mean_rows(mine, logs.get(name)),
         latency=_latency(logs[name], None if name == reference else logs.get(reference)) if name in logs else None,
         pairs=pairs,
         difference=difference,
@@ -341,6 +357,13 @@ def _nfe(records: list[EpisodeResult], log: CallLog | None) -> tuple[float | Non
         return None, None
     mean, error = ratio_of_sums(*zip(*totals, strict=True))
     return mean, None if math.isnan(error) else error
+
+
+def _mean_rows(records: list[EpisodeResult], log: CallLog | None) -> float | None:
+    played = [record for record in records if record.chunks]
+    if played:
+        return sum(record.evaluations for record in played) / sum(record.chunks for record in played)
+    return float(np.mean(log.evaluations)) if log is not None and log.evaluations else None
 
 
 def paired_differences(

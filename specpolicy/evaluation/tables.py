@@ -13,10 +13,9 @@ from rich.table import Table
 from specpolicy.control.metrics import ControlMetrics, Quantiles
 from specpolicy.evaluation.statistics import Estimate
 from specpolicy.evaluation.summary import LatencySummary, SummaryRow
-from specpolicy.evaluation.verdicts import comparison_text, seeds_text, verdict_title
+from specpolicy.evaluation.verdicts import comparison_text, distribution_text, precision_note, seeds_text, verdict_title
 
 MISSING = "–"
-EXACT = {True: "exact", False: "approx.", None: MISSING}
 Row = TypeVar("Row")
 
 
@@ -216,6 +215,14 @@ def _nfe(row: SummaryRow) -> Cell:
     return Cell(f"{nfe:.1f}", error, nfe)
 
 
+def _rows(row: SummaryRow) -> Cell:
+    whole, finish = (row.loop.metrics.rows, row.loop.metrics.finish_rows) if row.loop else (None, None)
+    if finish is not None:
+        return Cell(f"{finish:.0f}" if whole is None else f"{finish:.0f} of {whole:.0f}", key=finish)
+    rows = row.rows if whole is None else whole
+    return NOTHING if rows is None else Cell(f"{rows:.0f}", key=rows)
+
+
 def _latency(of: Callable[[LatencySummary], Estimate | None]) -> Callable[[SummaryRow], Cell]:
     def cell(row: SummaryRow) -> Cell:
         found = None if row.latency is None else of(row.latency)
@@ -286,7 +293,7 @@ def _loop_latency(row: SummaryRow) -> Cell:
 
 EXECUTOR = Column[SummaryRow]("executor", lambda row: row.loop.executor if row.loop else MISSING, left=True)
 SAMPLER = Column[SummaryRow]("sampler", lambda row: row.sampler, left=True)
-DISTRIBUTION = Column[SummaryRow]("distribution", lambda row: EXACT[row.exact], left=True)
+DISTRIBUTION = Column[SummaryRow]("distribution", lambda row: distribution_text(row.exact, row.precision), left=True)
 INJECTED = Column[SummaryRow]("injected", lambda row: row.loop.injected if row.loop else MISSING, left=True)
 
 
@@ -307,6 +314,7 @@ def columns_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> list[Colu
         Column("score", lambda row: interval_cell(row.score, ".3f"), "[95 %]"),
         Column("steps to success", lambda row: interval_cell(row.steps, ".0f")),
         Column("NFE / chunk", _nfe),
+        Column("rows / chunk", _rows),
         Column("p50 ms", _latency(lambda latency: latency.p50), brief=True),
         Column("p95 ms", _latency(lambda latency: latency.p95), brief=True),
         Column("p99 ms", _latency(lambda latency: latency.p99), brief=True),
@@ -337,6 +345,7 @@ def _compact_columns(rows: Sequence[SummaryRow], reference: str) -> list[Column[
         Column("success [95 %]", _compact_success),
         Column("score", lambda row: MISSING if row.score is None else f"{row.score.value:.3f}"),
         Column("NFE", _nfe, brief=True),
+        Column("rows", _rows),
         Column("p50", _latency(lambda latency: latency.p50), brief=True),
         Column("p95 ms", _latency(lambda latency: latency.p95), brief=True),
         Column(f"× {reference}", _compact_speed_up),
@@ -413,8 +422,9 @@ def caption_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
         )
     if any(row.exact for row in rows):
         parts.append("Exact: the distribution of the DDPM chain with the sampler's own number of steps.")
+    parts += filter(None, [precision_note(row.precision for row in rows)])
     if any(row.nfe for row in rows):
-        parts.append("NFE: sequential network evaluations.")
+        parts.append("NFE: sequential network evaluations; rows: the states evaluated in them.")
     if compared:
         against = "the same sampler in lockstep" if loops else reference
         parts.append(comparison_text(rows, against, "seed"))

@@ -15,7 +15,6 @@ from specpolicy.evaluation.comparison import Conclusion
 from specpolicy.evaluation.statistics import Estimate, mean_of_estimates, sign_flip_test
 from specpolicy.evaluation.summary import SummaryRow, seed_differences
 from specpolicy.evaluation.tables import (
-    EXACT,
     MISSING,
     Cell,
     Column,
@@ -25,7 +24,16 @@ from specpolicy.evaluation.tables import (
     p_text,
     terminal,
 )
-from specpolicy.evaluation.verdicts import among_best, comparison_text, holm, margin_p_value, seeds_text, verdicts
+from specpolicy.evaluation.verdicts import (
+    among_best,
+    comparison_text,
+    distribution_text,
+    holm,
+    margin_p_value,
+    precision_note,
+    seeds_text,
+    verdicts,
+)
 from specpolicy.rollout.episodes import EpisodeResult
 
 
@@ -39,6 +47,7 @@ class OverallRow:
         successes: success rate by task.
         success: their mean.
         nfe: sequential network evaluations a chunk, mean over tasks.
+        rows: states evaluated a chunk, mean over tasks.
         speed_up: median latency of the reference over this sampler's, geometric mean over tasks.
         difference: success rate minus the reference's on the pairs that both have run, mean over tasks.
         p_value: exact and two-sided, of the sign-flip test over the seeds of all tasks.
@@ -47,6 +56,7 @@ class OverallRow:
         verdict: ``"non-inferior"``, ``"inferior"`` or ``"undecided"`` at the margin for the mean, corrected likewise.
         best: whether the sampler is in the set that cannot be told from the best over all tasks.
         anytime: whether the difference holds however often it is looked at; it then has no p value and no verdict.
+        precision: of the network where it was a reduced one, see :class:`SummaryRow`; of any task.
     """
 
     sampler: str
@@ -54,6 +64,7 @@ class OverallRow:
     successes: Mapping[str, Estimate | None]
     success: Estimate | None
     nfe: float | None
+    rows: float | None
     speed_up: Estimate | None
     difference: Estimate | None
     p_value: float | None
@@ -62,6 +73,7 @@ class OverallRow:
     verdict: str | None = None
     best: bool | None = None
     anytime: bool = False
+    precision: str | None = None
 
 
 def summarize_tasks(conclusions: Mapping[str, Conclusion], reference: str = "ddpm") -> list[OverallRow]:
@@ -98,19 +110,25 @@ def _row(name: str, conclusions: Mapping[str, Conclusion], reference: str) -> Ov
         task: next((row for row in each.rows if row.sampler == name), SummaryRow(name, None))
         for task, each in conclusions.items()
     }
-    nfe = [row.nfe for row in rows.values() if row.nfe is not None]
     anytime = any(row.anytime for row in rows.values())
     return OverallRow(
         sampler=name,
         exact=next((row.exact for row in rows.values() if row.exact is not None), None),
         successes={task: row.success for task, row in rows.items()},
         success=_mean([row.success for row in rows.values()]),
-        nfe=float(np.mean(nfe)) if len(nfe) == len(rows) else None,
+        nfe=_plain_mean([row.nfe for row in rows.values()]),
+        rows=_plain_mean([row.rows for row in rows.values()]),
         speed_up=_geometric_mean([row.latency.speed_up if row.latency else None for row in rows.values()]),
         difference=_mean([row.difference for row in rows.values()]),
         p_value=None if name == reference or anytime else _p_value(conclusions, name, reference),
         anytime=anytime,
+        precision=next((row.precision for row in rows.values() if row.precision), None),
     )
+
+
+def _plain_mean(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return float(np.mean(known)) if len(known) == len(numbers) else None
 
 
 def _mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
@@ -138,10 +156,11 @@ def _columns(tasks: Sequence[str], reference: str) -> list[Column[OverallRow]]:
 
     return [
         Column("sampler", lambda row: row.sampler, left=True),
-        Column("distribution", lambda row: EXACT[row.exact], left=True),
+        Column("distribution", lambda row: distribution_text(row.exact, row.precision), left=True),
         *(Column(task, success_on(task), "%") for task in tasks),
         Column("mean", lambda row: interval_cell(row.success, ".1f", 100), "% [95 %]"),
         Column("NFE", lambda row: MISSING if row.nfe is None else f"{row.nfe:.1f}"),
+        Column("rows", lambda row: MISSING if row.rows is None else f"{row.rows:.0f}"),
         Column(f"× {reference}", lambda row: interval_cell(row.speed_up, ".2f"), "[95 %]"),
         Column("Δ points", lambda row: interval_cell(row.difference, "+.1f", 100), "[95 %]"),
         Column("p", lambda row: MISSING if row.p_corrected is None else p_text(row.p_corrected)),
@@ -193,7 +212,10 @@ def print_overall(
 
 def _caption(rows: Sequence[OverallRow], conclusions: Mapping[str, Conclusion], reference: str) -> str:
     seeds = seeds_text([row for each in conclusions.values() for row in each.rows])
+    note = precision_note(row.precision for row in rows)
     return (
         f"{seeds} Every task has the same weight; × is the geometric mean of the ratios of median latencies. "
-        f"Intervals combine those of the tasks below. {comparison_text(rows, reference, 'task and seed')}"
+        f"Intervals combine those of the tasks below. {comparison_text(rows, reference, 'task and seed')} "
+        "NFE: sequential network evaluations a chunk; rows: the states evaluated in them."
+        + (f" {note}" if note else "")
     )

@@ -162,3 +162,27 @@ def comparison_text(rows: Sequence[Any], against: str, paired_by: str) -> str:
 
 def _margin_of(rows: Sequence[Any]) -> float | None:
     return next((row.margin for row in rows if row.margin is not None), None)
+
+
+_EXACT = {True: "exact", False: "approx.", None: "–"}
+
+
+def distribution_text(exact: bool | None, precision: str | None = None) -> str:
+    """Say whose distribution a sampler has: ``exact``, ``approx.``, ``exact, bf16 network``.
+
+    Args:
+        exact: whether it is the target's; None where unknown.
+        precision: of the network where it is a reduced one, which is then the target.
+    """
+    return _EXACT[exact] + (f", {precision} network" if precision else "")
+
+
+def precision_note(precisions: Iterable[str | None]) -> str:
+    """Say in a sentence what a reduced network means for a table; nothing where there is none.
+
+    Args:
+        precisions: of the rows.
+    """
+    names = " and ".join(sorted({each for each in precisions if each}))
+    note = "it was computed in reduced precision, and exact means the distribution of that reduced network"
+    return f"{names} network: {note}, not of the network as it was trained." if names else ""

@@ -25,7 +25,7 @@ from specpolicy.control.latency import Measured
 from specpolicy.control.loop import ControlSetup, run_episode
 from specpolicy.control.trace import InferenceRecord
 from specpolicy.control.viewers import FrameRecorder
-from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler
+from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, reduced_precision
 from specpolicy.rollout.env_worker import EnvFactory
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
@@ -287,7 +287,11 @@ def record_episode(
     caption = (
         f"seed {seed} · {np.mean(nfe):.1f} NFE, {1e3 * np.median([chunk.pause_s for chunk in chunks]):.0f} ms a chunk"
     )
-    return EpisodeRecording(name if sampler.exact else f"{name} (approximate)", caption, first, chunks, trace.success)
+    precision = reduced_precision(sampler)
+    marks = ", ".join(
+        filter(None, ["" if sampler.exact else "approximate", f"{precision} network" if precision else ""])
+    )
+    return EpisodeRecording(f"{name} ({marks})" if marks else name, caption, first, chunks, trace.success)
 
 
 def write_video(

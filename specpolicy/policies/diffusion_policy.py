@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -126,17 +127,20 @@ class DiffusionPolicy(nn.Module):
     @property
     def scheduler(self) -> DDPMScheduler | DDIMScheduler:
         """A fresh copy of the scheduler that the policy is played with."""
-        deterministic = self.config.scheduler.get("_class_name") == "DDIMScheduler"
-        return (DDIMScheduler if deterministic else DDPMScheduler).from_config(self.config.scheduler)
+        return (DDIMScheduler if self._deterministic else DDPMScheduler).from_config(self.config.scheduler)
+
+    @property
+    def _deterministic(self) -> bool:
+        return self.config.scheduler.get("_class_name") == "DDIMScheduler"
 
     @property
     def training_scheduler(self) -> DDPMScheduler:
         """A fresh copy of the scheduler of the chain that the network was trained for; of the same betas."""
         return DDPMScheduler.from_config(self.config.scheduler)
 
-    @property
+    @cached_property
     def num_train_timesteps(self) -> int:
-        """Timesteps of the chain that the network was trained for."""
+        """Timesteps of the chain that the network was trained for; read once, since making a scheduler takes 4 ms."""
         steps: int = self.training_scheduler.config.num_train_timesteps
         return steps
 
@@ -147,7 +151,7 @@ class DiffusionPolicy(nn.Module):
         Those that the policy is played with; all training timesteps for one that is played deterministically.
         """
         steps = self.config.num_inference_steps
-        return self.num_train_timesteps if steps is None or isinstance(self.scheduler, DDIMScheduler) else steps
+        return self.num_train_timesteps if steps is None or self._deterministic else steps
 
     @property
     def event_shape(self) -> tuple[int, int]:

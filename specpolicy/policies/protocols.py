@@ -49,6 +49,34 @@ class ChunkReusingSampler(Protocol):
         ...
 
 
+def reduced_precision(sampler: Any) -> str | None:
+    """Tell in which precision a sampler computes the network, where it is a reduced one.
+
+    Args:
+        sampler: any; one that computes the network in another precision has it as ``precision``.
+
+    Returns:
+        Such as ``"bf16"``: the reduced network is then the target, and exact means exactly *its* distribution. None for
+        the network as it was loaded.
+    """
+    precision = getattr(sampler, "precision", None)
+    return None if precision in (None, "f32") else str(precision)
+
+
+def network_of(sampler: Any) -> dict[str, str]:
+    """Tell what evaluates the network for a sampler, for a manifest.
+
+    Args:
+        sampler: any; a compiled one has a ``backend``, None if it chooses by device.
+
+    Returns:
+        ``backend`` and ``precision``; empty for the network as it was loaded, in PyTorch.
+    """
+    if not hasattr(sampler, "backend"):
+        return {}
+    return {"backend": sampler.backend or "auto", "precision": reduced_precision(sampler) or "f32"}
+
+
 @runtime_checkable
 class SampleCost(Protocol):
     """What a sampler spent, entry by entry of the batch; fields about rounds are None for samplers without rounds."""

@@ -159,7 +159,7 @@ class EpisodeHandler:
             return trace
         except InferenceFailed as error:
             return EpisodeCrash(f"policy: {error}", self._trace)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an environment that calls sys.exit ends its episode, not the run
             return self._crashed(error)
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ class EpisodeHandler:
         )
         return control_steps(setup, request.seed, request.repeat)
 
-    def _crashed(self, error: Exception) -> EpisodeCrash:
+    def _crashed(self, error: BaseException) -> EpisodeCrash:
         reason = format_exception(error)
         try:
             self.close()  # its state is unknown: the next episode gets a new environment

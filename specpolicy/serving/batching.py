@@ -24,6 +24,7 @@ from specpolicy.control.inference import (
 )
 from specpolicy.policies.diffusion_policy import DiffusionPolicy, Sampler
 from specpolicy.policies.observations import ObservationError, ObservationSpec
+from specpolicy.policies.protocols import reduced_precision
 from specpolicy.speculative.denoiser import DenoiserError
 
 _log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class BatchedPolicy:
             "max_delay": config.max_delay,
             "sampler": repr(self.sampler),
             "exact": bool(getattr(self.sampler, "exact", False)),
+            # of the network where it is a reduced one: exact is then for the reduced network's distribution
+            "precision": reduced_precision(self.sampler),
         }
 
     def check_prefix(self, actions: NDArray[Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepared
 from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_whole
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.schedulers import set_timesteps
+from specpolicy.speculative.schedulers import check_scheduler, check_step, set_timesteps
 
 
 class SchedulerError(RuntimeError):
@@ -33,7 +32,8 @@ class SchedulerSampler:
 
     Raises:
         ValueError: the scheduler is none, is a flow-matching one, whose networks predict another quantity and whose
-            noise levels are no timesteps, or takes no such number of steps.
+            noise levels are no timesteps, takes no such number of steps, or wants more at each step than the network's
+            output and ``step_arguments``.
     """
 
     exact: bool = False
@@ -41,18 +41,11 @@ class SchedulerSampler:
     def __init__(self, scheduler: Any, num_inference_steps: int, step_arguments: dict[str, Any] | None = None) -> None:
         """Set the scheduler's timesteps."""
         steps = check_whole("num_inference_steps", num_inference_steps)
-        self.scheduler = copy.deepcopy(_checked(scheduler))
+        self.scheduler = copy.deepcopy(check_scheduler(scheduler))
         set_timesteps(self.scheduler, steps)
         self.num_inference_steps = steps
         self.step_arguments = dict(step_arguments or {})
-        taken = inspect.signature(scheduler.step).parameters
-        unknown = sorted(set(self.step_arguments) - set(taken))
-        if unknown:
-            raise ValueError(
-                f"step_arguments {unknown} are no arguments of {type(scheduler).__name__}.step; it takes "
-                f"{', '.join(name for name in taken if name not in ('model_output', 'timestep', 'sample'))}"
-            )
-        self._takes_generator = "generator" in taken
+        self._takes_generator = "generator" in check_step(self.scheduler, self.step_arguments)
 
     def __repr__(self) -> str:
         """Name the scheduler."""
@@ -109,14 +102,3 @@ class SchedulerSampler:
         return SampleResult(
             sample=x, passes=count, evaluations=count.clone(), trajectory=torch.stack(states) if record else None
         )
-
-
-def _checked(scheduler: Any) -> Any:
-    name = type(scheduler).__name__
-    if "FlowMatch" in name or not hasattr(scheduler, "init_noise_sigma"):
-        what = "a flow-matching scheduler" if "FlowMatch" in name else "no scheduler with timesteps and noise levels"
-        raise ValueError(
-            f"scheduler {name!r} is {what}; expected a diffusers scheduler of a denoising diffusion, such "
-            "as DDIMScheduler, DPMSolverMultistepScheduler or EulerDiscreteScheduler"
-        )
-    return scheduler

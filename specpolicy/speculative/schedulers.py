@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Mapping
 from itertools import pairwise
 from operator import index
 from typing import Any
@@ -291,3 +293,62 @@ def _with_epsilon_kept(
     carried = equal.double() if bool(equal.any()) else None
     kept = unclipped_weight if bool((unclipped_weight != 0).any()) else None
     return torch.where(equal, 0.0, a), torch.where(equal, 1.0, b), kept, carried
+
+
+def check_scheduler(scheduler: Any) -> Any:
+    """Refuse what cannot be stepped from noise to a sample.
+
+    Args:
+        scheduler: of diffusers, or alike.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        ValueError: it is none, of flow matching, or has no steps of one output each.
+    """
+    name = type(scheduler).__name__
+    if "FlowMatch" in name or not hasattr(scheduler, "init_noise_sigma"):
+        what = "a flow-matching scheduler" if "FlowMatch" in name else "no scheduler with timesteps and noise levels"
+        raise ValueError(
+            f"scheduler {name!r} is {what}; expected a diffusers scheduler of a denoising diffusion, such "
+            "as DDIMScheduler, DPMSolverMultistepScheduler or EulerDiscreteScheduler"
+        )
+    if not callable(getattr(scheduler, "step", None)):
+        raise ValueError(
+            f"scheduler {name!r} has no step(model_output, timestep, sample); take one that has, such as DDIMScheduler"
+        )
+    return scheduler
+
+
+def check_step(scheduler: Any, arguments: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
+    """Check that a scheduler's step takes these arguments, and wants no others.
+
+    Args:
+        scheduler: see :func:`check_scheduler`.
+        arguments: of ``step`` besides the network's output, the timestep and the sample.
+
+    Returns:
+        All that ``step`` takes, by name.
+
+    Raises:
+        ValueError: an argument is unknown, or one without a default is not given.
+    """
+    name, taken = type(scheduler).__name__, inspect.signature(scheduler.step).parameters
+    own = list(taken)[:3]  # the output, the timestep and the sample
+    if unknown := sorted(set(arguments) - set(taken)):
+        raise ValueError(
+            f"step_arguments {unknown} are no arguments of {name}.step; it takes "
+            f"{', '.join(each for each in taken if each not in own)}"
+        )
+    wanted = [
+        each.name
+        for each in taken.values()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    if absent := sorted(set(wanted) - {*own, *arguments}):
+        raise ValueError(
+            f"{name}.step wants {' and '.join(absent)} as well: give them in step_arguments, or take another "
+            "scheduler, such as DDIMScheduler"
+        )
+    return taken

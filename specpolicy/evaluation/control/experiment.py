@@ -27,6 +27,7 @@ from specpolicy.evaluation.results import ResultStore, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize_controllers
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
 from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.policies.protocols import reduced_precision
 from specpolicy.rollout.env_worker import EnvPool, MakeEnv, WorkerConfig
 from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, EpisodeSpec, episode_keys, plan_units
 from specpolicy.rollout.runner import MakeClock, MakeViews, run_episodes, run_episodes_singly
@@ -81,7 +82,8 @@ def conclude(
         if not record.crashed:
             paths[record.sampler].append(ticks_path(out, by_name[record.sampler], record.seed, record.repeat))
     exact = {name: bool(sampler.exact) for name, sampler in contestants.samplers.items()}
-    rows = summarize_controllers(controllers, records, exact, paths)
+    precision = {name: reduced_precision(sampler) for name, sampler in contestants.samplers.items()}
+    rows = summarize_controllers(controllers, records, exact, paths, precision)
     seeds = len({record.seed for record in records})
     title = f"{task}, {seeds} seed{'s' if seeds != 1 else ''}"
     console = Console()

@@ -9,6 +9,7 @@ from typing import Any
 from specpolicy.evaluation.report.results import TaskResults, mapping
 from specpolicy.evaluation.summary import SummaryRow
 from specpolicy.evaluation.tables import counted, interval_text, p_text
+from specpolicy.evaluation.verdicts import precision_note
 
 SIGNIFICANT = 0.05
 FEW_EPISODES, FEW_CALLS = 50, 100
@@ -79,7 +80,8 @@ def cautions_of(results: TaskResults) -> list[Caution]:
     Args:
         results: of one task.
     """
-    grave = [*results.problems, *_success(results), *_machines(results)]
+    reduced = precision_note(row.precision for row in results.rows)
+    grave = [*results.problems, *([reduced] if reduced else []), *_success(results), *_machines(results)]
     light = [*_gaps(results), *_provenance(results)]
     return [Caution(text, grave=True) for text in grave] + [Caution(text, grave=False) for text in light]
 

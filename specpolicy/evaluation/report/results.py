@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from specpolicy.control.latency_log import LatencyRun
-from specpolicy.evaluation.manifest import MANIFEST, Manifest
+from specpolicy.evaluation.manifest import MANIFEST, Manifest, manifest_precision
 from specpolicy.evaluation.plots import SamplerStyle, styles_of
 from specpolicy.evaluation.results import read_results, shard_paths
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import counted, milliseconds, number_ranges
-from specpolicy.evaluation.verdicts import MARGIN
+from specpolicy.evaluation.verdicts import MARGIN, distribution_text
 from specpolicy.rollout.episodes import EpisodeResult
 
 
@@ -94,13 +94,18 @@ CHAINS = tuple(f"specpolicy.samplers.{name}" for name in ("sequential", "specula
 
 @dataclass(frozen=True)
 class TargetDistribution:
-    """The DDPM chain of the policy's scheduler with so many steps, with analytic or with the scheduler's own noise."""
+    """The DDPM chain of the policy's scheduler with so many steps, with analytic or with the scheduler's own noise.
+
+    With a ``precision`` it is the chain of the network in that reduced precision.
+    """
 
     steps: int
     analytic: bool = False
+    precision: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.steps} {'analytic ' if self.analytic else ''}steps"
+        steps = f"{self.steps} {'analytic ' if self.analytic else ''}steps"
+        return f"{steps}, {self.precision} network" if self.precision else steps
 
 
 def target_distribution_of(recipe: Any, policy: Any = None) -> TargetDistribution | None:
@@ -180,18 +185,22 @@ class TaskResults:
         """Look up what each exact sampler samples, as far as its recipe tells."""
         recipes = {name: entry.get("recipe") for name, entry in self.manifest.samplers.items()}
         policy = self.manifest.configuration.get("policy")
-        return {
+        known = {
             row.sampler: target_distribution_of(recipes.get(row.sampler), policy) if row.exact else None
             for row in self.rows
         }
+        precision = {row.sampler: row.precision for row in self.rows}
+        return {name: target and replace(target, precision=precision[name]) for name, target in known.items()}
 
     def row(self, sampler: str | None) -> SummaryRow | None:
         """Look up the row of a sampler; None if it did not take part."""
         return next((row for row in self.rows if row.sampler == sampler), None)
 
     def marked(self, sampler: str) -> str:
-        """Name the sampler, with a mark if it is approximate."""
+        """Name the sampler, with a mark if it is approximate or its network was a reduced one."""
         row = self.row(sampler)
+        if row and row.precision:
+            return f"{sampler} ({distribution_text(row.exact, row.precision)})"
         exact = row.exact if row else self.manifest.samplers.get(sampler, {}).get("exact")
         return f"{sampler} (approximate)" if exact is False else sampler
 
@@ -267,7 +276,8 @@ def read_task(folder: Path, reference: str | None = None) -> TaskResults:
     chosen = _reference(summarize(records, latency, exact), reference, folder)
     margin, anytime = manifest.analysis.get("margin"), manifest.analysis.get("anytime") is True
     margin = margin if isinstance(margin, float) and 0 < margin < 1 else MARGIN
-    rows = summarize(records, latency, exact, chosen or REFERENCE, margin, anytime)
+    precision = {name: manifest_precision(entry) for name, entry in manifest.samplers.items()}
+    rows = summarize(records, latency, exact, chosen or REFERENCE, margin, anytime, precision)
     return TaskResults(folder, manifest, records, latency, chosen, rows, problems)
 
 

@@ -31,7 +31,8 @@ class TwoWayPolicy:
         sign = 1 - 2 * (torch.rand(len(goal), 1, generator=generator) < sampler.rarer).double()
         noise = torch.randn(len(goal), 4, 2, generator=generator, dtype=torch.float64)
         actions = (sign * goal)[:, None] + sampler.width * noise
-        return SimpleNamespace(actions=(actions * torch.tensor([1.0, 100.0])).numpy())
+        cost = SimpleNamespace(passes=torch.full((len(goal),), 3), evaluations=torch.full((len(goal),), 7))
+        return SimpleNamespace(actions=(actions * torch.tensor([1.0, 100.0])).numpy(), result=cost)
 
 
 def observation(goal: float) -> dict[str, np.ndarray]:
@@ -78,7 +79,7 @@ def test_table_and_json_carry_every_sampler_and_its_distribution(results: Any) -
     table = fidelity_table(results, 120)
     for name, sampler in SAMPLERS.items():
         line = next(line for line in table.splitlines() if line.startswith(f"| {name}"))
-        assert ("exact" if sampler.exact else "approx.") in line
+        assert ("exact" if sampler.exact else "approx.") in line and "| 3.0 | 7 |" in line
     stored = json.loads(fidelity_json(results, 120, {"seed": 0}))
     assert stored["samplers"]["narrow"]["distance"] == results["narrow"].distance
 

@@ -1,0 +1,51 @@
+"""What CUDA graphs capture reads no number and leaves nothing on the CPU: shown on a device that does not exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+# every kind of network, with what its samplers share with those of the others left out for one of them
+SHIPPED = {
+    "square": ("ddim5", "recycled", "free_block"),
+    "square_transformer": ("ddim5", "recycled", "analytic10_recycled"),
+    "tool_hang": (),  # all of them
+}
+
+
+def operations(*arguments: str) -> dict[str, int | str]:
+    run = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("imitated_gpu.py")), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("task", SHIPPED)
+def test_shipped_samplers_stay_on_their_device(task: str) -> None:
+    found = operations(str(ROOT / "checkpoints" / task), *SHIPPED[task])
+    assert {name: told for name, told in found.items() if not isinstance(told, int)} == {}
+    assert set(SHIPPED[task]) <= set(found) and all(int(told) > 30 for told in found.values())
+    if not SHIPPED[task]:
+        assert {"ddpm", "asd", "free_block", "linear_block", "recycled20", "analytic10", "ddim2"} <= set(found)
+
+
+@pytest.mark.parametrize(("how", "told"), [("read", "DataDependentOutput"), ("cpu", "device")])
+def test_a_network_that_breaks_captures_is_found(how: str, told: str) -> None:
+    (message,) = operations(str(ROOT / "checkpoints" / "tool_hang"), "recycled20", f"--broken={how}").values()
+    assert isinstance(message, str) and told in message
+
+
+def test_torch_has_what_this_rests_on() -> None:
+    assert hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend")
