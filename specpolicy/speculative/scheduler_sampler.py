@@ -12,7 +12,7 @@ from torch import Tensor
 from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepared
 from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_whole
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.schedulers import check_scheduler, check_step, set_timesteps
+from specpolicy.speculative.schedulers import check_step, check_steppable, set_timesteps
 
 
 class SchedulerError(RuntimeError):
@@ -41,7 +41,7 @@ class SchedulerSampler:
     def __init__(self, scheduler: Any, num_inference_steps: int, step_arguments: dict[str, Any] | None = None) -> None:
         """Set the scheduler's timesteps."""
         steps = check_whole("num_inference_steps", num_inference_steps)
-        self.scheduler = copy.deepcopy(check_scheduler(scheduler))
+        self.scheduler = copy.deepcopy(check_steppable(scheduler))
         set_timesteps(self.scheduler, steps)
         self.num_inference_steps = steps
         self.step_arguments = dict(step_arguments or {})

@@ -295,7 +295,7 @@ def _with_epsilon_kept(
     return torch.where(equal, 0.0, a), torch.where(equal, 1.0, b), kept, carried
 
 
-def check_scheduler(scheduler: Any) -> Any:
+def check_steppable(scheduler: Any) -> Any:
     """Refuse what cannot be stepped from noise to a sample.
 
     Args:
@@ -325,7 +325,7 @@ def check_step(scheduler: Any, arguments: Mapping[str, Any]) -> Mapping[str, ins
     """Check that a scheduler's step takes these arguments, and wants no others.
 
     Args:
-        scheduler: see :func:`check_scheduler`.
+        scheduler: see :func:`check_steppable`.
         arguments: of ``step`` besides the network's output, the timestep and the sample.
 
     Returns:
