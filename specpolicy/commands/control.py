@@ -132,6 +132,7 @@ def _possible(controllers: list[ControllerConfig], contestants: PolicyAndSampler
 def _views(view: str | None) -> MakeViews | None:
     """Who watches; what they need is looked for here, before anything is run."""
     from specpolicy.control.controller import file_name
+    from specpolicy.control.mcap_view import McapView
     from specpolicy.control.viewers import RerunView, TerminalView
     from specpolicy.utils.extras import require
 
@@ -139,8 +140,14 @@ def _views(view: str | None) -> MakeViews | None:
         return None
     if view == "terminal":
         return lambda key: [TerminalView(key.sampler)]
+    if view.endswith(".mcap"):
+        require("mcap", "mcap")
+        path = Path(view)
+        return lambda key: [
+            McapView(path.with_name(f"{path.stem}-{file_name(key.sampler)}.mcap")), TerminalView(key.sampler)
+        ]  # fmt: skip
     if view != "rerun" and not view.endswith(".rrd"):
-        raise ConfigError(f"view={view!r}; write terminal, rerun, or a path that ends in .rrd")
+        raise ConfigError(f"view={view!r}; write terminal, rerun, or a path that ends in .rrd or .mcap")
     require("rerun", "rerun")
     folder = None if view == "rerun" else Path(view)
 

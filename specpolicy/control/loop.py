@@ -237,6 +237,7 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
     actions, deltas = setup.make_filter(history), tuple(setup.action_spec.delta_dims) if setup.action_spec else ()
     trace = EpisodeTrace(seed, repeat, clock.rate_hz, config.n_action_steps, faults=actions.faults, delta_dims=deltas)
     buffer, scheduler = config.make_buffer(), InferenceScheduler(config, setup.max_delay)
+    trace.observation = history.latest
     for view in setup.views:
         view.begin(trace, env)
     clock.start(seed, repeat)
@@ -264,15 +265,14 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
                     trace.inferences.append(record)
                     future = _failed(task) if task.problem is not None else (yield task.request)
                     scheduler.running = clock.begin(record, future)
-                trace.reason = actions.reason
             now = clock.now()
             pausing = buffer.empty or config.idle is not IdleBehavior.REST
             context = TickContext(tick, now, now - clock.due(tick), pausing, scheduler.waiting_s(clock), sensor)
             sent, queue = actions.send(context, buffer), buffer.left(tick)
-            trace.reason = actions.reason
             sent, stepped = _send(setup, actions, sent, tick)
             sensor = stepped.problem
             problem = _add(history, stepped.observation) or sensor
+            trace.reason, trace.observation = actions.reason, history.latest
             trace.ticks.append(_row(context, clock, sent, queue, scheduler.computing, stepped.reward, stepped.success))
             for view in setup.views:
                 view.tick(trace, env)

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from specpolicy.control.inference import InferenceKind
 from specpolicy.utils.errors import one_line
 from specpolicy.utils.extras import require
@@ -101,6 +103,7 @@ class EpisodeTrace:
         stopped: the fault for which a guard ended the episode; None if none did.
         reason: why that or the latest other fault of a chunk occurred, in words; None if there was none.
         faults: how often each fault occurred, those of whole chunks included.
+        observation: the latest one, ``{name: (…)}``, for those who watch; it is not written.
         limited: commands that the limits of motion changed.
         delta_dims: entries of an action that are deltas; the others are absolute.
     """
@@ -114,6 +117,7 @@ class EpisodeTrace:
     stopped: str | None = None
     reason: str | None = None
     faults: Counter[str] = field(default_factory=Counter)
+    observation: Mapping[str, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
     limited: int = 0
     delta_dims: tuple[int, ...] = ()
 
