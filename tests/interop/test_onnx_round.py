@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -172,3 +174,63 @@ def test_the_command_asks_for_what_is_absent(capsys: pytest.CaptureFixture[str],
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["export", "checkpoints/square", f"out={tmp_path}"]) == 2
     assert "holds other files" in capsys.readouterr().err
+
+
+HOST = EXAMPLE.with_name("run_without_python.cpp")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The host in C++, as its head says how to build it."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ here")
+    openvino = Path(pytest.importorskip("openvino", reason="openvino is in the extra 'openvino'").__path__[0])
+    library = next(iter((openvino / "libs").glob("libopenvino.so.*")), None)
+    if library is None or not (openvino / "include").is_dir():
+        pytest.skip("this build of openvino has no C++ headers")
+    program = tmp_path_factory.mktemp("host") / "host"
+    search = [f"-I{openvino / 'include'}", str(library), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run([compiler, "-std=c++17", "-Wall", "-Werror", str(HOST), *search, "-o", str(program)], check=True)
+    return program
+
+
+def run_host(program: Path, *arguments: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_a_host_in_cpp_gives_the_same_actions(
+    exported: tuple[DiffusionPolicy, SpeculativeSampler, Path], built: Path, tmp_path: Path
+) -> None:
+    host = example().RoundPolicy(exported[2])
+    seen = host.manifest["observation"]
+    resting = np.tile(np.array(seen["center"], np.float32), (seen["n_obs_steps"], 1))
+    for seed in range(4):
+        drawn: list[np.ndarray] = []
+
+        def noted(draw: Any, drawn: list[np.ndarray] = drawn) -> Any:
+            def call(shape: Any) -> np.ndarray:
+                drawn.append(draw(shape))
+                return drawn[-1]
+
+            return call
+
+        wanted = host.act(resting, *map(noted, numbers_of(seed)))
+        np.concatenate([each.astype(np.float64).ravel() for each in drawn]).tofile(tmp_path / "numbers")
+        found = run_host(built, exported[2], tmp_path / "numbers")
+        assert found.returncode == 0, found.stderr
+        got = np.array([[float(number) for number in line.split()] for line in found.stdout.splitlines()])
+        np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
+        assert found.stderr.startswith(f"{host.evaluations} network evaluations for 12 denoising steps")
+
+
+def test_the_host_in_cpp_draws_numbers_of_its_own_and_says_what_is_wrong(
+    exported: tuple[DiffusionPolicy, SpeculativeSampler, Path], built: Path, tmp_path: Path
+) -> None:
+    once, again = (run_host(built, exported[2]) for _ in range(2))
+    assert once.returncode == again.returncode == 0 and once.stdout != again.stdout
+    np.zeros(9).tofile(tmp_path / "few")
+    for arguments in ((), (exported[2], tmp_path / "few"), (tmp_path,)):
+        failed = run_host(built, *arguments)
+        assert failed.returncode == 1 and not failed.stdout and failed.stderr.strip()
+    assert len(HOST.read_text().splitlines()) <= 120
