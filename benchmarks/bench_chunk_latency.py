@@ -214,14 +214,14 @@ def _table(rows: dict[str, Any], batch: int) -> list[str]:
     heads = ["diffusers loop", *bases]
     lines = ["", f"Batch {batch}, {next(iter(rows.values()))['calls']} calls: times as fast as", ""]
     lines += [
-        f"| sampler | law | passes | {' | '.join(heads)} |",
+        f"| sampler | distribution | network evaluations | {' | '.join(heads)} |",
         f"| --- | --- | ---: | {' | '.join(['---:'] * len(heads))} |",
     ]
     for name, row in rows.items():
         ratios = [row["faster_than_the_diffusers_loop"], *(row["faster_than"][base] for base in bases)]
-        law = "exact" if row["exact"] else "approx."
+        distribution = "exact" if row["exact"] else "approx."
         lines.append(
-            f"| {name} | {law} | {row['passes']['value']:.1f} | {' | '.join(shown(each) for each in ratios)} |"
+            f"| {name} | {distribution} | {row['passes']['value']:.1f} | {' | '.join(shown(each) for each in ratios)} |"
         )
     return lines
 
