@@ -45,6 +45,13 @@ DRAFTERS = [
     RecyclingDrafter(JACOBIAN),
     RecyclingDrafter(JACOBIAN, trust=float("inf")),
 ]
+
+
+def _name(part: object) -> str:
+    """A class's name: an object's own text may hold an address, which differs between the processes of a run."""
+    return part.__name__ if isinstance(part, type) else type(part).__name__
+
+
 CASES = [
     (drafter, verifier, guess)
     for drafter, verifier, guess in itertools.product(
@@ -61,7 +68,7 @@ def batched(sampler: SpeculativeSampler, target: Callable[..., torch.Tensor], no
     return last.result()
 
 
-@pytest.mark.parametrize(("drafter", "verifier", "guess"), CASES, ids=str)
+@pytest.mark.parametrize(("drafter", "verifier", "guess"), CASES, ids=_name)
 def test_equal_seeds_give_equal_chains(
     drafter: Drafter, verifier: Callable[[], Verifier], guess: X0Guess | None
 ) -> None:
@@ -91,7 +98,7 @@ def test_a_shared_generator_draws_the_same_numbers() -> None:
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
 
 
-@pytest.mark.parametrize("drafter", [FreeDrafter(), RecyclingDrafter(JACOBIAN)], ids=str)
+@pytest.mark.parametrize("drafter", [FreeDrafter(), RecyclingDrafter(JACOBIAN)], ids=_name)
 def test_predrafts_are_verified_as_in_a_batch(drafter: Drafter) -> None:
     """Two chains of a batch, and each of them alone, from the same pre-draft and the same streams."""
     scheduler, process = ddpm(STEPS)
