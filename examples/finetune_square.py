@@ -232,7 +232,7 @@ class Trainer:
             kls = []
             for rows in torch.randperm(len(cond)).split(settings.minibatch):
                 loss = (self.critic(cond[rows]) - returns[rows]).square().mean()
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
                 _step(self.critic_optimizer, loss)
                 if self.iteration < settings.critic_warm_up:
                     continue

@@ -93,7 +93,7 @@ def test_bad_values(capsys: pytest.CaptureFixture[str], checkpoint: Path, overri
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("colour=red", "unknown option 'colour' of rollout; Options: block_size, checkpoint"),
+        ("colour=red", "unknown option 'colour' of rollout; Options: anytime, block_size, checkpoint"),
         ("sampler.widnow=4", "did you mean 'window'?"),
         ("out=${nope}", "'nope' not found"),
         ("checkpoint=runs/a=b(c", "'checkpoint=\"runs/a=b(c\"'"),

@@ -73,9 +73,9 @@ def test_the_table_holds_the_numbers_of_the_summary(square_page: str, rows: list
     for row in rows:
         line = lines[row.sampler].replace("\u2212", "-")
         keys = [float(key) for key in re.findall(r'data-key="([^"]+)"', line)]
-        assert row.success and row.latency and row.latency.p50 and row.latency.p95 and row.nfe
+        assert row.success and row.latency and row.latency.p50 and row.latency.p95 and row.nfe and row.rows
         expected = [row.episodes, row.success.value, row.score and row.score.value]
-        expected += [row.nfe, row.latency.p50.value, row.latency.p95.value]
+        expected += [row.nfe, row.rows, row.latency.p50.value, row.latency.p95.value]
         expected += [row.latency.speed_up and row.latency.speed_up.value, row.difference and row.difference.value]
         expected += [row.p_corrected]
         np.testing.assert_allclose(keys, [number for number in expected if number is not None])
