@@ -39,7 +39,7 @@ $(VENV)/.robomimic: $(VENV)/.installed
 	touch $@
 
 rollout: install
-	$(BIN)/specpolicy rollout task=square sampler=[ddpm,ddim10,ddim5,asd,free_block,free_block20] seeds=$(SEEDS) out=$(OUT)
+	$(BIN)/specpolicy rollout task=square sampler=[ddpm,ddim10,ddim5,asd,free_block,free_block20] seeds=$(SEEDS) threads=1 out=$(OUT)
 
 # The numbers of the README: 100 seeds, twelve samplers, three tasks; some hours on two cores. It can be stopped at any time.
 headline: install
