@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def measured(task: str, count: int, most: int) -> tuple[dict[str, Any], list[dic
             }
             for name in SAMPLERS
         },
-        "provenance": collect_provenance(checkpoint),
+        "provenance": collect_provenance(os.path.relpath(checkpoint)),  # no path of this machine
     }
     return content, pictures
 
