@@ -17,6 +17,9 @@ WORKERS ?= 2
 REPEATS ?= ddpm:3,asd:3,free_block:3
 CONTROL_SEEDS ?= 50
 OUT    ?= runs/square
+# of make headline and make reality. The committed folders under benchmarks/results are of other weights (the same in
+# float32) and would be refused.
+RESULTS ?= runs/results
 BIN    := $(VENV)/bin
 
 # `install` runs when the dependencies have changed
@@ -41,26 +44,23 @@ $(VENV)/.robomimic: $(VENV)/.installed
 rollout: install
 	$(BIN)/specpolicy rollout task=square sampler=[ddpm,ddim10,ddim5,asd,free_block,free_block20] seeds=$(SEEDS) threads=1 out=$(OUT)
 
-# The numbers of the README: 100 seeds, twelve samplers, three tasks; some hours on two cores. It can be stopped at any time.
+# The headline of the README: 100 seeds, twelve samplers, three tasks; some hours on two cores. It can be stopped at any time.
 headline: install
-	$(BIN)/specpolicy evaluate task=[square,transport,tool_hang] seeds=100 repeats=[$(REPEATS)] num_envs=10 out=benchmarks/results \
+	$(BIN)/specpolicy evaluate task=[square,transport,tool_hang] seeds=100 repeats=[$(REPEATS)] num_envs=10 out=$(RESULTS) \
 	  sampler=[ddpm,ddpm20,ddim10,ddim5,ddim2,asd,frozen_block,free_block,free_block20,recycled,analytic10,analytic10_recycled]
-	$(BIN)/python benchmarks/readme_tables.py
 
-# What latency costs on a robot that does not wait: injected latencies, where ddpm20 stands for its law (any exact sampler
-# of that chain has it) since it needs the fewest rows; then every sampler at the latency recorded for it.
+# What latency costs on a robot that does not wait: injected latencies, where ddpm20 stands for its distribution (any
+# exact sampler of that chain has it) since it needs the fewest rows; then every sampler at the latency recorded for it.
 reality: install
 	for task in square transport tool_hang; do \
 	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=[0,50,100,200,400,800] timeline=false \
-	    sampler=ddpm20 executor=[asynchronous,blocking] out=benchmarks/results/reality/injected/$$task && \
+	    sampler=ddpm20 executor=[asynchronous,blocking] out=$(RESULTS)/reality/injected/$$task && \
 	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=recorded timeline=false \
 	    sampler=[ddpm,ddim10,ddim5,free_block,free_block20] executor=[asynchronous,blocking] \
-	    out=benchmarks/results/reality/recorded/$$task && \
+	    out=$(RESULTS)/reality/recorded/$$task && \
 	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=recorded timeline=false \
-	    sampler=free_block20 executor=predrafting out=benchmarks/results/reality/recorded/$$task || exit 1; \
+	    sampler=free_block20 executor=predrafting out=$(RESULTS)/reality/recorded/$$task || exit 1; \
 	done
-	$(BIN)/python benchmarks/bench_latency_injection.py
-	$(BIN)/python benchmarks/readme_tables.py
 
 test: install $(VENV)/.robomimic
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("results.md", "control.md")),
+    *(ROOT / "docs" / name for name in ("results.md", "measurements.md", "control.md")),
     *sorted(ROOT.glob("checkpoints/*/README.md")),
 ]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -36,7 +36,12 @@ def quoted(folder: Path) -> str:
         if following.startswith("| ---"):  # this line is a table's header
             shown = [i for i, name in enumerate(line.split("|")) if not name.strip().endswith(" ms")]
         quotes.append("|".join(line.split("|")[i] for i in shown) if line.startswith("|") else line)
-    return "\n".join(quotes)
+    return unbroken("\n".join(quotes))
+
+
+def unbroken(table: str) -> str:
+    """``table`` with intervals that stay on one line: a no-break space after the comma."""
+    return re.sub(r"\[(\S+), (\S+)\]", "[\\1,\u00a0\\2]", table)
 
 
 def make_tables_again() -> None:
@@ -211,7 +216,7 @@ def filled(text: str) -> str:
     for name, make in made.items():
         if f"<!-- {name} -->" in text:
             place, table = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL), make()
-            text = place.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
+            text = place.sub(lambda match, table=unbroken(table): f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
     return text
 
 
