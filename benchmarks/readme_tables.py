@@ -215,8 +215,8 @@ def filled(text: str) -> str:
     }
     for name, make in made.items():
         if f"<!-- {name} -->" in text:
-            place, table = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL), make()
-            text = place.sub(lambda match, table=unbroken(table): f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
+            place, table = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL), unbroken(make())
+            text = place.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
     return text
 
 
