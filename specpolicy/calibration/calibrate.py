@@ -72,17 +72,30 @@ def observations_of_demonstrations(policy: DiffusionPolicy, path: str | Path) ->
         ImportError: what reads it is missing; the message names the extra.
     """
     path = Path(path)
-    episodes = _episodes(policy, path)
+    episodes = demonstrations_for(policy, path)
     back = np.arange(1 - policy.config.n_obs_steps, 1)
     histories = [
         joined[(np.arange(len(joined))[:, None] + back).clip(min=0)]
         for joined in (_with_features(policy, episode) for episode in episodes)
     ]
     group = np.repeat(np.arange(len(histories)), [len(each) for each in histories])
-    return ObservationSet(np.concatenate(histories), group, _origin("demonstrations", path))
+    return ObservationSet(np.concatenate(histories), group, origin_of("demonstrations", path))
 
 
-def _episodes(policy: DiffusionPolicy, path: Path) -> Iterable[Demonstration]:
+def demonstrations_for(policy: DiffusionPolicy, path: Path) -> Iterable[Demonstration]:
+    """Read all demonstrations of a dataset as a policy observes them.
+
+    Args:
+        policy: whose observations are looked for, under its own keys.
+        path: a robomimic HDF5 file, or the folder of a LeRobotDataset v3.
+
+    Returns:
+        The episodes.
+
+    Raises:
+        DemonstrationError: the file is missing, damaged or lacks what the policy looks at.
+        ImportError: what reads it is missing; the message names the extra.
+    """
     from specpolicy.datasets.demonstrations import ALL, read_demonstrations
     from specpolicy.datasets.lerobot import LeRobotDataset, is_lerobot_dataset
 
@@ -156,10 +169,19 @@ def observations_of_results(policy: DiffusionPolicy, path: str | Path) -> Observ
         ) from error
     with torch.inference_mode():
         joined = policy.join(observations).cpu().numpy()
-    return ObservationSet(joined, np.arange(len(joined)), _origin("observations", path))
+    return ObservationSet(joined, np.arange(len(joined)), origin_of("observations", path))
 
 
-def _origin(kind: str, path: Path) -> dict[str, Any]:
+def origin_of(kind: str, path: Path) -> dict[str, Any]:
+    """Name where data come from by their content.
+
+    Args:
+        kind: of data.
+        path: a file, or the folder of a dataset.
+
+    Returns:
+        Kind, name and SHA-256.
+    """
     if path.is_file():
         return {"kind": kind, "file": path.name, "sha256": file_digest(path)}
     files = sorted(each for each in path.rglob("*") if each.suffix in (".json", ".parquet", ".mp4") and each.is_file())

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from specpolicy.config import ConfigError, available, compose, parse_repeats, to_container
 
 if TYPE_CHECKING:
+    from specpolicy.control.executors import Executor
     from specpolicy.evaluation.comparison import Comparison
 
 
@@ -56,6 +58,51 @@ def recipe_of(cfg: DictConfig, predrafts: bool = False) -> DictConfig:
             "predrafts": predrafts,
         }
     )
+
+
+def executor_with_settings(
+    name: str, cfg: DictConfig, predictor: str | None = None
+) -> tuple[str, tuple[Executor, dict[str, Any]]]:
+    """Make the executor of a configuration, and say what decides what it does.
+
+    Args:
+        name: of the executor.
+        cfg: holds its settings.
+        predictor: name of the predictor of observations that was chosen.
+
+    Returns:
+        Its name, in which an executor that asks about predicted observations says so, as in
+        ``"asynchronous (learned)"``; the executor; and its settings for the record, with the digest of a forward model.
+
+    Raises:
+        ConfigError: a predictor was chosen, and this executor takes none.
+    """
+    from specpolicy.utils.digests import noting_inputs
+
+    with noting_inputs() as inputs:
+        executor: Executor = instantiated(cfg.executor)
+    settings: dict[str, Any] = to_container(cfg.executor)
+    config = executor.config
+    if settings.get("predictor", ...) is None:
+        del settings["predictor"]  # the record of an executor that does not predict is what it was before any could
+    if inputs:
+        settings["inputs"] = dict(inputs)
+    if predictor is not None and config.predictor is None and config.predraft is None:
+        raise ConfigError(
+            f"predictor={predictor}: executor {name!r} has no use for predicted observations; take asynchronous, "
+            "ensembled or predrafting"
+        )
+    return name if config.predictor is None else f"{name} ({predictor or 'predicted'})", (executor, settings)
+
+
+def instantiated(node: Any) -> Any:
+    """Make the object that a configuration describes; what its constructor raises is raised here."""
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, Exception):
+            raise error.__cause__ from None
+        raise
 
 
 def camera_images(cfg: DictConfig, policy: Any) -> dict[str, Any]:
@@ -134,8 +181,22 @@ def histories_for(policy: DiffusionPolicy, dataset: str | None, observations: st
                     "take those of development seeds"
                 )
         return observations_of_results(policy, observations)
+    return observations_of_demonstrations(policy, dataset_for(policy, dataset, " or observations="))
+
+
+def dataset_for(policy: DiffusionPolicy, dataset: str | None, otherwise: str = "") -> str:
+    """Say where demonstrations are: where somebody said, or those of the policy's task.
+
+    Args:
+        policy: names the task.
+        dataset: what was said.
+        otherwise: what else may be given, for the message.
+
+    Raises:
+        ConfigError: nothing was said, and the task is none of this library's.
+    """
     if not dataset and policy.config.task not in available("task"):
         raise ConfigError(
-            f"nothing says where observations of task {policy.config.task!r} are; give dataset= or observations="
+            f"nothing says where observations of task {policy.config.task!r} are; give dataset={otherwise}"
         )
-    return observations_of_demonstrations(policy, dataset or compose("train", [f"task={policy.config.task}"]).dataset)
+    return dataset or str(compose("train", [f"task={policy.config.task}"]).dataset)

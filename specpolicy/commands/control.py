@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from specpolicy.commands.common import camera_images, recipe_of
+from specpolicy.commands.common import camera_images, executor_with_settings, recipe_of
 from specpolicy.config import ConfigError, available, compose, parse_seeds, split_list_override, to_container
 
 if TYPE_CHECKING:
@@ -52,11 +52,14 @@ def control(overrides: Sequence[str]) -> None:
     seeds = parse_seeds(to_container(cfg.seeds), EVALUATION_SEEDS)
     if seen := read_seen_seeds(Path(cfg.checkpoint)) & set(seeds):
         warnings.warn(f"{len(seen)} of {len(seeds)} seeds are initial states of the policy's training", stacklevel=1)
+    predictor = {name.lstrip("+~"): value for name, _, value in (each.partition("=") for each in others)}.get(
+        "predictor"
+    )
     contestants = CheckpointLoader(
         str(cfg.checkpoint), cfg.task.name, {name: instantiate(recipe) for name, recipe in recipes.items()}, cfg.device
     ).pinned()
     controllers = _controllers(
-        cfg, by_executor, list(recipes), latencies or [str(to_container(cfg.latency))], real_time
+        cfg, by_executor, list(recipes), latencies or [str(to_container(cfg.latency))], real_time, predictor
     )
     experiment = ControlExperiment(
         task=cfg.task.name,
@@ -99,12 +102,12 @@ def _composed(overrides: Sequence[str], sampler: str, executor: str) -> DictConf
 
 def _controllers(
     cfg: DictConfig, by_executor: Mapping[str, DictConfig], samplers: Sequence[str], latencies: Sequence[str],
-    real_time: bool,
+    real_time: bool, predictor: str | None,
 ) -> list[ControllerConfig]:  # fmt: skip
     from specpolicy.control.controller import InjectedLatency, grid, parse_latency
     from specpolicy.control.latency import Measured
 
-    executors = {name: (instantiate(each.executor), to_container(each.executor)) for name, each in by_executor.items()}
+    executors = dict(executor_with_settings(name, each, predictor) for name, each in by_executor.items())
     own = InjectedLatency("real time", Measured(), {"distribution": "real time"})
     injected = {
         sampler: [own] if real_time else [parse_latency(text, sampler, cfg.recording) for text in latencies]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 
-from specpolicy.commands.common import recipe_of
+from specpolicy.commands.common import executor_with_settings, recipe_of
 from specpolicy.config import ConfigError, compose, to_container
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ def ros(arguments: Sequence[str]) -> None:
 
     print(f"{settings.name}: {cfg.checkpoint} on the topics of {cfg.config}; Ctrl-C stops it", flush=True)
     limits = instantiate(cfg.limits) if "limits" in cfg else None
-    PolicyNode(settings, interface, load, instantiate(cfg.executor), instantiate(cfg.guards), limits).run()
+    chosen = {name: value for name, _, value in (each.partition("=") for each in overrides)}
+    name, predictor = chosen.get("executor", "asynchronous"), chosen.get("predictor")
+    executor = executor_with_settings(name, cfg, predictor)[1][0]
+    PolicyNode(settings, interface, load, executor, instantiate(cfg.guards), limits).run()
 
 
 def _loaded(cfg: Any) -> LoadedPolicy:

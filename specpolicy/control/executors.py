@@ -4,7 +4,8 @@ An executor answers four independent questions:
 
 * *when* to infer: ``n_action_steps`` actions of a chunk are played; the next chunk is requested ``prefetch_steps``
   ticks before they end;
-* *from which observation*: the present one, or ahead of it from a predicted one (:class:`PredraftConfig`);
+* *from which observation*: the present one; the one predicted for the tick at which the chunk takes over
+  (``predictor``); or ahead of it from a predicted one, then verified under the true one (:class:`PredraftConfig`);
 * *what is played in between*: nothing, for the world waits; a hold; or the rest of the chunk (:class:`IdleBehavior`);
 * *how chunks are merged*: aligned in time or begun on arrival, and aggregated where they overlap.
 
@@ -18,16 +19,27 @@ from enum import StrEnum
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specpolicy.control.action_buffer import ActionBuffer, Aggregator, LatestOnly
 from specpolicy.policies.observations import HistoryWindow
 
 
 class Predictor(Protocol):
-    """Guesses the observation window ``ticks`` from now."""
+    """Guesses the observation window some ticks from now."""
 
-    def __call__(self, window: HistoryWindow, ticks: int) -> HistoryWindow:
-        """A window of the same shapes and dtypes."""
+    def __call__(self, window: HistoryWindow, ticks: int, actions: NDArray[np.float64]) -> HistoryWindow:
+        """Guess.
+
+        Args:
+            window: the present one, ``{name: (n_obs_steps, …)}``.
+            ticks: how far ahead, at least 1.
+            actions: planned for the ticks until then, the present one's first, shape ``(n, action_dim)``, environment
+                units; ``n`` is ``ticks``, or less if no more is planned.
+
+        Returns:
+            A window of the same names, shapes and dtypes.
+        """
         ...
 
 
@@ -35,7 +47,7 @@ class Predictor(Protocol):
 class LastObservation:
     """Nothing will have changed."""
 
-    def __call__(self, window: HistoryWindow, ticks: int) -> HistoryWindow:
+    def __call__(self, window: HistoryWindow, ticks: int, actions: NDArray[np.float64]) -> HistoryWindow:
         """The window as it is."""
         return window
 
@@ -54,7 +66,7 @@ class LinearObservation:
         if not 0 <= self.damping <= 1:
             raise ValueError(f"damping={self.damping}; expected 0 (nothing changes) to 1 (all goes on)")
 
-    def __call__(self, window: HistoryWindow, ticks: int) -> HistoryWindow:
+    def __call__(self, window: HistoryWindow, ticks: int, actions: NDArray[np.float64]) -> HistoryWindow:
         """Each step of the window moved on by ``ticks`` times its last change; with one step, the window as it is."""
         return {name: self._extrapolate(steps, ticks) for name, steps in window.items()}
 
@@ -81,15 +93,19 @@ class PredraftConfig:
         ticks: how long before the next observation is due the draft is begun, at least 1. It should be finished by
             then, or the chunk has to wait for it; predictions further ahead are less accurate. None: as long as the
             longest of the episode's last eight drafts and whole inferences took.
-        predictor: guesses the observation.
+        predictor: guesses the observation; None: :class:`LinearObservation`.
     """
 
     ticks: int | None = None
-    predictor: Predictor = field(default_factory=LastObservation)
+    predictor: Predictor | None = None
 
     def __post_init__(self) -> None:
         if self.ticks is not None and (isinstance(self.ticks, bool) or not self.ticks >= 1 or self.ticks % 1):
             raise ValueError(f"pre-drafting ticks={self.ticks!r} ahead; expected a whole number, at least 1, or null")
+
+    def predict(self, window: HistoryWindow, ticks: int, actions: NDArray[np.float64]) -> HistoryWindow:
+        """See :class:`Predictor`."""
+        return (LinearObservation() if self.predictor is None else self.predictor)(window, ticks, actions)
 
 
 @dataclass(frozen=True)
@@ -104,9 +120,13 @@ class ExecutorConfig:
             chunk begins with its first action whenever it arrives.
         aggregate: what is done where chunks overlap.
         predraft: pre-drafting; None without.
+        predictor: the policy is asked about the observation that this guesses for the tick at which its chunk is
+            expected to take over, given the actions that play until then; None: about the present one. The next chunk
+            is then requested at least as early as it is expected to take, as far as ``n_action_steps`` allow.
 
     Raises:
-        ValueError: out of range, or chunks that are aggregated but not aligned.
+        ValueError: out of range, chunks that are aggregated but not aligned, or a predictor where none has a place:
+            where nothing plays while the policy computes, or beside pre-drafting.
     """
 
     n_action_steps: int
@@ -115,6 +135,7 @@ class ExecutorConfig:
     aligned: bool = True
     aggregate: Aggregator = field(default_factory=LatestOnly)
     predraft: PredraftConfig | None = None
+    predictor: Predictor | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_action_steps", "prefetch_steps"):
@@ -131,6 +152,16 @@ class ExecutorConfig:
             raise ValueError(
                 "chunks that begin on arrival cannot be aggregated: their actions for one tick were meant for "
                 "different times; choose idle='rest', or no ensembling"
+            )
+        if self.predictor is not None and (self.idle is not IdleBehavior.REST or not self.aligned):
+            raise ValueError(
+                "a predictor guesses what will be observed after the actions that play while the policy computes; this "
+                "executor plays none: take asynchronous, or no predictor"
+            )
+        if self.predictor is not None and self.predraft is not None:
+            raise ValueError(
+                "pre-drafts are verified under the observation itself, a predictor's chunk is sampled under what it "
+                "guesses: choose one of them"
             )
 
     @property
@@ -235,11 +266,13 @@ class Asynchronous:
         prefetch_steps: ticks before their end at which the next chunk is requested; with ``n_action_steps`` the policy
             computes without pause. None: half of ``n_action_steps``.
         aggregate: see :class:`ExecutorConfig`.
+        predictor: see :class:`ExecutorConfig`. The chunk has the policy's distribution at the guessed observation.
     """
 
     n_action_steps: int = 8
     prefetch_steps: int | None = None
     aggregate: Aggregator = field(default_factory=LatestOnly)
+    predictor: Predictor | None = None
 
     def __post_init__(self) -> None:
         _ = self.config  # validated where it is made
@@ -247,7 +280,8 @@ class Asynchronous:
     @property
     def config(self) -> ExecutorConfig:
         """See :class:`ExecutorConfig`."""
-        config = ExecutorConfig(self.n_action_steps, aggregate=self.aggregate)  # checks the number that is halved
+        # checks the number that is halved
+        config = ExecutorConfig(self.n_action_steps, aggregate=self.aggregate, predictor=self.predictor)
         half = config.n_action_steps // 2
         return replace(config, prefetch_steps=half if self.prefetch_steps is None else self.prefetch_steps)
 

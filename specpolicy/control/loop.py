@@ -250,7 +250,7 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
                 if scheduler.running is not None:
                     if config.world_waits and tick >= scheduler.due:
                         clock.wait(scheduler.running, tick)
-                    if not clock.done(scheduler.running, tick):
+                    if not scheduler.ended(clock, tick):
                         break
                     _take_in(scheduler, actions, buffer, clock, tick)
                 else:
@@ -259,12 +259,12 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
                         break
                     number = trace.inferences[-1].number + 1 if trace.inferences else 0  # a view may drop old ones
                     record = InferenceRecord(
-                        number, task.request.kind, task.observed.tick, task.observed.at_s, clock.now(),
-                        prefix=task.request.under_way,
+                        number, task.request.kind, task.tick, task.observed.at_s, clock.now(),
+                        prefix=task.request.under_way, predicted=task.predicted,
                     )  # fmt: skip
                     trace.inferences.append(record)
                     future = _failed(task) if task.problem is not None else (yield task.request)
-                    scheduler.running = clock.begin(record, future)
+                    scheduler.begun(clock.begin(record, future))
             now = clock.now()
             pausing = buffer.empty or config.idle is not IdleBehavior.REST
             context = TickContext(tick, now, now - clock.due(tick), pausing, scheduler.waiting_s(clock), sensor)

@@ -48,7 +48,8 @@ class ControlMetrics:
         acceptance: mean share of accepted drafted steps.
         faults: how often each fault occurred.
         stopped: episodes that a guard ended.
-        outran: share of the chunks of a delay-conditioned policy that came later than the policy had been told.
+        outran: share of the chunks that came later than they were made for, by a delay-conditioned policy or under a
+            predicted observation; None where there are none.
     """
 
     episodes: int
@@ -136,7 +137,7 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
         acceptance=_mean_of(inferences, "acceptance"),
         faults=dict(faults),
         stopped=stopped,
-        outran=_mean([each.outran for each in inferences if each.prefix is not None and each.handover is not None]),
+        outran=_mean([each.outran for each in inferences if each.expected_delay and each.handover is not None]),
     )
 
 

@@ -24,13 +24,15 @@ class InferenceRecord:
     Attributes:
         number: counted from 0 in each episode.
         kind: what was computed.
-        tick: of the observation that it is about.
+        tick: of the observation that it is about; of a predicted one, the tick that it was predicted for.
         observed_s: when that observation was taken.
         begun_s: when the inference began.
         ended_s: when it ended; None if it had not.
         passes, evaluations, acceptance, error: as in :class:`specpolicy.control.InferenceResult`.
         handover: tick from which on its chunk was played; None if it never was.
         prefix: actions under way that a delay-conditioned policy was told; None if it was not asked as one.
+        predicted: ticks by which the observation was predicted ahead; None where executors do not predict, and before
+            there is a chunk.
     """
 
     number: int
@@ -45,11 +47,17 @@ class InferenceRecord:
     error: str | None = None
     handover: int | None = None
     prefix: int | None = None
+    predicted: int | None = None
+
+    @property
+    def expected_delay(self) -> bool:
+        """Whether the chunk was made for a handover after the observation: by prediction, or told what plays."""
+        return self.prefix is not None or self.predicted is not None
 
     @property
     def outran(self) -> bool:
-        """Whether more actions had played when the chunk was there than the policy had been told."""
-        return None not in (self.prefix, self.handover) and self.handover - self.tick > self.prefix  # type: ignore[operator]
+        """Whether the chunk was there later than it was made for."""
+        return self.expected_delay and self.handover is not None and self.handover - self.tick > (self.prefix or 0)
 
 
 @dataclass(frozen=True)

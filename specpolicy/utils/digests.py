@@ -11,10 +11,13 @@ from pathlib import Path
 
 WEIGHT_FILES = frozenset({".safetensors", ".json", ".pt", ".pth", ".ckpt", ".bin"})
 DEMONSTRATIONS = "demonstrations.json"
+FORWARD_MODEL = "forward_model.safetensors"
 CONVERTED = "openvino-"
 """How files with a network in another format begin."""
 
-BESIDE = (DEMONSTRATIONS, "acceptance.", "calibration-", "windows-", "x0_variance.", "training.", CONVERTED)
+BESIDE = (
+    DEMONSTRATIONS, FORWARD_MODEL, "acceptance.", "calibration-", "windows-", "x0_variance.", "training.", CONVERTED
+)  # fmt: skip
 """How files begin that tell of a policy, or go on with its training; they are no part of it."""
 
 
@@ -29,7 +32,7 @@ _noted: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
 
 @contextmanager
 def noting_inputs() -> Iterator[dict[str, str]]:
-    """Collect what is read meanwhile beside the checkpoint itself: calibrations, x0_variance, windows, draft networks.
+    """Collect what is read meanwhile beside the checkpoint itself: calibrations, windows, draft networks and the like.
 
     Yields:
         SHA-256 by name, filled by :func:`note_input`.
@@ -57,8 +60,8 @@ def note_input(name: str, digest: str) -> None:
 def checkpoint_digest(path: str | Path) -> str:
     """Compute the SHA-256 of a checkpoint file; of a folder, over names and digests of its weights and configuration.
 
-    What the policy was trained on, the state of its training, its calibrations, x0_variance, windows and converted
-    networks are not part of it: knowing more about a policy does not make it another.
+    What the policy was trained on, the state of its training, its calibrations, x0_variance, windows, forward model and
+    converted networks are not part of it: knowing more about a policy does not make it another.
 
     Args:
         path: file or folder.

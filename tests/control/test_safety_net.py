@@ -76,7 +76,7 @@ def test_an_observation_that_no_inference_needs_does_not_matter() -> None:
 
 
 def test_a_predictor_that_fails_is_a_failed_draft() -> None:
-    def broken(window: Any, ticks: int) -> Any:
+    def broken(window: Any, ticks: int, actions: Any) -> Any:
         raise ZeroDivisionError("no idea")
 
     trace = run(TickEnv(limit=20), executor=PreDrafting(RecedingHorizon(4), PredraftConfig(2, broken)), latency_s=0.1)
