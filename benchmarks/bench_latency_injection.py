@@ -3,9 +3,10 @@
     python benchmarks/bench_latency_injection.py
 
 Injected latencies show how each task falls with the time that an inference is said to take, whoever takes it; recorded
-ones put the samplers where this machine's measurements place them. ``delay`` is the same as ``injected`` for policies
-that were trained to continue the actions under way (docs/control.md). Reads the episodes of
-``benchmarks/results/reality/{injected,delay,recorded}/<task>`` and writes table and figure beside them.
+ones put the samplers where this machine's measurements place them. ``predicted`` is the same as ``injected`` where the
+policy is asked about the observation that a forward model predicts for the handover, ``delay`` for policies that were
+trained to continue the actions under way (docs/control.md). Reads the episodes of
+``benchmarks/results/reality/{injected,predicted,delay,recorded}/<task>`` and writes table and figure beside them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ TASKS = ("square", "transport", "tool_hang")
 EXECUTORS = ("asynchronous", "blocking", "predrafting")
 TICK_MS = 50.0
 FEWEST = 50
+KINDS = {"injected": "", "predicted": ", predicted observation", "delay": ", delay-conditioned"}
+"""What is injected, and in what its rows differ from the first."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def cells(kind: str, task: str) -> Iterator[Cell]:
             injected = entry["injected"] if "injected" in entry else entry["charged"]  # its older name
             latency = medians[entry["sampler"]] if kind == "recorded" else injected["ms"]
             won = sum(bool(record.success) for record in mine)
-            yield Cell(task, kind, entry["executor"]["name"], entry["sampler"], latency, won, len(mine))
+            executor = entry["executor"]["name"].partition(" (")[0]  # without the predictor's name
+            yield Cell(task, kind, executor, entry["sampler"], latency, won, len(mine))
 
 
 def _medians(task: str) -> dict[str, float]:
@@ -81,19 +85,19 @@ def _medians(task: str) -> dict[str, float]:
 
 def table(found: Sequence[Cell]) -> list[str]:
     """What was injected, then what was recorded."""
-    injected = [cell for cell in found if cell.kind in ("injected", "delay")]
+    injected = [cell for cell in found if cell.kind in KINDS]
     latencies = sorted({cell.latency_ms for cell in injected})
     lines = [f"| task | while it computes | {' | '.join(f'{each:g}' for each in latencies)} |"]
     lines.append(f"| --- | --- | {' | '.join(['---:'] * len(latencies))} |")
     means = {"asynchronous": "plays on (asynchronous)", "blocking": "stands still (blocking)"}
     for task in TASKS:
         for executor in EXECUTORS:
-            for kind, trained in (("injected", ""), ("delay", ", delay-conditioned")):
+            for kind, differs in KINDS.items():
                 mine = [cell for cell in injected if (cell.task, cell.executor, cell.kind) == (task, executor, kind)]
                 row = {cell.latency_ms: cell.shown for cell in mine}
                 if row:
                     shown = " | ".join(row.get(each, "–") for each in latencies)
-                    lines.append(f"| {task} | {means.get(executor, executor)}{trained} | {shown} |")
+                    lines.append(f"| {task} | {means.get(executor, executor)}{differs} | {shown} |")
     recorded = [cell for cell in found if cell.kind == "recorded"]
     samplers = list(dict.fromkeys(cell.sampler for cell in recorded))
     lines += [
@@ -132,7 +136,10 @@ def _panel(axes: Axes, task: str, found: Sequence[Cell]) -> None:
     axes.set_xscale("symlog", linthresh=25, linscale=0.35)
     axes.set_xlim(-4, 1100)
     axes.set_ylim(-5, 108)
-    curves = [("injected", "asynchronous", 0), ("injected", "blocking", 1), ("delay", "asynchronous", 3)]
+    curves = [
+        ("injected", "asynchronous", 0), ("injected", "blocking", 1), ("predicted", "asynchronous", 3),
+        ("delay", "asynchronous", 4),
+    ]  # fmt: skip
     for kind, executor, place in curves:
         line = sorted(
             (cell for cell in found if cell.kind == kind and cell.executor == executor),
@@ -143,7 +150,7 @@ def _panel(axes: Axes, task: str, found: Sequence[Cell]) -> None:
             x = [cell.latency_ms for cell in line]
             axes.fill_between(x, lows, highs, color=COLORS[place], alpha=0.12, lw=0)
             words = "plays on while it computes" if executor == "asynchronous" else "stands still while it computes"
-            words += ", delay-conditioned" if kind == "delay" else ""
+            words += KINDS[kind]
             axes.plot(x, values, "o-", color=COLORS[place], ms=4, lw=1.5, label=words)
     points = [cell for cell in found if cell.kind == "recorded" and cell.executor == "asynchronous"]
     for order, cell in enumerate(sorted(points, key=lambda cell: cell.latency_ms)):
@@ -175,7 +182,7 @@ def _panel(axes: Axes, task: str, found: Sequence[Cell]) -> None:
 
 
 def main() -> None:
-    found = [cell for kind in ("injected", "delay", "recorded") for task in TASKS for cell in cells(kind, task)]
+    found = [cell for kind in (*KINDS, "recorded") for task in TASKS for cell in cells(kind, task)]
     if not found:
         raise SystemExit(f"nothing in {REALITY}: run make reality first")
     lines = table(found)

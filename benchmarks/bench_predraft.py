@@ -1,10 +1,11 @@
 """What is left to compute when the observation comes, if a chain was drafted under an older one?
 
 Episodes are played and the window of every tick is kept. At random ticks a chain is drafted under what a predictor made
-of an observation some ticks old, and finished under the present one: NFE after the observation, and, at batch 1, how
-long that takes beside the whole sampler and few-step DDIM in the same run. The finished samples are exact whatever the
-draft was (``tests/speculative/test_predraft.py``). One tick of age is what a draft has that is begun one tick before
-the chunk ends; ages above that are for drafts that take longer, or for chunks asked for ahead.
+of an observation some ticks old (its last value, linear extrapolation, or the checkpoint's forward model with actions
+since then), and finished under the present one: NFE after the observation, and, at batch 1, with the last of these
+predictors, how long that takes beside the whole sampler and few-step DDIM in the same run. The finished samples are
+exact whatever the draft was (``tests/speculative/test_predraft.py``). One tick of age is what a draft has that is begun
+one tick before the chunk ends; ages above that are for drafts that take longer, or for chunks asked for ahead.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from specpolicy.config import compose
 from specpolicy.control.executors import LastObservation, LinearObservation, Predictor
+from specpolicy.control.inference import episode_generator
 from specpolicy.evaluation.comparison import CheckpointLoader
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
-from specpolicy.policies.observations import HistoryWindow
+from specpolicy.policies.forward_model import forward_model_path, load_forward_model
+from specpolicy.policies.observations import HistoryWindow, ObservationHistory
 from specpolicy.rollout.env_worker import MakeEnv
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
@@ -38,19 +42,27 @@ from specpolicy.utils.progress import progress_bar
 RESULTS = Path(__file__).resolve().parent / "results" / "predrafts"
 SEED = 300_000  # of the episodes: neither trained on nor evaluated on
 AGES = (1, 2, 4, 8)
-PREDICTORS: dict[str, Predictor] = {"last": LastObservation(), "linear": LinearObservation()}
 FEW = ("ddim10", "ddim5")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A tick of an episode and the windows before it, the present one last."""
+    """A tick of an episode and the windows before it, the present one last, with the actions between them."""
 
     windows: Sequence[HistoryWindow]
+    actions: Sequence[NDArray[np.float64]]
 
     def guess(self, predictor: Predictor, age: int) -> HistoryWindow:
         """The present window as predicted ``age`` ticks ago."""
-        return predictor(self.windows[-1 - age], age)
+        return predictor(self.windows[-1 - age], age, np.stack(self.actions[-age:]))
+
+
+def predictors(checkpoint: str) -> dict[str, Predictor]:
+    """Ways to guess an observation, the learned one only if the checkpoint has a forward model."""
+    found: dict[str, Predictor] = {"last": LastObservation(), "linear": LinearObservation()}
+    if forward_model_path(checkpoint).is_file():
+        found["learned"] = load_forward_model(checkpoint)
+    return found
 
 
 def moments(policy: DiffusionPolicy, sampler: Any, cfg: Any, count: int, episodes: int) -> list[Moment]:
@@ -60,24 +72,26 @@ def moments(policy: DiffusionPolicy, sampler: Any, cfg: Any, count: int, episode
     choose = np.random.default_rng(SEED)
     with progress_bar("episodes", episodes) as bar:
         for seed in range(SEED, SEED + episodes):
-            windows = list(_windows(policy, sampler, env, seed))
+            windows, actions = zip(*_steps(policy, sampler, env, seed), strict=True)
             last = [tick for tick in range(max(AGES), len(windows))]
             some = choose.choice(last, size=min(-(-count // episodes), len(last)), replace=False)
-            found += [Moment(windows[tick - max(AGES) : tick + 1]) for tick in some]
+            found += [Moment(windows[tick - max(AGES) : tick + 1], actions[tick - max(AGES) : tick]) for tick in some]
             bar.advance()
     env.close()
     return found[:count]
 
 
-def _windows(policy: DiffusionPolicy, sampler: Any, env: Any, seed: int) -> Iterator[HistoryWindow]:
+def _steps(
+    policy: DiffusionPolicy, sampler: Any, env: Any, seed: int
+) -> Iterator[tuple[HistoryWindow, NDArray[np.float64]]]:
+    """The window of every tick, and the action that followed it."""
     history, generator = ObservationHistory(policy.config.n_obs_steps, env.reset(seed=seed)[0]), episode_generator(seed)
-    yield history.window()
     while True:
         observation = {name: part[None] for name, part in history.window().items()}
         for action in policy.predict_action(observation, sampler, [generator]).actions[0]:
+            yield history.window(), action
             observed, _, terminated, truncated, info = env.step(action.astype(env.action_space.dtype))
             history.add(observed)
-            yield history.window()
             if terminated or truncated or info["success"]:
                 return
 
@@ -92,12 +106,14 @@ def streams(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(SEED + number) for number in range(count)]
 
 
-def passes(policy: DiffusionPolicy, sampler: Any, found: Sequence[Moment]) -> Iterator[dict[str, Any]]:
+def passes(
+    policy: DiffusionPolicy, sampler: Any, found: Sequence[Moment], guessing: Mapping[str, Predictor]
+) -> Iterator[dict[str, Any]]:
     """A row without a draft, and one for each predictor and age."""
     now = batch([moment.windows[-1] for moment in found])
     whole = policy.predict_action(now, sampler, streams(len(found)))
     yield _row(whole.result)
-    for name, predictor in PREDICTORS.items():
+    for name, predictor in guessing.items():
         for age in AGES:
             generators = streams(len(found))
             draft = policy.predraft(batch([moment.guess(predictor, age) for moment in found]), sampler, generators)
@@ -120,7 +136,11 @@ def _row(result: Any) -> dict[str, Any]:
 
 
 def times(
-    policy: DiffusionPolicy, samplers: Mapping[str, Any], drafting: Sequence[str], found: Sequence[Moment]
+    policy: DiffusionPolicy,
+    samplers: Mapping[str, Any],
+    drafting: Sequence[str],
+    found: Sequence[Moment],
+    predictor: Predictor,
 ) -> list[dict[str, Any]]:
     """At batch 1, in turns: whole samplers, and what is left of those in ``drafting`` at each age."""
     ways = [*((name, 0) for name in samplers), *((name, age) for name in drafting for age in AGES)]
@@ -131,7 +151,7 @@ def times(
             for name, age in ways:
                 generator, draft = torch.Generator().manual_seed(number), None
                 if age:
-                    guess = batch([moment.guess(PREDICTORS["linear"], age)])
+                    guess = batch([moment.guess(predictor, age)])
                     draft = policy.predraft(guess, samplers[name], generator)
                 begin = time.perf_counter()
                 policy.predict_action(now, samplers[name], generator, predraft=draft)
@@ -158,6 +178,7 @@ def measure(task: str, names: Sequence[str], count: int, timed: int, episodes: i
     assert isinstance(policy, DiffusionPolicy)
     samplers = dict(made)
     found = moments(policy, samplers["ddim10"], cfg, count, episodes)
+    guessing = predictors(str(cfg.checkpoint))
     results: dict[str, Any] = {
         "question": (__doc__ or "").partition("\n")[0],
         "task": task,
@@ -169,10 +190,12 @@ def measure(task: str, names: Sequence[str], count: int, timed: int, episodes: i
         "provenance": collect_provenance(str(cfg.checkpoint), []),
     }
     for name in names:
-        for row in passes(policy, samplers[name], found):
+        for row in passes(policy, samplers[name], found, guessing):
             results["rows"].append({"sampler": name, **row})
             write(out, results)
-    results["times"] = times(policy, samplers, names, found[:timed])
+    timed_with = list(guessing)[-1]
+    results["timed_with"] = timed_with
+    results["times"] = times(policy, samplers, names, found[:timed], guessing[timed_with])
     write(out, results)
     return results
 
@@ -184,10 +207,10 @@ def write(out: Path, results: Mapping[str, Any]) -> None:
 
 
 def overview(folder: Path) -> str:
-    """All measured tasks as one markdown table, drafts under the linear predictor."""
-    head = ["task", "sampler", "no draft", *(f"{age} tick{'s' * (age > 1)} old" for age in AGES)]
+    """All measured tasks as one markdown table; times stand with the predictor that they were measured with."""
+    head = ["task", "sampler", "predictor", "no draft", *(f"{age} tick{'s' * (age > 1)} old" for age in AGES)]
     head += ["time, 1 tick old, × ddim10", "× ddim5"]
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    lines = [head, ["---", "---", "---", *["---:"] * (len(head) - 3)]]
     counts = set()
     for path in sorted(folder.glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -196,16 +219,18 @@ def overview(folder: Path) -> str:
         counts.add(results["n"])
         for sampler in dict.fromkeys(row["sampler"] for row in results["rows"]):
             mine = [row for row in results["rows"] if row["sampler"] == sampler]
-            shown = [row for row in mine if row.get("predictor", "linear") == "linear"]
-            cells = [f"{row['passes']['value']:.1f}" for row in shown]
             timed = next(row for row in results["times"] if (row["sampler"], row["age"]) == (sampler, 1))
-            cells += [_interval(timed[f"times_{few}"]) for few in FEW]
-            lines.append([results["task"], f"`{sampler}`", *cells])
+            for predictor in dict.fromkeys(row["predictor"] for row in mine if "predictor" in row):
+                shown = [row for row in mine if row.get("predictor", predictor) == predictor]
+                cells = [f"{row['passes']['value']:.1f}" for row in shown]
+                mine_timed = results.get("timed_with", "linear") == predictor
+                cells += [_interval(timed[f"times_{few}"]) if mine_timed else "" for few in FEW]
+                lines.append([results["task"], f"`{sampler}`", predictor, *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     moments_seen = " or ".join(map(str, sorted(counts)))
     return (
         f"{table}\n\nNFE after the observation, means over {moments_seen} moments of played episodes, when the "
-        "draft was made under an observation so many ticks old and extrapolated linearly; then the "
+        "draft was made under what a predictor made of an observation so many ticks old; then the "
         "time from observation to actions at batch 1 against few-step DDIM in the same run, with 95 % intervals. All "
         "samplers are exact, for the 100-step chain or (20) the 20-step one; DDIM is not.\n"
     )
@@ -222,7 +247,7 @@ def show(results: Mapping[str, Any]) -> None:
         table.add_column(name, overflow="fold")
     for sampler in dict.fromkeys(row["sampler"] for row in results["rows"]):
         mine = [row for row in results["rows"] if row["sampler"] == sampler]
-        for predictor in PREDICTORS:
+        for predictor in dict.fromkeys(row["predictor"] for row in mine if "predictor" in row):
             drafted = [row for row in mine if row.get("predictor") == predictor]
             cells = [f"{row['passes']['value']:.1f} ({100 * row['in_one_pass']:.0f} %)" for row in drafted]
             table.add_row(sampler, predictor, f"{mine[0]['passes']['value']:.1f}", *cells)

@@ -50,6 +50,7 @@ class ControlMetrics:
         stopped: episodes that a guard ended.
         outran: share of the chunks that came later than they were made for, by a delay-conditioned policy or under a
             predicted observation; None where there are none.
+        predicted: mean ticks by which observations were predicted ahead; None where none were.
     """
 
     episodes: int
@@ -75,6 +76,7 @@ class ControlMetrics:
     faults: dict[str, int]
     stopped: int
     outran: float | None = None
+    predicted: float | None = None
 
 
 def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
@@ -138,6 +140,7 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
         faults=dict(faults),
         stopped=stopped,
         outran=_mean([each.outran for each in inferences if each.expected_delay and each.handover is not None]),
+        predicted=_mean_of(inferences, "predicted"),
     )
 
 

@@ -422,6 +422,8 @@ def caption_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
         )
     if any(row.exact for row in rows):
         parts.append("Exact: the distribution of the DDPM chain with the sampler's own number of steps.")
+    if any(row.loop and row.loop.metrics.predicted is not None for row in rows):
+        parts.append("With a predictor (in brackets) it is that at the predicted observation, not at the true one.")
     parts += filter(None, [precision_note(row.precision for row in rows)])
     if any(row.nfe for row in rows):
         parts.append("NFE: sequential network evaluations; rows: the states evaluated in them.")

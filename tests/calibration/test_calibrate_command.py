@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from calibration_fakes import sampler_of
+from safetensors import safe_open
 
 from specpolicy import LinearDrafter, ReverseProcess, SpeculativeSampler, ZeroGuess, samplers
 from specpolicy.calibration.store import CalibrationError, load_calibration
 from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.forward_model import forward_model_path, load_forward_model
 from specpolicy.speculative.exactness import check_exactness
 from specpolicy.speculative.initial_guess import LinearGuess
 from specpolicy.speculative.linear_chain import max_draft_lengths
@@ -88,6 +91,48 @@ def test_mistakes(
     assert main(["calibrate", f"checkpoint={checkpoint}", *filled, f"out={checkpoint / 'rec'}"]) == EXIT_USER_ERROR
     error = capsys.readouterr().err
     assert error.startswith("error: ") and says in error and len(error.splitlines()) == 1
+
+
+def test_from_demonstrations_to_a_forward_model(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    rng, demos = np.random.default_rng(0), tmp_path / "demos.hdf5"
+    with h5py.File(demos, "w") as file:
+        for number in range(4):
+            actions = rng.uniform(-1, 1, (30, 2))
+            position = np.cumsum(0.05 * actions, axis=0) - 0.05 * actions
+            for name, values in (
+                ("actions", actions), ("obs/position", position), ("obs/goal", np.full((30, 2), number / 4))
+            ):  # fmt: skip
+                file.create_dataset(f"data/demo_{number}/{name}", data=values.astype(np.float32))
+    job = [
+        "calibrate", f"checkpoint={checkpoint}", "forward_model=true", f"dataset={demos}", "forward_model_steps=40",
+        "threads=1", f"out={tmp_path / 'fit'}",
+    ]  # fmt: skip
+    assert main(job) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mean error on held-out episodes: model, last value, linear extrapolation" in said
+    assert "2 of 4 entries are predicted, the others stay" in said
+    model = load_forward_model(checkpoint)
+    guess = model({"position": np.zeros((2, 2)), "goal": np.ones((2, 2))}, 2, np.array([[1.0, -1.0], [1.0, 0.0]]))
+    assert guess["position"][-1] == pytest.approx([0.1, -0.05], abs=0.02) and (guess["goal"] == 1).all()
+    assert main([*job, "observations=x.npz"]) == EXIT_USER_ERROR
+    assert "holds no actions" in capsys.readouterr().err
+    image = [f"checkpoint={ROOT / 'checkpoints' / 'pusht_image'}", "forward_model=true"]
+    assert main(["calibrate", *image]) == EXIT_USER_ERROR
+    assert "looks at images (image); a forward model predicts vectors alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["square", "pusht", "tool_hang", "transport"])
+def test_shipped_forward_models_belong_to_their_checkpoints(task: str) -> None:
+    model = load_forward_model(ROOT / "checkpoints" / task)
+    path = forward_model_path(ROOT / "checkpoints" / task)
+    assert model.gate.mean() > 0.7 and path.stat().st_size < 110_000
+    with safe_open(path, "pt") as file:
+        errors = json.loads(file.metadata()["forward_model"])["about"]["errors"]
+    moving = [each for each in errors if each["name"].endswith(("eef_pos", "agent_pos"))]
+    assert len(moving) >= 4 and all(each["model"] < min(each["last"], each["linear"]) for each in moving)
 
 
 @pytest.mark.parametrize("task", ["square", "pusht", "tool_hang", "transport"])

@@ -17,6 +17,7 @@ from specpolicy.control.action_space import ActionSpec
 from specpolicy.control.executors import Executor, PreDrafting
 from specpolicy.control.guards import Guards
 from specpolicy.control.motion_limits import MotionLimits
+from specpolicy.utils.digests import file_digest
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = f"checkpoint={ROOT}/checkpoints/pusht"
@@ -44,6 +45,12 @@ CHECKPOINT = f"checkpoint={ROOT}/checkpoints/pusht"
         (["seeds=3:3"], "at least one seed"),
         (["actions=transport"], "the policy's actions have 2 entries"),
         (["checkpoint=/nowhere"], "no checkpoint at /nowhere"),
+        (["predictor=oracle"], "unknown predictor 'oracle'; known: last, learned, linear"),
+        (["executor=blocking", "predictor=linear"], "predictor=linear: executor 'blocking' has no use for predicted"),
+        (
+            ["checkpoint={square_transformer}", "task=square", "executor=asynchronous", "predictor=learned"],
+            "has no forward model; run `specpolicy calibrate checkpoint=",
+        ),
     ],
 )
 def test_mistakes_are_answered_in_one_line(
@@ -52,7 +59,8 @@ def test_mistakes_are_answered_in_one_line(
     common = ["task=pusht", CHECKPOINT, f"out={tmp_path / 'out'}", "seeds=1", "latency=0", "num_envs=1"]
     asked = [each.partition("=")[0] for each in arguments]
     kept = [each for each in common if each.partition("=")[0] not in (*asked, "latency" if "clock" in asked else "")]
-    status = main(["control", *kept, *arguments])
+    shipped = {"square_transformer": ROOT / "checkpoints" / "square_transformer"}
+    status = main(["control", *kept, *(each.format(**shipped) for each in arguments)])
     error = capsys.readouterr().err
     assert status == EXIT_USER_ERROR and error.startswith("error: ") and says in error and "Traceback" not in error
 
@@ -122,3 +130,19 @@ def test_a_real_policy_in_a_real_loop(capsys: pytest.CaptureFixture[str], tmp_pa
     before = {path: path.stat().st_mtime_ns for path in out.glob("ticks/*/*")}
     assert main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("ticks/*/*")} == before and len(before) == 3
+
+
+@pytest.mark.skipif(find_spec("gym_pusht") is None, reason="needs PushT: pip install 'specpolicy[pusht]'")
+def test_a_real_policy_asked_about_predicted_observations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "control", "task=pusht", CHECKPOINT, "executor=asynchronous", "predictor=learned", "sampler=ddim2",
+        "latency=200", "seeds=7:8", "num_envs=1", f"out={tmp_path}", "timeline=false", "max_ticks=40",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "asynchronous (learned)" in shown and "at the predicted observation, not at the true one" in shown
+    loop = json.loads((tmp_path / "table.json").read_text())[0]["loop"]
+    assert loop["metrics"]["predicted"] == pytest.approx(2.0, abs=0.01) and loop["metrics"]["outran"] == 0.0
+    recipe = json.loads((tmp_path / "manifest.json").read_text())["samplers"]["asynchronous (learned), ddim2, 200 ms"]
+    model = ROOT / "checkpoints" / "pusht" / "forward_model.safetensors"
+    assert recipe["executor"]["settings"]["inputs"] == {"forward_model.safetensors": file_digest(model)}

@@ -29,12 +29,13 @@ FAST = replace(SETTINGS, steps=60, save_every=30, warmup_steps=5, batch_size=64,
 
 
 def episode(seed: int, length: int = 60) -> Demonstration:
-    """A hand that lags behind its commands, and a flag that nothing predicts; commands are not what was played."""
+    """A hand that lags behind its commands, and a flag that turns when it will; commands are not what was played."""
     random = np.random.default_rng(seed)
     played = random.uniform(-1, 1, (length, 2)).astype(np.float32)
     hand, velocity, steps = random.uniform(-0.5, 0.5, 2), np.zeros(2), []
-    for action in played:
-        steps.append([*hand, float(random.random() < 0.1)])
+    flag = np.cumsum(random.random(length) < 0.03) % 2
+    for action, flagged in zip(played, flag, strict=True):
+        steps.append([*hand, float(flagged)])
         velocity = 0.6 * velocity + 0.02 * action
         hand = hand + velocity
     return Demonstration(str(seed), np.array(steps, np.float32), np.zeros_like(played), executed=played)
