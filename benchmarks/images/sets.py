@@ -85,4 +85,4 @@ def draw_sheet(sets: Mapping[str, Tensor], out: Path, work: Path) -> None:
             Image.fromarray(pixels).save(file)
             rows.setdefault(name, []).append(file)
     with atomic_path(out) as temporary:
-        image_grid(rows, least=56).save(temporary, format="png")
+        image_grid(rows, least=56).convert("L").save(temporary, format="png", optimize=True)  # gray as they are
