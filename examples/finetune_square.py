@@ -35,6 +35,7 @@ from specpolicy.control.latency import Constant
 from specpolicy.control.trace import EpisodeTrace
 from specpolicy.policies.diffusion_policy import DiffusionPolicy, draw_noise
 from specpolicy.rollout.env_worker import EnvPool, EnvWorker, MakeEnv, ResetRequest, WorkerConfig
+from specpolicy.rollout.episodes import EpisodeKey
 from specpolicy.speculative.log_prob import chain_log_prob
 from specpolicy.utils.files import atomic_path
 
@@ -111,7 +112,7 @@ def play(
     while waiting or running:
         while waiting and free:
             seed, worker = waiting.popleft(), free.popleft()
-            worker.send(ResetRequest(executor, Constant(0.0), seed, stream))
+            worker.send(ResetRequest(executor, Constant(0.0), EpisodeKey("", seed, stream)))
             running.append(Episode(worker, episode_generator(seed, stream)))
         asking: list[tuple[Episode, InferenceRequest]] = []
         for episode in list(running):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from specpolicy.config import ConfigError, available, compose, parse_repeats, to_container
+from specpolicy.utils.extras import require
 
 if TYPE_CHECKING:
     from specpolicy.control.executors import Executor
     from specpolicy.evaluation.comparison import Comparison
+    from specpolicy.rollout.env_worker import MakeViews
+    from specpolicy.rollout.episodes import EpisodeKey
 
 
 def tasks_with_checkpoint(command: str, overrides: Sequence[str]) -> list[str]:
@@ -124,6 +127,51 @@ def camera_images(cfg: DictConfig, policy: Any) -> dict[str, Any]:
     return {"images": wanted} if wanted else {}
 
 
+def recording_of(cfg: DictConfig, samplers: Sequence[str], rate_hz: float) -> MakeViews | None:
+    """What records the episodes of a run, checked before anything is played.
+
+    Args:
+        cfg: with ``record``: a kind, whose data then lie in ``out``, or a path whose ending names the kind.
+        samplers: names of all samplers or controllers of the run.
+        rate_hz: ticks a second.
+
+    Returns:
+        A :class:`~specpolicy.datasets.rollouts.RolloutRecording`, which is to be assembled in the end, or what makes
+        MCAP files; None without ``record``.
+
+    Raises:
+        ConfigError: ``record`` is neither a kind nor a path of one.
+        ImportError: the kind's extra is missing.
+        FileExistsError: something else is there.
+    """
+    if cfg.record is None:
+        return None
+    kinds = {"hdf5": "rollouts.hdf5", "lerobot": "lerobot", "mcap": "episodes.mcap"}
+    path = Path(cfg.out) / kinds[cfg.record] if cfg.record in kinds else Path(str(cfg.record))
+    if path.suffix == ".mcap":
+        from specpolicy.datasets.rollouts import McapRecording
+
+        require("mcap", "mcap")
+        return McapRecording(path)
+    if path.suffix not in ("", ".hdf5", ".h5"):
+        raise ConfigError(
+            f"record={cfg.record!r}; write hdf5, lerobot or mcap, a path that ends in .hdf5 or .mcap, or a folder"
+        )
+    from specpolicy.datasets.rollouts import RolloutRecording
+
+    require("h5py", "train")  # of the parts, whatever they are joined to
+    return RolloutRecording(path, tuple(samplers), cfg.task.name, rate_hz)
+
+
+def finish_recording(recording: MakeViews | None, keys: Iterable[EpisodeKey]) -> None:
+    """Join the recorded episodes into data sets, and say where they are."""
+    from specpolicy.datasets.rollouts import RolloutRecording
+
+    if isinstance(recording, RolloutRecording):
+        for path in recording.assemble(sorted(keys)):
+            logging.getLogger(__name__).info("recorded: %s", path)
+
+
 def comparison_of(cfg: DictConfig, recipes: Mapping[str, Any], seeds: Sequence[int]) -> Comparison:
     """What a command's configuration asks to compare."""
     from specpolicy.evaluation.comparison import CheckpointLoader, Comparison
@@ -150,6 +198,7 @@ def comparison_of(cfg: DictConfig, recipes: Mapping[str, Any], seeds: Sequence[i
         video=tuple(to_container(cfg.video)),
         margin=cfg.margin,
         anytime=cfg.anytime,
+        make_views=recording_of(cfg, list(recipes), cfg.task.control_hz) if "record" in cfg else None,
     )
 
 

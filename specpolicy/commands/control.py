@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from specpolicy.commands.common import camera_images, executor_with_settings, recipe_of
+from specpolicy.commands.common import (
+    camera_images,
+    executor_with_settings,
+    finish_recording,
+    recipe_of,
+    recording_of,
+)
 from specpolicy.config import ConfigError, available, compose, parse_seeds, split_list_override, to_container
 
 if TYPE_CHECKING:
     from specpolicy.control.controller import ControllerConfig
     from specpolicy.evaluation.comparison import PolicyAndSamplers
+    from specpolicy.rollout.env_worker import MakeViews
     from specpolicy.rollout.episodes import EpisodeKey
-    from specpolicy.rollout.runner import MakeViews
 
 
 def control(overrides: Sequence[str]) -> None:
@@ -30,7 +36,7 @@ def control(overrides: Sequence[str]) -> None:
     from specpolicy.evaluation.control.experiment import ControlExperiment, run_control
     from specpolicy.policies.checkpoint import read_seen_seeds
     from specpolicy.rollout.env_worker import MakeEnv
-    from specpolicy.rollout.episodes import EVALUATION_SEEDS
+    from specpolicy.rollout.episodes import EVALUATION_SEEDS, episode_keys
 
     samplers, others = split_list_override(overrides, "sampler")
     executors, others = split_list_override(others, "executor")
@@ -61,6 +67,8 @@ def control(overrides: Sequence[str]) -> None:
     controllers = _controllers(
         cfg, by_executor, list(recipes), latencies or [str(to_container(cfg.latency))], real_time, predictor
     )
+    controllers = _possible(controllers, contestants())
+    recording = recording_of(cfg, [each.name for each in controllers], cfg.rate_hz)
     experiment = ControlExperiment(
         task=cfg.task.name,
         contestants=contestants,
@@ -68,7 +76,7 @@ def control(overrides: Sequence[str]) -> None:
             cfg.task.env,
             {**({"render_mode": "rgb_array"} if cfg.camera else {}), **camera_images(cfg, contestants().policy)},
         ),
-        controllers=_possible(controllers, contestants()),
+        controllers=controllers,
         seeds=seeds,
         action_spec=instantiate(cfg.actions),
         checkpoint=str(cfg.checkpoint),
@@ -80,6 +88,7 @@ def control(overrides: Sequence[str]) -> None:
         max_ticks=cfg.max_ticks,
         make_clock=instantiate(cfg.clock) if real_time else None,
         make_views=_views(cfg.view),
+        make_recorders=recording,
         num_envs=cfg.num_envs,
         threads=cfg.threads or None,
         block_size=cfg.block_size,
@@ -87,6 +96,8 @@ def control(overrides: Sequence[str]) -> None:
         timeline=cfg.timeline,
     )
     run_control(experiment, Path(cfg.out))
+    names = [each.name for each in controllers]
+    finish_recording(recording, {key for name in names for key in episode_keys(name, seeds, cfg.repeats)})
 
 
 def _composed(overrides: Sequence[str], sampler: str, executor: str) -> DictConfig:
@@ -135,7 +146,6 @@ def _possible(controllers: list[ControllerConfig], contestants: PolicyAndSampler
 def _views(view: str | None) -> MakeViews | None:
     """Who watches; what they need is looked for here, before anything is run."""
     from specpolicy.control.controller import file_name
-    from specpolicy.control.mcap_view import McapView
     from specpolicy.control.viewers import RerunView, TerminalView
     from specpolicy.utils.extras import require
 
@@ -143,14 +153,10 @@ def _views(view: str | None) -> MakeViews | None:
         return None
     if view == "terminal":
         return lambda key: [TerminalView(key.sampler)]
-    if view.endswith(".mcap"):
-        require("mcap", "mcap")
-        path = Path(view)
-        return lambda key: [
-            McapView(path.with_name(f"{path.stem}-{file_name(key.sampler)}.mcap")), TerminalView(key.sampler)
-        ]  # fmt: skip
     if view != "rerun" and not view.endswith(".rrd"):
-        raise ConfigError(f"view={view!r}; write terminal, rerun, or a path that ends in .rrd or .mcap")
+        raise ConfigError(
+            f"view={view!r}; write terminal, rerun, or a path that ends in .rrd; record= makes .mcap files"
+        )
     require("rerun", "rerun")
     folder = None if view == "rerun" else Path(view)
 

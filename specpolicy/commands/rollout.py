@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from specpolicy.commands.common import comparison_of, composed
+from specpolicy.commands.common import comparison_of, composed, finish_recording
 from specpolicy.config import parse_seeds, split_list_override, to_container
 
 
@@ -26,3 +26,4 @@ def rollout(overrides: Sequence[str]) -> None:
     except SeedsSeenInTraining as error:
         warnings.warn(str(error), stacklevel=1)
     compare(comparison, Path(cfg.out))
+    finish_recording(comparison.make_views, comparison.episodes())

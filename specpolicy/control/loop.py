@@ -30,6 +30,7 @@ from specpolicy.control.trace import EpisodeTrace, InferenceRecord, StepRecord
 from specpolicy.control.viewers import View
 from specpolicy.control.watchdog import Watchdog
 from specpolicy.policies.observations import ObservationHistory
+from specpolicy.utils.checks import check_integer
 from specpolicy.utils.errors import format_exception
 
 ControlCoroutine = Generator[InferenceRequest, "Future[InferenceResult]", EpisodeTrace]
@@ -79,8 +80,9 @@ class ControlSetup:
     max_delay: int = 0
 
     def __post_init__(self) -> None:
-        check_count("max_ticks", self.max_ticks)
-        check_count("n_obs_steps", self.n_obs_steps)
+        check_integer("n_obs_steps", self.n_obs_steps, 1)
+        if self.max_ticks is not None:
+            check_integer("max_ticks", self.max_ticks, 1)
         if self.guards is None:
             if not self.executor.config.world_waits:
                 raise ValueError(f"{self.executor} moves while the policy computes, which takes guards")
@@ -296,20 +298,6 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
     return trace
 
 
-def check_count(name: str, value: int | None) -> None:
-    """Check that a setting is a positive integer or None.
-
-    Args:
-        name: of the setting.
-        value: to check.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
-        raise ValueError(f"{name}={value!r}; expected a whole number, at least 1")
-
-
 def _observed(tick: int, now: float, history: ObservationHistory, problem: str | None) -> ObservationRecord:
     """The present observation; what makes it unusable is a fault of the inference that needs it."""
     if problem is None:
@@ -344,6 +332,7 @@ def _take_in(
     record.ended_s = clock.now() if record.ended_s is None else record.ended_s
     scheduler.note_duration(record, clock.rate_hz)
     record.passes, record.evaluations, record.acceptance = result.passes, result.evaluations, result.acceptance
+    record.actions = result.actions
     if record.kind is InferenceKind.DRAFT:
         if actions.note_draft(record, result):
             scheduler.keep_draft()

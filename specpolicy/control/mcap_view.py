@@ -31,6 +31,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "network_evaluations": {"type": ["integer", "null"]}, "rows": {"type": ["integer", "null"]},
         "acceptance": {"type": ["number", "null"]}, "error": _TEXT,
     },
+    "specpolicy.Chunk": {
+        "inference": {"type": "integer"}, "tick": {"type": "integer"}, "times_s": {"type": "array", "items": _NUMBER},
+        "actions": {"type": "array", "items": {"type": "array", "items": _NUMBER}},
+    },
     "specpolicy.Outcome": {
         "seed": {"type": "integer"}, "repeat": {"type": "integer"}, "success": {"type": "boolean"},
         "stopped": _TEXT, "reason": _TEXT, "faults": {"type": "object"},
@@ -44,7 +48,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 _TOPICS = {
     "/action": "specpolicy.Action", "/tick": "specpolicy.Tick", "/inference": "specpolicy.Inference",
-    "/outcome": "specpolicy.Outcome", "/observation": "specpolicy.Observation",
+    "/chunk": "specpolicy.Chunk", "/outcome": "specpolicy.Outcome", "/observation": "specpolicy.Observation",
 }  # fmt: skip
 
 
@@ -133,6 +137,18 @@ class McapView:
                     "error": each.error,
                 },
             )
+            if each.actions is not None:
+                ticks = each.tick + np.arange(len(each.actions))
+                self._add(
+                    "/chunk",
+                    each.ended_s,
+                    {
+                        "inference": each.number,
+                        "tick": each.tick,
+                        "times_s": (ticks / trace.rate_hz).tolist(),
+                        "actions": np.asarray(each.actions).tolist(),
+                    },
+                )
 
     def _show_observation(self, trace: EpisodeTrace, env: gymnasium.Env[Any, Any], at_s: float) -> None:
         vectors = {}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from specpolicy.control.inference import InferenceKind
@@ -33,6 +34,8 @@ class InferenceRecord:
         prefix: actions under way that a delay-conditioned policy was told; None if it was not asked as one.
         predicted: ticks by which the observation was predicted ahead; None where executors do not predict, and before
             there is a chunk.
+        actions: all that the policy predicted, shape ``(n, action_dim)``, the first for ``tick``; for those who watch,
+            it is not written. None after a draft and after a failure.
     """
 
     number: int
@@ -48,6 +51,7 @@ class InferenceRecord:
     handover: int | None = None
     prefix: int | None = None
     predicted: int | None = None
+    actions: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
     @property
     def expected_delay(self) -> bool:
@@ -182,7 +186,10 @@ def write_trace(trace: EpisodeTrace, path: Path, labels: Mapping[str, str] | Non
             "delta_dims",
         )
     }
-    rest |= {"format": FORMAT, "inferences": [asdict(inference) for inference in trace.inferences]}
+    inferences = [asdict(replace(inference, actions=None)) for inference in trace.inferences]
+    for each in inferences:
+        del each["actions"]
+    rest |= {"format": FORMAT, "inferences": inferences}
     front = {**(labels or {}), "seed": trace.seed, "repeat": trace.repeat}
     rows = [front | asdict(row) for row in trace.ticks]
     schema = pa.schema(

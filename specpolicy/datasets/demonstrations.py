@@ -175,7 +175,8 @@ def check_environment(data: DemonstrationSet, expected: Mapping[str, Any]) -> li
     info, warnings = data.info, list[str]()
     regardless = "or set task.demonstrations=null to train on them regardless"
     name = expected.get("env_name")
-    if name is not None and info.env_name is not None and name != info.env_name:
+    # gymnasium's own ids do not name the module that registers them, which ours do
+    if name is not None and info.env_name is not None and info.env_name not in (name, name.partition(":")[2]):
         raise DemonstrationError(
             f"{info.path}, data.attrs['env_args']: env_name is {info.env_name!r}; this task's is {name!r}: choose the "
             f"task of these demonstrations, {regardless}"

@@ -80,7 +80,8 @@ class LeRobotDataset:
         """Read episode by episode; one data file and the frames of one episode are in memory at a time.
 
         Args:
-            keys: vectors to read and their lengths; joined in this order.
+            keys: vectors to read and their lengths; joined in this order. Features may have LeRobot's prefixes
+                ``observation.`` and ``observation.images.`` before these names.
             images: cameras to read and the shape of one image, (H, W, C) or (C, H, W).
             action_dim: coordinates that an action must have; None: any number.
 
@@ -92,7 +93,9 @@ class LeRobotDataset:
                 finite; an episode has frames twice or lacks some. One line that names file, episode and feature.
             ImportError: pyarrow, pillow or imageio-ffmpeg is missing; the message names the extra.
         """
-        cameras = dict(images or {})
+        cameras = {self._feature(key, "observation.images."): shape for key, shape in (images or {}).items()}
+        named = {feature: key for key in images or {} for feature in [self._feature(key, "observation.images.")]}
+        keys = {self._feature(key, "observation."): dim for key, dim in keys.items()}
         self._check_features(keys, cameras, action_dim)
         videos = {key: self._video_frames(key) for key in cameras if self.kinds[key] == "video"}
         stored = [key for key in cameras if key not in videos]
@@ -115,10 +118,13 @@ class LeRobotDataset:
                 name=f"episode_{index}",
                 observations=np.concatenate(parts, axis=1) if parts else np.zeros((len(order), 0), np.float32),
                 actions=actions,
-                images=pictures,
+                images={named[key]: frames for key, frames in pictures.items()},
             )
         if not expected:
             self._refuse("data", "holds no episode")
+
+    def _feature(self, key: str, prefix: str) -> str:
+        return f"{prefix}{key}" if key not in self.kinds and f"{prefix}{key}" in self.kinds else key
 
     def _check_features(
         self, keys: Mapping[str, int], cameras: Mapping[str, tuple[int, ...]], action_dim: int | None

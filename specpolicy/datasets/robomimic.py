@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -88,6 +88,7 @@ def write_demonstrations(
     attributes: Mapping[str, Attribute] | None = None,
     valid_every: int = 10,
     compression: int = 4,
+    masks_of: Callable[[Episode], Iterable[str]] = lambda episode: (),
 ) -> int:
     """Write episodes as ``demo_0``, ``demo_1``, … in the given order. The file appears when it is complete.
 
@@ -100,6 +101,7 @@ def write_demonstrations(
         valid_every: with 10, episodes 9, 19, … go to ``mask/valid`` and the others to ``mask/train``; 0 keeps all for
             training.
         compression: gzip's level, 0 to 9; values that belong together are regrouped byte by byte first.
+        masks_of: further filter keys that list an episode.
 
     Returns:
         How many episodes were written.
@@ -113,6 +115,7 @@ def write_demonstrations(
     path.parent.mkdir(parents=True, exist_ok=True)
     total, form = 0, None
     masks: dict[str, list[str]] = {"train": [], "valid": []}
+    others: dict[str, list[str]] = {}
     with atomic_path(path) as temporary, h5py.File(temporary, "w", libver=_LIBRARY) as file:
         data = file.create_group("data")
         for number, episode in enumerate(episodes):
@@ -123,12 +126,14 @@ def write_demonstrations(
             name = f"demo_{number}"
             _write_episode(data.create_group(name), episode, compression)
             masks["valid" if valid_every and number % valid_every == valid_every - 1 else "train"].append(name)
+            for key in masks_of(episode):
+                others.setdefault(key, []).append(name)
             total += len(episode)
         if not total:
             raise EpisodeError(f"no episodes to write to {path}")
         for key, value in {**(attributes or {}), "env_args": json.dumps(env_args, indent=4), "total": total}.items():
             data.attrs[key] = value
-        for key, names in masks.items():
+        for key, names in {**masks, **others}.items():
             file.create_dataset(f"mask/{key}", data=np.array(names, dtype="S"), track_times=False)
     return sum(map(len, masks.values()))
 

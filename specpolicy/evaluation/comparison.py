@@ -25,7 +25,7 @@ from specpolicy.evaluation.verdicts import MARGIN, checked_margin
 from specpolicy.interop.loading import load_policy
 from specpolicy.policies.checkpoint import CheckpointError, checkpoint_digest
 from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, network_of, reduced_precision
-from specpolicy.rollout.env_worker import EnvPool, MakeEnv, WorkerConfig
+from specpolicy.rollout.env_worker import EnvPool, MakeEnv, MakeViews, WorkerConfig
 from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeResult, EpisodeSpec, Unit, episode_keys
 from specpolicy.rollout.runner import ObservationRecorder, run_episodes
 from specpolicy.utils.digests import noting_inputs
@@ -211,6 +211,7 @@ class Comparison:
         video: samplers to film side by side, as far as they take part.
         margin: loss of success that still counts as non-inferior, in (0, 1); fixed in the folder by its first run.
         anytime: judge with tests that hold however often the run is looked at and extended; fixed likewise.
+        make_views: makes what watches an episode where it is played, e.g. a recorder.
     """
 
     task: str
@@ -231,6 +232,7 @@ class Comparison:
     video: tuple[str, ...] = ()
     margin: float = MARGIN
     anytime: bool = False
+    make_views: MakeViews | None = None
 
     def __post_init__(self) -> None:
         checked_margin(self.margin)
@@ -252,7 +254,8 @@ class Comparison:
     def open(self) -> TaskRunner:
         """Load the policy and start the environments, here."""
         policy, samplers, _ = self.contestants()
-        pool = EnvPool(WorkerConfig(self.make_env, policy.config.n_obs_steps), self.num_envs)
+        config = WorkerConfig(self.make_env, policy.config.n_obs_steps, make_views=self.make_views)
+        pool = EnvPool(config, self.num_envs)
         return TaskRunner(policy, samplers, pool, self.crash_limit, self.threads)
 
     def episodes(self) -> set[EpisodeKey]:

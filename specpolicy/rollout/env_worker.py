@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,15 +19,20 @@ from specpolicy.control.executors import Executor
 from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceRequest, InferenceResult
 from specpolicy.control.latency import Latency
-from specpolicy.control.loop import ControlCoroutine, ControlSetup, check_count, control_steps
+from specpolicy.control.loop import ControlCoroutine, ControlSetup, control_steps
 from specpolicy.control.motion_limits import MotionLimits
 from specpolicy.control.safety import InferenceFailed
 from specpolicy.control.trace import EpisodeTrace
+from specpolicy.control.viewers import View
+from specpolicy.rollout.episodes import EpisodeKey
 from specpolicy.rollout.workers import WorkerError, make_workers
 from specpolicy.utils.checks import check_integer
 from specpolicy.utils.errors import format_exception
 
 EnvFactory = Callable[[], "gymnasium.Env[Any, Any]"]
+
+MakeViews = Callable[[EpisodeKey], Sequence[View]]
+"""Makes what watches an episode."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class WorkerConfig:
         max_ticks: end an episode after so many ticks, even if the environment would go on.
         limits: of motion; need guards. See :class:`specpolicy.control.MotionLimits`.
         max_delay: most actions under way that the policy continues; 0 if it is not delay-conditioned.
+        make_views: makes what watches an episode where it is played, e.g. a recorder.
 
     Raises:
         ValueError: a number is out of range.
@@ -84,20 +90,27 @@ class WorkerConfig:
     max_ticks: int | None = None
     limits: MotionLimits | None = None
     max_delay: int = 0
+    make_views: MakeViews | None = None
 
     def __post_init__(self) -> None:
-        check_count("n_obs_steps", self.n_obs_steps)
-        check_count("max_ticks", self.max_ticks)
+        check_integer("n_obs_steps", self.n_obs_steps, 1)
+        if self.max_ticks is not None:
+            check_integer("max_ticks", self.max_ticks, 1)
 
 
 @dataclass(frozen=True)
 class ResetRequest:
-    """Begin an episode under simulated latency."""
+    """Begin an episode under simulated latency.
+
+    Attributes:
+        executor: what happens while the policy computes.
+        latency: of an inference.
+        key: which episode.
+    """
 
     executor: Executor
     latency: Latency
-    seed: int
-    repeat: int
+    key: EpisodeKey
 
 
 @dataclass(frozen=True)
@@ -188,13 +201,13 @@ class EpisodeHandler:
             config.n_obs_steps,
             config.action_spec,
             config.guards,
-            (self,),
+            (self, *(config.make_views(request.key) if config.make_views is not None else ())),
             config.max_ticks,
             success_required=config.guards is None,
             limits=config.limits,
             max_delay=config.max_delay,
         )
-        return control_steps(setup, request.seed, request.repeat)
+        return control_steps(setup, request.key.seed, request.key.repeat)
 
     def _crashed(self, error: BaseException) -> EpisodeCrash:
         reason = format_exception(error)

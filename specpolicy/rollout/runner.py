@@ -32,12 +32,12 @@ from specpolicy.control.inference import (
 from specpolicy.control.latency import Latency
 from specpolicy.control.loop import ControlSetup, run_episode
 from specpolicy.control.trace import EpisodeTrace
-from specpolicy.control.viewers import View
 from specpolicy.policies.protocols import ChunkPolicy, ChunkPolicyConfig, Observation, PredictedChunk
 from specpolicy.rollout.env_worker import (
     EnvPool,
     EnvWorker,
     EpisodeCrash,
+    MakeViews,
     ResetRequest,
     WorkerConfig,
     close_environment,
@@ -48,8 +48,6 @@ from specpolicy.utils.errors import format_exception
 
 MakeClock = Callable[[float, Latency], Clock]
 """``(rate_hz, latency)`` → a clock; a real one has no use for the latency."""
-
-MakeViews = Callable[[EpisodeKey], Sequence[View]]
 
 
 class EvaluationAborted(RuntimeError):
@@ -135,7 +133,7 @@ def run_episodes_singly(
         make_clock: makes the clock of each episode.
         task: name kept in the results.
         crash_limit: see :func:`run_episodes`.
-        make_views: makes what watches an episode.
+        make_views: makes what watches an episode here, beside the configuration's own.
 
     Yields:
         Results, each with its trace.
@@ -157,7 +155,7 @@ def run_episodes_singly(
                     config.n_obs_steps,
                     config.action_spec,
                     config.guards,
-                    make_views(spec.key) if make_views is not None else (),
+                    [view for make in (config.make_views, make_views) if make is not None for view in make(spec.key)],
                     config.max_ticks,
                     success_required=config.guards is None,
                     limits=config.limits,
@@ -253,7 +251,7 @@ class _CrashGuard:
 
 def _start(spec: EpisodeSpec, worker: EnvWorker) -> _Running:
     state = EpisodeState.start(spec.key.seed, spec.key.repeat)
-    worker.send(ResetRequest(spec.executor, spec.latency, spec.key.seed, spec.key.repeat))
+    worker.send(ResetRequest(spec.executor, spec.latency, spec.key))
     return _Running(spec, worker, state, time.perf_counter())
 
 

@@ -42,6 +42,7 @@ CHECKPOINT = f"checkpoint={ROOT}/checkpoints/pusht"
         (["clock=real_time", "latency=100"], "in real time it is what it is"),
         (["executor=predrafting", "sampler=ddim5"], "'predrafting' pre-drafts, and 'ddim5' cannot"),
         (["view=telescope"], "write terminal, rerun, or a path that ends in .rrd"),
+        (["record=notes.txt"], "write hdf5, lerobot or mcap, a path that ends in .hdf5 or .mcap, or a folder"),
         (["seeds=3:3"], "at least one seed"),
         (["actions=transport"], "the policy's actions have 2 entries"),
         (["checkpoint=/nowhere"], "no checkpoint at /nowhere"),
@@ -115,9 +116,10 @@ def test_a_real_policy_in_a_real_loop(capsys: pytest.CaptureFixture[str], tmp_pa
     gymnasium.make("specpolicy_envs:specpolicy/PushT-v0").close()
     arguments = [
         "control", "task=pusht", CHECKPOINT, "executor=[receding_horizon,predrafting]", "sampler=[free_block20,ddim2]",
-        "latency=200", "seeds=7:8", "num_envs=1", f"out={out}", "timeline=false", "max_ticks=50",
+        "latency=200", "seeds=7:8", "num_envs=1", f"out={out}", "timeline=false", "max_ticks=50", "record=mcap",
     ]  # fmt: skip
     assert main(arguments) == 0
+    assert len({path.name.partition("-seed7-0")[0] for path in out.glob("episodes-*-seed7-0.mcap")}) == 3
     shown = capsys.readouterr()
     assert "pusht, 1 seed, 200 ms" in shown.out and "without pre-drafting, which they cannot: ddim2" in shown.err
     whole, drafted, few = json.loads((out / "table.json").read_text())

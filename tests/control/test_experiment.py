@@ -92,7 +92,7 @@ def test_in_processes_of_their_own() -> None:
         assert {each.seed for each in results} == {0, 1, 2}
         assert all(each.success for each in results), results
         worker = pool.workers[0]
-        worker.send(ResetRequest(Lockstep(4), Measured(), 0, 0))
+        worker.send(ResetRequest(Lockstep(4), Measured(), EpisodeKey("ddpm", 0, 0)))
         worker.receive()
         worker.send(InferenceResult(np.ones((5, 3))))
         crash = worker.receive()

@@ -54,6 +54,11 @@ def test_an_episode_is_read_back_with_the_official_reader(tmp_path: Path) -> Non
     assert [each["tick"] for _, each in read["/observation"]] == [[float(tick)] for tick in range(13)]
     ended = [each for each in trace.inferences if each.ended_s is not None and each.ended_s <= trace.ticks[-1].sent_s]
     assert [each["number"] for _, each in read["/inference"]] == [each.number for each in ended] and ended
+    chunks = {each["inference"]: each for _, each in read["/chunk"]}
+    for each in ended:
+        assert each.actions is not None
+        assert chunks[each.number]["actions"] == each.actions.tolist() and chunks[each.number]["tick"] == each.tick
+        assert chunks[each.number]["times_s"][1] == pytest.approx((each.tick + 1) / 20)
     assert len(read["/camera"]) == len(read["/observation/wrist"]) == 13
     picture = images.open(io.BytesIO(base64.b64decode(read["/observation/wrist"][0][1]["data"])))
     assert np.asarray(picture).shape == (8, 8, 3) and abs(int(np.asarray(picture).mean()) - 7) <= 2

@@ -155,7 +155,7 @@ def test_planned_chunks_are_copies() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -3, 2.5, True, "ten"])
 def test_max_ticks_is_a_positive_number(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"max_ticks=.*expected a whole number, at least 1"):
+    with pytest.raises(ValueError, match=r"max_ticks=.*expected a whole number from 1"):
         ControlLoop(TickEnv(), TickPolicy(), Lockstep(4), SimulatedLatencyClock(), action_spec=SPEC, max_ticks=wrong)
 
 
@@ -265,6 +265,7 @@ def test_ctrl_c_while_workers_start_leaves_no_traceback_of_theirs(tmp_path: Path
             import signal
             import gymnasium
             from specpolicy.rollout.env_worker import EnvPool, MakeEnv, ResetRequest, WorkerConfig
+from specpolicy.rollout.episodes import EpisodeKey
             from specpolicy.control import Constant, Lockstep
 
             if __name__ == "__main__":
@@ -272,12 +273,12 @@ def test_ctrl_c_while_workers_start_leaves_no_traceback_of_theirs(tmp_path: Path
                 try:
                     with EnvPool(WorkerConfig(MakeEnv("CartPole-v1"), 1), num_envs=2) as pool:
                         for worker in pool.workers:
-                            worker.send(ResetRequest(Lockstep(1), Constant(0.0), 0, 0))
+                            worker.send(ResetRequest(Lockstep(1), Constant(0.0), EpisodeKey("ddpm", 0, 0)))
                         print("started", flush=True)
                         while True:
                             for worker in pool.workers:
                                 worker.receive()
-                                worker.send(ResetRequest(Lockstep(1), Constant(0.0), 0, 0))
+                                worker.send(ResetRequest(Lockstep(1), Constant(0.0), EpisodeKey("ddpm", 0, 0)))
                 except KeyboardInterrupt:
                     print("interrupted", flush=True)
             """

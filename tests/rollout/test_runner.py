@@ -18,7 +18,7 @@ from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceRequest, InferenceResult, episode_generator
 from specpolicy.control.latency import Constant
 from specpolicy.rollout.env_worker import EnvPool, EpisodeHandler, MakeEnv, ResetRequest, WorkerConfig
-from specpolicy.rollout.episodes import EpisodeResult, EpisodeSpec, episode_keys
+from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, EpisodeSpec, episode_keys
 from specpolicy.rollout.runner import EvaluationAborted, run_episodes
 from specpolicy.rollout.workers import SubprocessWorker, WorkerError
 
@@ -92,7 +92,7 @@ def test_free_workers_take_the_next_seed_and_idle_ones_are_not_inferred_for() ->
 
 def test_the_policy_sees_the_first_observation_repeated_and_then_the_last_ones() -> None:
     handler = EpisodeHandler(WorkerConfig(ReachEnv, 3))
-    first = handler(ResetRequest(Lockstep(2), Constant(0.0), 1, 0))
+    first = handler(ResetRequest(Lockstep(2), Constant(0.0), EpisodeKey("ddpm", 1, 0)))
     assert isinstance(first, InferenceRequest)
     window = first.window["position"]
     assert window.shape == (3, 2)
@@ -104,7 +104,7 @@ def test_the_policy_sees_the_first_observation_repeated_and_then_the_last_ones()
 
 def test_a_chunk_stops_where_the_episode_ends() -> None:
     handler = EpisodeHandler(WorkerConfig(ReachEnv, 1))
-    handler(ResetRequest(Lockstep(100), Constant(0.0), 0, 0))
+    handler(ResetRequest(Lockstep(100), Constant(0.0), EpisodeKey("ddpm", 0, 0)))
     trace = handler(InferenceResult(np.zeros((100, 2))))
     assert (len(trace.ticks), trace.success) == (30, False)  # type: ignore[union-attr]
 
@@ -112,7 +112,7 @@ def test_a_chunk_stops_where_the_episode_ends() -> None:
 def test_max_ticks_ends_episodes() -> None:
     assert [result.steps for result in run(ReachEnv, [0, 1], max_ticks=3)] == [3, 3]
     for wrong in (0, -1, 2.5, True):
-        with pytest.raises(ValueError, match=r"max_ticks=.*expected a whole number, at least 1"):
+        with pytest.raises(ValueError, match=r"max_ticks=.*expected a whole number from 1"):
             WorkerConfig(ReachEnv, 2, max_ticks=wrong)  # type: ignore[arg-type]
 
 
@@ -164,7 +164,7 @@ def test_a_dying_process_costs_its_own_episode() -> None:
 def test_a_hanging_process_is_killed_and_replaced() -> None:
     config = WorkerConfig(partial(ReachEnv, hanging=(2,)), 1)
     worker = SubprocessWorker(partial(EpisodeHandler, config), 60, "the environment's process")
-    reset = ResetRequest(Lockstep(4), Constant(0.0), 2, 0)
+    reset = ResetRequest(Lockstep(4), Constant(0.0), EpisodeKey("ddpm", 2, 0))
     try:
         worker.send(reset)
         assert isinstance(worker.receive(), InferenceRequest)

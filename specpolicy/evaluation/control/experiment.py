@@ -28,9 +28,9 @@ from specpolicy.evaluation.summary import SummaryRow, summarize_controllers
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
 from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.policies.protocols import reduced_precision
-from specpolicy.rollout.env_worker import EnvPool, MakeEnv, WorkerConfig
+from specpolicy.rollout.env_worker import EnvPool, MakeEnv, MakeViews, WorkerConfig
 from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, EpisodeSpec, episode_keys, plan_units
-from specpolicy.rollout.runner import MakeClock, MakeViews, run_episodes, run_episodes_singly
+from specpolicy.rollout.runner import MakeClock, run_episodes, run_episodes_singly
 from specpolicy.utils.progress import Bar, progress_bar
 
 _log = logging.getLogger(__name__)
@@ -135,6 +135,7 @@ class ControlExperiment:
         make_clock: makes the clock of every episode, which then run one by one; None simulates the controllers'
             latencies.
         make_views: who watches; episodes then run one by one.
+        make_recorders: who watches episodes where they are played, as many side by side as there are.
         num_envs: episodes that share batches of inference under simulated latency.
         threads: torch's threads; None leaves them as they are.
         block_size: seeds that every controller runs before the next ones.
@@ -158,6 +159,7 @@ class ControlExperiment:
     max_ticks: int | None = None
     make_clock: MakeClock | None = None
     make_views: MakeViews | None = None
+    make_recorders: MakeViews | None = None
     num_envs: int = 8
     threads: int | None = None
     block_size: int = 25
@@ -301,6 +303,7 @@ def _play(
         experiment.max_ticks,
         experiment.limits,
         max_delay_of(policy),
+        experiment.make_recorders,
     )
     if experiment.alone:
         make_clock = experiment.make_clock or SimulatedLatencyClock

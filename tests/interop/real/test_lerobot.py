@@ -31,6 +31,8 @@ from torch import Tensor
 import specpolicy
 from specpolicy import SequentialSampler
 from specpolicy.datasets.lerobot import LeRobotDataset
+from specpolicy.datasets.lerobot_writer import write_lerobot_dataset
+from specpolicy.datasets.robomimic import Episode
 
 CAMERAS = ("observation.images.wrist_left", "observation.images.top")
 
@@ -205,6 +207,42 @@ def test_datasets_that_lerobot_writes(tmp_path: Path) -> None:
         red = 20 * steps + 10 * index
         np.testing.assert_array_equal(each.images["observation.images.wrist"][:, 0, 0, 0], red)
         np.testing.assert_allclose(each.images["observation.images.top"][:, 0].mean((1, 2)), red, atol=6)
+
+
+def test_recorded_rollouts_are_a_data_set_of_lerobots(tmp_path: Path) -> None:
+    """What :mod:`specpolicy.datasets.lerobot_writer` wrote, read and made batches of by LeRobot itself."""
+    datasets = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    numbers = np.random.default_rng(0)
+    episodes = [
+        Episode(
+            actions=numbers.normal(size=(length, 2)).astype(np.float32),
+            observations={
+                "place": numbers.normal(size=(length, 3)).astype(np.float32),
+                "width": numbers.normal(size=(length, 1)).astype(np.float32),
+                "eye": numbers.integers(0, 255, (length, 3, 32, 48), dtype=np.uint8),
+            },
+            others={"rewards": np.arange(length, dtype=np.float32)},
+            attributes={"seed": number, "success": number == 1},
+        )
+        for number, length in enumerate((5, 8))
+    ]
+    write_lerobot_dataset(tmp_path / "walks", episodes, 20, "walk")
+    read = datasets.LeRobotDataset(
+        "me/walks", root=tmp_path / "walks", delta_timestamps={"action": [0.0, 0.05], "observation.state": [-0.05, 0.0]}
+    )
+    assert (read.num_episodes, read.num_frames, read.fps) == (2, 13, 20)
+    for number, episode in enumerate(episodes):
+        for step in range(len(episode)):
+            row = read[5 * number + step]
+            later, before = min(step + 1, len(episode) - 1), max(step - 1, 0)
+            np.testing.assert_array_equal(row["action"].numpy(), episode.actions[[step, later]])
+            state = np.concatenate([episode.observations["place"], episode.observations["width"]], 1)
+            np.testing.assert_array_equal(row["observation.state"].numpy(), state[[before, step]])
+            picture = row["observation.images.eye"].numpy()
+            np.testing.assert_allclose(picture, episode.observations["eye"][step] / 255, atol=1e-6)
+            assert row["task"] == "walk" and row["next.reward"].item() == step
+            assert row["next.success"].item() == (number == 1 and step == 7)
+    assert read.meta.stats["observation.images.eye"]["mean"].shape == (3, 1, 1)
 
 
 @pytest.mark.parametrize("sampler", ["auto", "off"])
