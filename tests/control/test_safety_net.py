@@ -265,7 +265,7 @@ def test_ctrl_c_while_workers_start_leaves_no_traceback_of_theirs(tmp_path: Path
             import signal
             import gymnasium
             from specpolicy.rollout.env_worker import EnvPool, MakeEnv, ResetRequest, WorkerConfig
-from specpolicy.rollout.episodes import EpisodeKey
+            from specpolicy.rollout.episodes import EpisodeKey
             from specpolicy.control import Constant, Lockstep
 
             if __name__ == "__main__":
