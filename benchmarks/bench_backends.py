@@ -1,11 +1,12 @@
 """What a chunk costs on one CPU thread by sampler and backend: PyTorch, compiled, and the network on OpenVINO.
 
-    python benchmarks/bench_backends.py square tool_hang
-    python benchmarks/bench_backends.py square --backends eager inductor openvino --calls 30
+    python benchmarks/bench_backends.py square tool_hang --calls 20
+    python benchmarks/bench_backends.py square --backends eager openvino     # nothing to compile, which takes minutes
 
 All ways take turns within one run, each backend for all samplers alike, few-step ones included; every chunk has been
 sampled once before it is timed, so that nothing is compiled meanwhile. Times are the process's
-own (``time.process_time``), which other processes on the machine disturb little. ``network alone`` replays the
+own (``time.process_time``), which other processes on the machine disturb little. A run that was interrupted goes on
+where it was: every turn has all ways in it, so that ratios stay paired. ``network alone`` replays the
 evaluations of a sampler's last chunk without anything around them. ``auto`` windows are planned for the backend, see
 ``specpolicy.tuning``. ONNX Runtime is timed on the network beside the others.
 """
@@ -19,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -33,8 +35,10 @@ from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.compiled.openvino_network import OpenVINODenoiser, unchecked_annotations
 from specpolicy.speculative.denoiser import PreparedCondition
 from specpolicy.tuning import AutoWindow
+from specpolicy.utils.digests import source_digest
 from specpolicy.utils.extras import require
 from specpolicy.utils.files import atomic_path
+from specpolicy.utils.machine import cpu_model
 
 SAMPLERS = ("ddpm", "ddim10", "ddim5", "asd", "free_block", "recycled", "recycled20", "analytic10_recycled")
 AUTO = ("recycled", "recycled20", "analytic10_recycled")
@@ -45,7 +49,7 @@ CPU = torch.device("cpu")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+")
-    parser.add_argument("--backends", nargs="+", default=["eager", "openvino"])
+    parser.add_argument("--backends", nargs="+", default=["eager", "inductor", "openvino"])
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--calls", type=int, default=12)
     options = parser.parse_args()
@@ -63,9 +67,20 @@ def _task(task: str, backends: list[str], names: list[str], calls: int) -> None:
     chunks = _Chunks(policy, cond, ways)
     turns = {name: partial(chunks.sample, name) for name in ways}
     turns |= {f"{name}: network alone": partial(chunks.evaluate, name) for name in ways if name.endswith("openvino")}
-    times = {name: list[float]() for name in turns}
-    content: dict[str, Any] = {"task": task, "parameters": parameters(policy), "clock": "process time", "ways": {}}
-    for first in range(0, calls, 2):  # kept as it goes
+    content = _begun(task, ways, turns) or {
+        "task": task,
+        "parameters": parameters(policy),
+        "clock": "process time",
+        "of": _identity(ways),
+        "ways": {},
+        "times_ms": {name: [] for name in turns},
+        "evaluations_and_rows": {name: [] for name in ways},
+    }
+    times, counts = content["times_ms"], content["evaluations_and_rows"]
+    print(
+        f"{task}: {len(ways)} ways are ready, {len(next(iter(times.values())))} of {calls} turns are done", flush=True
+    )
+    for first in range(len(next(iter(times.values()))), calls, 2):  # kept as it goes
         numbers = range(first, min(first + 2, calls))
         for name in ways:
             for number in numbers:
@@ -74,12 +89,31 @@ def _task(task: str, backends: list[str], names: list[str], calls: int) -> None:
             name: partial(lambda number, way, add: way(number + add), way=way, add=first) for name, way in turns.items()
         }
         for name, taken in take_turns(now, len(numbers), CPU, 0, first, time.process_time).items():
-            times[name] += taken
-        content["ways"] = {name: _row(name, times, chunks, ways[name]) for name in ways}
+            times[name] += [round(each, 4) for each in taken]
+        for name in ways:
+            results = (chunks.done[name][number] for number in numbers)
+            counts[name] += [[int(each.passes), int(each.evaluations)] for each in results]
+        content["ways"] = {name: _row(name, content, ways[name]) for name in ways}
         keep("backends", task, content, _table(content), CPU)
-    content["network"] = _runtimes(policy, chunks.network, cond[:1], 2 * calls)
+    if "network" not in content:
+        content["network"] = _runtimes(policy, chunks.network, cond[:1], 2 * calls)
     keep("backends", task, content, _table(content), CPU)
     _join()
+
+
+def _identity(ways: dict[str, Any]) -> dict[str, Any]:
+    """What times that are compared must have in common."""
+    windows = {name: getattr(getattr(way, "sampler", way), "window", None) for name, way in ways.items()}
+    versions = {name: version(name) for name in ("torch", "openvino", "numpy")}
+    return {"windows": windows, "versions": versions, "cpu": cpu_model(), "source": source_digest("specpolicy")}
+
+
+def _begun(task: str, ways: dict[str, Any], turns: dict[str, Any]) -> dict[str, Any] | None:
+    """An earlier run of the same ways with the same software on the same processor, which goes on."""
+    path = RESULTS / "backends" / f"{task}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = found.get("of") == _identity(ways) and list(found["times_ms"]) == list(turns)
+    return found if same else None
 
 
 class _Chunks:
@@ -136,9 +170,9 @@ def _samplers(policy: DiffusionPolicy, backend: str, names: list[str]) -> dict[s
     return found
 
 
-def _row(name: str, times: dict[str, list[float]], chunks: _Chunks, sampler: Any) -> dict[str, Any]:
+def _row(name: str, content: dict[str, Any], sampler: Any) -> dict[str, Any]:
     label, backend = name.rsplit(", ", 1)
-    inner, results = getattr(sampler, "sampler", sampler), list(chunks.done[name].values())
+    inner, times, counts = getattr(sampler, "sampler", sampler), content["times_ms"], content["evaluations_and_rows"]
     same = {base: times[f"{base}, {backend}"] for base in ("ddpm", "ddim10")}
     row = {
         "sampler": label,
@@ -146,8 +180,8 @@ def _row(name: str, times: dict[str, list[float]], chunks: _Chunks, sampler: Any
         "exact": bool(sampler.exact),
         "calls": len(times[name]),
         "median_ms": float(np.median(times[name])),
-        "evaluations": mean_interval([float(each.passes) for each in results])._asdict(),
-        "rows": mean_interval([float(each.evaluations) for each in results])._asdict(),
+        "evaluations": mean_interval([float(each) for each, _ in counts[name]])._asdict(),
+        "rows": mean_interval([float(each) for _, each in counts[name]])._asdict(),
         "window": getattr(inner, "window", None),
         "faster_than": {base: ratio(taken, times[name]) for base, taken in same.items()},
     }
