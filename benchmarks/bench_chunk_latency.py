@@ -6,9 +6,10 @@
 
 Batch 1 is what a robot waits for; other batch sizes are timed eagerly, without ParaDiGMS, which runs its chains one by
 one here. Rivals are treated as well as ours: the plain diffusers loop as users run it, the same chains compiled (on a
-GPU captured whole as one CUDA graph), few-step DDIM likewise, ParaDiGMS, and the loops of LeRobot and of robomimic
-(0.5 or newer) where these are installed, LeRobot's with its own compilation too. Ratios are against the DDPM-100 of
-these loops, the compiled DDPM-100 and the compiled DDIM-10 and DDIM-5.
+GPU captured whole as one CUDA graph, and captured so without a compiler: ``ddpm, captured``), few-step DDIM likewise,
+ParaDiGMS, and the loops of LeRobot and of robomimic (0.5 or newer) where these are installed, LeRobot's with its own
+compilation too. Ratios are against the DDPM-100 of these loops and the compiled and captured DDPM-100, DDIM-10 and
+DDIM-5.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ from specpolicy.speculative.compiled.sampler import compile_sampler
 from specpolicy.utils.progress import progress_bar
 
 LOOP = "diffusers loop, DDPM-100"
-BASES = ("ddpm, compiled", "ddim10, compiled", "ddim5, compiled")
+CAPTURED = ("ddpm", "ddim10", "ddim5")
+"""What is captured without a compiler on a GPU, too: what users have who capture their own loop."""
+BASES = tuple(f"{name}, {how}" for how in ("compiled", "captured") for name in CAPTURED)
 SAME = 0.05  # of a chunk's coordinates in [-1, 1], after 100 steps in TF32; other chunks differ by ten times as much
 
 
@@ -152,25 +155,30 @@ def main() -> None:
 def _compiled(
     policy: DiffusionPolicy, samplers: dict[str, Any], cond: torch.Tensor, device: torch.device
 ) -> dict[str, Any]:
-    """Compiled forms by name, warmed up; the peers' own are among ``samplers`` already."""
+    """Compiled and captured forms by name, warmed up; the peers' own are among ``samplers`` already."""
     names = [*COMPILED, *(ALSO_ON_CUDA if device.type == "cuda" else ())]
     names = [name for name in samplers if name in names or name.endswith(", compiled")]
     noise = torch.randn(1, *policy.event_shape, device=device)
-    made = {}
-    with progress_bar("compiling", len(names)) as bar, torch.inference_mode():
-        for name in names:
-            each = samplers[name]
+    made: dict[str, Any] = {}
+    for name in names:
+        each = samplers[name]
+        if isinstance(each, PeerSampler):
+            made[name] = each
+        else:
+            made[f"{name}, compiled"] = compile_sampler(each)
+            if device.type == "cuda" and name in CAPTURED:
+                made[f"{name}, captured"] = compile_sampler(each, "graph")
+    with progress_bar("compiling", len(made)) as bar, torch.inference_mode():
+        for each in made.values():
             if not isinstance(each, PeerSampler):
-                name, each = f"{name}, compiled", compile_sampler(each)
                 each.warm_up(policy, noise, cond)
             each(policy, noise, cond, torch.Generator().manual_seed(0))
-            made[name] = each
             bar.advance()
     return made
 
 
 def _batched(name: str, sampler: Any) -> bool:
-    return not name.endswith(", compiled") and not isinstance(sampler, PicardSampler)
+    return not name.endswith((", compiled", ", captured")) and not isinstance(sampler, PicardSampler)
 
 
 def _exact(name: str, sampler: Any) -> bool:

@@ -1,5 +1,7 @@
 #!/bin/sh
 # Everything that wants a GPU, in one call, some ten minutes; each part leaves its JSON as soon as it is done.
+# Chunk latencies have the same network's captured ddpm, ddim10 and ddim5 in them, with a compiler ("ddim10, compiled")
+# and without ("ddim10, captured"), as rivals and as bases of ratios.
 #   sh benchmarks/gpu.sh [python] [output folder to copy the results to]
 python=${1:-python3}
 out=${2:-}

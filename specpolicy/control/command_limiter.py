@@ -102,6 +102,11 @@ class CommandLimiter:
         return np.where(divided, self._past[0] * self.commands_per_action, self._past[0])
 
     @property
+    def tracks(self) -> bool:
+        """Whether commands lead to an action of the policy now."""
+        return self._state is MotionState.TRACK
+
+    @property
     def at_rest(self) -> bool:
         """Whether the last command moved nothing."""
         turned = any(each.moved.any() for each in self._angles)
@@ -158,7 +163,7 @@ class CommandLimiter:
             command[each.dims], cut = each.turn(share, ramp, self._state)
             limited |= cut
         command = self._rounded(command, low, high)
-        return command, limited and self._state is MotionState.TRACK
+        return command, limited and self.tracks
 
     def sent(self, command: Action) -> None:
         """Take note that a command has been sent."""

@@ -291,7 +291,7 @@ def control_steps(setup: ControlSetup, seed: int, repeat: int = 0) -> ControlCor
         raise
     if setup.watchdog is not None:
         setup.watchdog.disarm()
-    trace.limited = actions.limited
+    trace.tracked, trace.limited = actions.tracked, actions.limited
     trace.stopped = None if actions.stopped is None else str(actions.stopped)
     for view in setup.views:
         view.end(trace)

@@ -51,6 +51,7 @@ class ControlMetrics:
         outran: share of the chunks that came later than they were made for, by a delay-conditioned policy or under a
             predicted observation; None where there are none.
         predicted: mean ticks by which observations were predicted ahead; None where none were.
+        limited: share of the commands of the policy's actions that limits of motion changed; None without limits.
     """
 
     episodes: int
@@ -77,6 +78,7 @@ class ControlMetrics:
     stopped: int
     outran: float | None = None
     predicted: float | None = None
+    limited: float | None = None
 
 
 def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
@@ -92,11 +94,13 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
     found = Seams([], [], [], [])
     inferences: list[InferenceRecord] = []
     faults: Counter[str] = Counter()
-    episodes = ticks = skipped = idle = stale = missed = stopped = 0
+    episodes = ticks = skipped = idle = stale = missed = stopped = tracked = limited = 0
     for trace in traces:
         episodes += 1
         ticks += len(trace.ticks)
         stopped += trace.stopped is not None
+        tracked += trace.tracked
+        limited += trace.limited
         faults.update(trace.faults)
         inferences += trace.inferences
         skipped += trace.skipped
@@ -141,6 +145,7 @@ def measure(traces: Iterable[EpisodeTrace]) -> ControlMetrics:
         stopped=stopped,
         outran=_mean([each.outran for each in inferences if each.expected_delay and each.handover is not None]),
         predicted=_mean_of(inferences, "predicted"),
+        limited=limited / tracked if tracked else None,
     )
 
 

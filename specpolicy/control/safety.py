@@ -64,13 +64,15 @@ class ActionFilter(Protocol):
         stopped: the fault for which the episode must end; None if it need not.
         reason: what the latest fault of a chunk was, in words.
         commands_per_action: commands that are sent from one tick to the next.
-        limited: commands that the limits of motion changed.
+        tracked: commands of the policy's actions that went through limits of motion.
+        limited: how many of these the limits changed.
     """
 
     faults: Counter[str]
     stopped: Fault | None
     reason: str | None
     commands_per_action: int
+    tracked: int
     limited: int
 
     def admit(self, record: InferenceRecord, result: InferenceResult, buffer: ActionBuffer, tick: int) -> Chunk | None:
@@ -112,7 +114,7 @@ class SafetyFilter:
         motion: divides each action into commands and limits these; None sends one for each, without such limits.
 
     Attributes:
-        faults, stopped, reason, commands_per_action, limited: see :class:`ActionFilter`.
+        faults, stopped, reason, commands_per_action, tracked, limited: see :class:`ActionFilter`.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class SafetyFilter:
     ) -> None:  # fmt: skip
         self._guards, self._spec, self._limits, self._motion = guards, spec, limits, motion
         self.commands_per_action = 1 if motion is None else motion.commands_per_action
-        self.limited = 0
+        self.tracked = self.limited = 0
         self._late_s = guards.late_s if guards.late_s is not None else 0.5 / rate_hz
         self._last = limits.clip(initial)
         self._brake_from: Action | None = None
@@ -182,8 +184,7 @@ class SafetyFilter:
     def follow(self, number: int) -> Action:
         """Return a later command of the tick, shape ``(dim,)``; numbers whose time has gone by may be skipped."""
         assert self._motion is not None
-        command, limited = self._motion.command(number)
-        self.limited += limited
+        command = self._limited(self._motion, number)
         braking = None if self._brake_from is None else Response.BRAKE
         return self._checked(SentAction(command, "follow", response=braking)).action
 
@@ -285,9 +286,13 @@ class SafetyFilter:
             ahead = self._limits.clip(following.action) if self._limits.representable(following.action) else None
         state = MotionState.STILL if sent.chunk is None else MotionState.TRACK
         self._motion.aim(sent.action, ahead, state)
-        command, limited = self._motion.command(0)
+        return self._checked(replace(sent, action=self._limited(self._motion, 0)))
+
+    def _limited(self, motion: CommandLimiter, number: int) -> Action:
+        command, limited = motion.command(number)
+        self.tracked += motion.tracks
         self.limited += limited
-        return self._checked(replace(sent, action=command))
+        return command
 
     def _checked(self, sent: SentAction) -> SentAction:
         """The last check, of everything that is sent, standstill included, in the type in which it is sent."""
@@ -312,11 +317,11 @@ class NoFilter:
         n_action_steps: actions of each chunk that are played.
 
     Attributes:
-        faults, stopped, reason, limited: see :class:`ActionFilter`; here always empty.
+        faults, stopped, reason, tracked, limited: see :class:`ActionFilter`; here always empty.
     """
 
     commands_per_action = 1
-    limited = 0
+    tracked = limited = 0
     at_rest = True
 
     def __init__(self, n_action_steps: int) -> None:

@@ -116,7 +116,8 @@ class EpisodeTrace:
         reason: why that or the latest other fault of a chunk occurred, in words; None if there was none.
         faults: how often each fault occurred, those of whole chunks included.
         observation: the latest one, ``{name: (…)}``, for those who watch; it is not written.
-        limited: commands that the limits of motion changed.
+        tracked: commands of the policy's actions that went through limits of motion; 0 without limits.
+        limited: how many of these the limits changed.
         delta_dims: entries of an action that are deltas; the others are absolute.
     """
 
@@ -130,6 +131,7 @@ class EpisodeTrace:
     reason: str | None = None
     faults: Counter[str] = field(default_factory=Counter)
     observation: Mapping[str, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
+    tracked: int = 0
     limited: int = 0
     delta_dims: tuple[int, ...] = ()
 
@@ -182,6 +184,7 @@ def write_trace(trace: EpisodeTrace, path: Path, labels: Mapping[str, str] | Non
             "stopped",
             "reason",
             "faults",
+            "tracked",
             "limited",
             "delta_dims",
         )

@@ -333,6 +333,7 @@ def columns_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> list[Colu
         Column("idle %", _loop(lambda metrics: metrics.idle, ".1f", 100)),
         Column("stale %", _loop(lambda metrics: metrics.stale, ".1f", 100)),
         Column("missed %", _loop(lambda metrics: metrics.missed, ".1f", 100)),
+        Column("limited %", _loop(lambda metrics: metrics.limited, ".1f", 100)),
         Column("velocity jump: border / inner", _seam("velocity_jump"), "1/s"),
         Column("jerk: border / inner", _seam("jerk"), "1/s³"),
     ]

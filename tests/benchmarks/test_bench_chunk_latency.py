@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import bench_chunk_latency
 import pytest
 import side_by_side
+
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,3 +53,21 @@ def test_what_cannot_be_measured_is_refused(
             run(monkeypatch, "pusht", *arguments)
         assert stopped.value.code == 2 and said in capsys.readouterr().err
     assert not (results / "latency").exists()
+
+
+def test_the_gpu_run_asks_for_what_is_there() -> None:
+    policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "tool_hang")
+    known, asked = set(bench_chunk_latency.eager(policy)), set[str]()
+    script = (ROOT / "benchmarks" / "gpu.sh").read_text().replace("\\\n", " ")
+    for line in (line for line in script.splitlines() if line.startswith("part") and "bench_chunk_latency" in line):
+        words = shlex.split(line)
+        if "--only" in words:
+            only = words[words.index("--only") + 1 :]
+            assert set(bench_chunk_latency.CAPTURED) <= set(only), line  # the rivals, in every run
+            asked |= set(only)
+    assert asked and asked <= known
+    compiled = {*bench_chunk_latency.COMPILED, *bench_chunk_latency.ALSO_ON_CUDA}
+    assert asked <= compiled, "what is timed on a GPU is captured there"
+    assert set(bench_chunk_latency.BASES) == {
+        f"{name}, {how}" for name in ("ddpm", "ddim10", "ddim5") for how in ("compiled", "captured")
+    }

@@ -25,6 +25,7 @@ from specpolicy.control.inference import InferenceRequest, InferenceResult
 from specpolicy.control.interpolation import Interpolation, path
 from specpolicy.control.latency import Constant
 from specpolicy.control.loop import ControlLoop
+from specpolicy.control.metrics import measure
 from specpolicy.control.motion_limits import MotionLimits, Orientation, Workspace
 from specpolicy.control.safety import SafetyFilter, SentAction, UnsafeAction
 from specpolicy.control.trace import EpisodeTrace
@@ -259,6 +260,7 @@ def test_differences_are_divided_and_velocities_kept() -> None:
     assert [command[0] for command in env.commands[:4]] == pytest.approx([0.2] * 4)
     assert [command[1] for command in env.commands[:4]] == pytest.approx([0.5, 1.0, 1.5, 2.0])
     assert trace.ticks[1].action == pytest.approx((0.8, 2.0, 0.5, -2.0), abs=1e-6) and trace.limited == 0
+    assert trace.tracked == 40 and measure([trace]).limited == 0.0
 
 
 POSE = ActionSpec((), (0, 1, 2, 3), initial=(0.0, 0.0, 0.0, 1.0))
@@ -313,6 +315,8 @@ def test_a_robot_that_is_stopped_slows_down_within_its_limits() -> None:
     speed = [command[0] for command in env.commands]
     assert speed == pytest.approx([*np.arange(1, 9) / 8, 1, 1, 1, 1, *np.arange(7, -1, -1) / 8])
     assert trace.stopped == "failure" and trace.limited == 7
+    assert trace.tracked == 12  # what is sent while it slows down is not the policy's
+    assert measure([trace]).limited == pytest.approx(7 / 12)
 
 
 def test_an_interrupted_robot_slows_down_within_its_limits() -> None:

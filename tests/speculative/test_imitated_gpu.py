@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 # every kind of network, with what its samplers share with those of the others left out for one of them
 SHIPPED = {
-    "square": ("ddim5", "recycled", "free_block"),
+    "square": ("ddpm", "ddim10", "ddim5", "recycled", "free_block"),  # the first three are what a GPU run compares with
     "square_transformer": ("ddim5", "recycled", "analytic10_recycled"),
     "tool_hang": (),  # all of them
 }
