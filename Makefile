@@ -55,6 +55,8 @@ reality: install
 	for task in square transport tool_hang; do \
 	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=[0,50,100,200,400,800] timeline=false \
 	    sampler=ddpm20 executor=[asynchronous,blocking] out=$(RESULTS)/reality/injected/$$task && \
+	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=[50,100,200,400,800] timeline=false \
+	    sampler=ddpm20 executor=asynchronous predictor=learned out=$(RESULTS)/reality/predicted/$$task && \
 	  $(BIN)/specpolicy control task=$$task seeds=$(CONTROL_SEEDS) latency=recorded timeline=false \
 	    sampler=[ddpm,ddim10,ddim5,free_block,free_block20] executor=[asynchronous,blocking] \
 	    out=$(RESULTS)/reality/recorded/$$task && \

@@ -67,20 +67,14 @@ def cells(kind: str, task: str) -> Iterator[Cell]:
     if not folder.exists():
         return
     records, manifest = read_results(folder)
-    medians = _medians(task)
     for name, entry in manifest.samplers.items():
         mine = [record for record in records if record.sampler == name]
         if len(mine) >= FEWEST:  # a cell that has only begun says nothing
             injected = entry["injected"] if "injected" in entry else entry["charged"]  # its older name
-            latency = medians[entry["sampler"]] if kind == "recorded" else injected["ms"]
+            latency = injected["median_ms" if kind == "recorded" else "ms"]
             won = sum(bool(record.success) for record in mine)
             executor = entry["executor"]["name"].partition(" (")[0]  # without the predictor's name
             yield Cell(task, kind, executor, entry["sampler"], latency, won, len(mine))
-
-
-def _medians(task: str) -> dict[str, float]:
-    samplers = json.loads((RESULTS / task / "latency.json").read_text(encoding="utf-8"))["samplers"]
-    return {name: sorted(log["nanoseconds"])[len(log["nanoseconds"]) // 2] / 1e6 for name, log in samplers.items()}
 
 
 def table(found: Sequence[Cell]) -> list[str]:
@@ -128,7 +122,8 @@ def draw(found: Sequence[Cell], path: Path) -> None:
         style_axes(axes)
         _panel(axes, task, [cell for cell in found if cell.task == task])
     panels[0].set_ylabel("success, %", fontsize=10)
-    panels[0].legend(fontsize=8, frameon=False, loc="lower left")
+    named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    panels[0].legend(named.values(), named.keys(), fontsize=8, frameon=False, loc="lower left")
     save(figure, path)
 
 
