@@ -48,6 +48,8 @@ class Cell:
     latency_ms: float
     successes: int
     episodes: int
+    nfe: float  # of a chunk that was played
+    rows: float  # for each of these, the rows of chunks that came too late included
 
     @property
     def percent(self) -> tuple[float, float, float]:
@@ -71,14 +73,17 @@ def cells(kind: str, task: str) -> Iterator[Cell]:
         mine = [record for record in records if record.sampler == name]
         if len(mine) >= FEWEST:  # a cell that has only begun says nothing
             injected = entry["injected"] if "injected" in entry else entry["charged"]  # its older name
-            latency = injected["median_ms" if kind == "recorded" else "ms"]
+            latency = injected["median_ms" if kind == "recorded" else "ms"]  # as it was played
             won = sum(bool(record.success) for record in mine)
             executor = entry["executor"]["name"].partition(" (")[0]  # without the predictor's name
-            yield Cell(task, kind, executor, entry["sampler"], latency, won, len(mine))
+            passes = [count for record in mine for count in record.passes]
+            chunks = max(1, len(passes))  # none where every episode has crashed
+            nfe, rows = sum(passes) / chunks, sum(record.evaluations for record in mine) / chunks
+            yield Cell(task, kind, executor, entry["sampler"], latency, won, len(mine), nfe, rows)
 
 
 def table(found: Sequence[Cell]) -> list[str]:
-    """What was injected, then what was recorded."""
+    """What was injected, then what was recorded, then what a chunk took there."""
     injected = [cell for cell in found if cell.kind in KINDS]
     latencies = sorted({cell.latency_ms for cell in injected})
     lines = [f"| task | while it computes | {' | '.join(f'{each:g}' for each in latencies)} |"]
@@ -110,6 +115,25 @@ def table(found: Sequence[Cell]) -> list[str]:
                     for each in samplers
                 )
                 lines.append(f"| {task} | {executor} | {' | '.join(texts)} |")
+    lines += [
+        "",
+        "Network evaluations of a chunk in these, playing on, and rows for each chunk that was played: those of chunks "
+        "that came too late to play are counted, too.",
+        "",
+        *_cost(recorded),
+    ]
+    return lines
+
+
+def _cost(recorded: Sequence[Cell]) -> list[str]:
+    asked = {(cell.task, cell.sampler): cell for cell in recorded if cell.executor == "asynchronous"}
+    tasks, samplers = (list(dict.fromkeys(key[place] for key in asked)) for place in (0, 1))
+    heads = " | ".join(f"{task}: NFE | rows" for task in tasks)
+    lines = [f"| sampler | {heads} |", f"| --- | {' | '.join(['---:'] * (2 * len(tasks)))} |"]
+    for sampler in samplers:
+        row = [asked.get((task, sampler)) for task in tasks]
+        texts = ("– | –" if cell is None else f"{cell.nfe:.1f} | {cell.rows:.0f}" for cell in row)
+        lines.append(f"| `{sampler}` | {' | '.join(texts)} |")
     return lines
 
 
