@@ -26,9 +26,11 @@ def ros(arguments: Sequence[str]) -> None:
     Args:
         arguments: ``name=value``, and the checkpoint alone or as ``checkpoint=``.
     """
+    from specpolicy.control.watchdog import Watchdog
     from specpolicy.interop.loading import read_policy_config
     from specpolicy.ros.interface import load_interface
     from specpolicy.ros.node import NodeSettings, PolicyNode
+    from specpolicy.ros.watchdog import TopicSender
 
     paths = [each for each in arguments if "=" not in each or Path(each).exists()]
     overrides = [each for each in arguments if each not in paths]
@@ -54,7 +56,15 @@ def ros(arguments: Sequence[str]) -> None:
     chosen = {name: value for name, _, value in (each.partition("=") for each in overrides)}
     name, predictor = chosen.get("executor", "asynchronous"), chosen.get("predictor")
     executor = executor_with_settings(name, cfg, predictor)[1][0]
-    PolicyNode(settings, interface, load, executor, instantiate(cfg.guards), limits).run()
+    config = instantiate(cfg.watchdog) if "watchdog" in cfg else None
+    commands_hz = settings.rate_hz * (1 if limits is None else limits.commands_per_action(settings.rate_hz))
+    sender = TopicSender(interface, f"{settings.name}_watchdog", 1.0 / commands_hz, tuple(settings.ros_args))
+
+    def start_watchdog() -> Watchdog:
+        return Watchdog(sender, interface.spec.dim, config, start_s=120.0)  # it imports ROS and this package
+
+    make_watchdog = None if config is None else start_watchdog
+    PolicyNode(settings, interface, load, executor, instantiate(cfg.guards), limits, make_watchdog).run()
 
 
 def _loaded(cfg: Any) -> LoadedPolicy:

@@ -22,6 +22,7 @@ from specpolicy.control.latency import Constant
 from specpolicy.control.loop import ControlSetup, run_episode
 from specpolicy.control.motion_limits import MotionLimits
 from specpolicy.control.trace import write_trace
+from specpolicy.control.watchdog import Watchdog
 from specpolicy.policies.observations import ObservationSpec
 from specpolicy.ros.diagnostics import LatestTrace, diagnose
 from specpolicy.ros.environment import SensorReader, TickTime, TopicEnv, TopicError
@@ -139,6 +140,7 @@ class PolicyNode:
         executor: what to do about the time that the policy takes.
         guards: what to do when something goes wrong.
         limits: of motion, and the controller's rate.
+        make_watchdog: starts a watchdog, when the node is configured; None: there is none.
 
     Attributes:
         failure: why the node could not be configured, or why its loop ended; None if neither happened.
@@ -156,7 +158,10 @@ class PolicyNode:
         executor: Executor,
         guards: Guards,
         limits: MotionLimits | None = None,
+        make_watchdog: Callable[[], Watchdog] | None = None,
     ) -> None:
+        if make_watchdog is not None and (settings.lockstep or settings.use_sim_time):
+            raise ValueError("a watchdog counts the machine's time: not with lockstep=true, not with use_sim_time=true")
         if executor.config.world_waits and not settings.lockstep:
             raise ValueError("no robot waits for its policy: take another executor, or lockstep=true in simulation")
         self._settings, self._interface, self._load = settings, interface, load
@@ -165,6 +170,8 @@ class PolicyNode:
         if limits is not None:
             limits.box(ActionLimits.from_space(interface.action_space, interface.spec), interface.spec)
         self.failure: str | None = None
+        self._make_watchdog = make_watchdog
+        self._watchdog: Watchdog | None = None
         self._loaded: LoadedPolicy | None = None
         self._policy: ExclusivePolicy | None = None
         self._thread: threading.Thread | None = None
@@ -268,6 +275,8 @@ class PolicyNode:
         self.failure = None
         self._loaded = loaded = self._load()
         self._interface.check_policy(loaded.observations, loaded.action_dim)
+        if self._make_watchdog is not None:
+            self._watchdog = self._make_watchdog()
         self._policy = ExclusivePolicy(loaded.policy)
         now_s, self._tick_time = self._times()
         self._reader = reader = SensorReader(
@@ -324,7 +333,7 @@ class PolicyNode:
         )  # fmt: skip
         setup = ControlSetup(
             self._env, self._executor, clock, self._policy.n_obs_steps, self._interface.spec, self._guards,
-            [self._latest], limits=self._limits,
+            [self._latest], limits=self._limits, watchdog=self._watchdog,
         )  # fmt: skip
         self._activations += 1
         self._thread = threading.Thread(
@@ -379,6 +388,9 @@ class PolicyNode:
             self.node.destroy_publisher(each)
         self._subscriptions, self._publishers = [], {}
         self._loaded = self._policy = None
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.close()
 
     def _shut_down(self) -> None:
         self._deactivate()

@@ -123,3 +123,46 @@ def test_a_robot_whose_topic_dies_is_stopped_and_the_process_says_why(environmen
         assert process.stderr is not None
         last = process.stderr.read().splitlines()[-1]
     assert last.startswith("error: stopped (") and "s old, and 0.3 s are allowed" in last
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
+def test_a_node_that_is_killed_or_stopped_is_answered_for_by_its_watchdog(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The configured action arrives on the topic, from another process, within the deadline and a bound."""
+    import rclpy
+    from std_msgs.msg import Float64MultiArray
+
+    for key in ("ROS_LOCALHOST_ONLY", "ROS_DOMAIN_ID"):
+        monkeypatch.setenv(key, environment[key])
+    context = rclpy.context.Context()
+    rclpy.init(context=context)
+    listener = rclpy.create_node("listener", context=context)
+    spinner = rclpy.executors.SingleThreadedExecutor(context=context)
+    spinner.add_node(listener)
+    heard: list[tuple[float, list[float]]] = []
+    listener.create_subscription(
+        Float64MultiArray, "/finger/command", lambda m: heard.append((time.monotonic(), list(m.data))), 50
+    )
+    options = ["watchdog=standard", "watchdog.deadline_s=0.5", "watchdog.action=[123,321]"]
+    with node(environment, *options) as process:
+        simulator = subprocess.Popen(
+            [sys.executable, "examples/simulate_over_ros.py", "pusht", "--rate", "10", "--no-node"],
+            cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            end = time.monotonic() + 120
+            while len(heard) < 8 and time.monotonic() < end and process.poll() is None:
+                spinner.spin_once(timeout_sec=0.1)
+            assert len(heard) >= 8 and [123.0, 321.0] not in [each for _, each in heard]
+            struck = time.monotonic()
+            process.send_signal(getattr(signal, name))
+            while [123.0, 321.0] not in [each for _, each in heard] and time.monotonic() < struck + 10:
+                spinner.spin_once(timeout_sec=0.05)
+            answered = [at - struck for at, each in heard if each == [123.0, 321.0]]
+            assert answered and answered[0] < 0.5 + 1.0
+        finally:
+            simulator.kill()
+            process.kill()
+            listener.destroy_node()
+            context.try_shutdown()
