@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from hydra.utils import instantiate
 
 from specpolicy.calibration.store import calibration_path, load_calibration
@@ -37,6 +36,7 @@ from specpolicy.speculative.verifiers import ReflectionVerifier, Verifier
 from specpolicy.speculative.window import Window
 from specpolicy.tuning.automatic import AutoWindow, automatic_windows
 from specpolicy.utils.checks import check_choice, check_flag, check_number
+from specpolicy.utils.diffusers_schedulers import DDIMScheduler, DDPMScheduler, scheduler_from_config
 from specpolicy.utils.progress import progress_bar
 
 Trained: TypeAlias = DiffusionPolicy | DDPMScheduler
@@ -163,7 +163,7 @@ def default(
 
 def ddim(policy: Trained, num_inference_steps: int, eta: float = 0.0) -> SchedulerSampler:
     """Few-step DDIM (Song et al. 2021). Approximate: not the distribution of the training chain."""
-    few = DDIMScheduler.from_config(_scheduler(policy).config)
+    few = scheduler_from_config(DDIMScheduler, _scheduler(policy).config)
     return SchedulerSampler(few, num_inference_steps, {"eta": check_number("eta", eta, least=0, most=1)})
 
 

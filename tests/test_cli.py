@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from specpolicy.commands import COMMANDS
 from specpolicy.config import ConfigError, available, compose, parse_seeds, split_list_override
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.utils.diffusers_schedulers import DDIMScheduler, DDPMScheduler, scheduler_from_config
 
 SAMPLERS = ["asd", "ddim10", "ddim5", "ddpm", "ddpm20", "free_block", "free_block20", "free_reflection", "frozen_block"]
 SAMPLERS += ["linear_block", "linear_block20"]
@@ -217,15 +219,15 @@ def test_a_checkpoint_of_another_task_is_refused(capsys: pytest.CaptureFixture[s
 def test_rollout_from_end_to_end(capfd: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
     job = [
-        "rollout", "task=square", f"checkpoint={checkpoint}", "sampler=[ddpm20,ddim2,free_block20]", "seeds=0:2",
+        "rollout", "task=square", f"checkpoint={checkpoint}", "sampler=[ddpm20,ddim2,free_block20]", "seeds=0:1",
         "num_envs=2", "latency_calls=3", "video=[]", f"out={out}",
     ]  # fmt: skip
     assert main(job) == 0
     first = json.loads((out / "table.json").read_text())
     assert [(row["sampler"], row["exact"], row["episodes"]) for row in first] == [
-        ("ddpm20", True, 2),
-        ("ddim2", False, 2),
-        ("free_block20", True, 2),
+        ("ddpm20", True, 1),
+        ("ddim2", False, 1),
+        ("free_block20", True, 1),
     ]
     assert first[0]["nfe"] == 20 and first[1]["nfe"] == 2 and 1 < first[2]["nfe"] <= 20
     assert {"table.md", "latency.json", "manifest.json", "latency_against_success.png"} <= {
@@ -247,23 +249,45 @@ def test_rollout_from_end_to_end(capfd: pytest.CaptureFixture[str], checkpoint: 
     assert sorted(path.name for path in out.glob("*.parquet")) == shards, "nothing is lost"
 
 
-def test_the_library_needs_no_simulator() -> None:
-    code = (
-        "import sys, specpolicy, specpolicy.policies, specpolicy.training, specpolicy_envs\n"
-        "loaded = {'robosuite', 'mujoco', 'h5py', 'pyarrow', 'matplotlib'} & set(sys.modules)\n"
-        "assert not loaded, loaded"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_core_needs_torch_alone() -> None:
+def test_imports_stay_light() -> None:
+    """Each step adds what it needs; whatever is imported early makes every start on a robot slower."""
     code = (
         "import sys, specpolicy\n"
-        "other = {'diffusers', 'gymnasium', 'hydra', 'specpolicy.policies', 'specpolicy.evaluation'}\n"
-        "loaded = other & set(sys.modules)\n"
-        "assert not loaded, loaded"
+        "def absent(*names): assert not (loaded := set(names) & set(sys.modules)), loaded\n"
+        "core = 'diffusers', 'gymnasium', 'hydra', 'specpolicy.policies', 'specpolicy.evaluation'\n"
+        "absent('torch', *core)\n"
+        "from specpolicy.cli import main\n"
+        "for wrong in ('rollout', 'sampler=warp'), ('evaluate', 'sampler=warp'), ('control', 'executor=nope'), "
+        "('train', 'colour=red'), ('tune', 'sampler=warp'): assert main(wrong) == 2\n"
+        "absent('torch', 'diffusers')\n"
+        "specpolicy.SpeculativeSampler\n"
+        "absent('diffusers', 'gymnasium', 'specpolicy.policies')\n"
+        "import specpolicy.policies, specpolicy.training, specpolicy_envs\n"
+        "absent('robosuite', 'mujoco', 'h5py', 'pyarrow', 'matplotlib')\n"
+        "policy = specpolicy.load_policy(sys.argv[1])\n"
+        "policy.predict_action(policy.observations.zeros(1), specpolicy.samplers.load('ddim2', policy))\n"
+        "absent('torch._dynamo', 'sympy', 'scipy.stats')\n"
+        "from diffusers.models.attention import BasicTransformerBlock\n"
+        "assert BasicTransformerBlock and sys.modules['torch._dynamo'].config\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code, str(SHIPPED)], check=True)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_train_timesteps": 30, "prediction_type": "sample", "clip_sample_range": 2.0},
+        {"num_train_timesteps": 30, "variance_type": "fixed_large", "_class_name": "DDPMScheduler"},
+        DDPMScheduler(20, beta_schedule="squaredcos_cap_v2", steps_offset=1).config,
+        DDIMScheduler(20, set_alpha_to_one=False).config,
+    ],
+)
+def test_schedulers_are_made_as_by_diffusers(kind: Any, config: Any) -> None:
+    expected, found = kind.from_config(config), scheduler_from_config(kind, config)
+    assert dict(found.config) == dict(expected.config)
+    assert torch.equal(found.alphas_cumprod, expected.alphas_cumprod)
+    assert scheduler_from_config(kind, config, timestep_spacing="trailing").config.timestep_spacing == "trailing"
 
 
 def test_seeds_and_lists() -> None:

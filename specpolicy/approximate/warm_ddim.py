@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from specpolicy.speculative.denoiser import Cond, Denoiser, gather_rows, prepare
 from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_whole
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.scheduler_sampler import SchedulerSampler
+from specpolicy.utils.diffusers_schedulers import DDIMScheduler, scheduler_from_config
 
 
 class WarmDDIM:
@@ -225,7 +225,8 @@ def warm_ddim(
             f"below a multiple of {steps}"
         )
     # The chain cut off above the start, as a scheduler of its own: its first step is the start itself.
-    cut = DDIMScheduler.from_config(
+    cut = scheduler_from_config(
+        DDIMScheduler,
         whole.config,
         num_train_timesteps=times,
         trained_betas=whole.betas[:times].tolist(),

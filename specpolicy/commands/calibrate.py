@@ -27,13 +27,14 @@ def calibrate(overrides: Sequence[str]) -> None:
     Args:
         overrides: ``name=value``, in Hydra's grammar.
     """
+    cfg = compose("calibrate", overrides)
+
     import torch
 
     from specpolicy.calibration.calibrate import calibrate
     from specpolicy.interop.loading import load_policy
     from specpolicy.utils.machine import git_revision, machine, package_versions
 
-    cfg = compose("calibrate", overrides)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(Path(cfg.checkpoint), cfg.device)

@@ -21,6 +21,14 @@ def certify(arguments: Sequence[str]) -> None:
         CertificateFailed: the sampler is not exact on this policy.
         ConfigError: no checkpoint, or more than one.
     """
+    paths = [each for each in arguments if "=" not in each or Path(each).exists()]
+    overrides = [each for each in arguments if each not in paths]
+    if len(paths) > 1:
+        raise ConfigError(f"give one checkpoint; these are {len(paths)}: {', '.join(paths)}")
+    cfg = compose("certify", overrides + [f'checkpoint="{path}"' for path in paths])
+    if not isinstance(to_container(cfg).get("checkpoint"), str) or to_container(cfg)["checkpoint"] == "???":
+        raise ConfigError("give a checkpoint: specpolicy certify PATH dataset=FILE")
+
     import numpy as np
     import torch
     from rich.console import Console
@@ -29,13 +37,6 @@ def certify(arguments: Sequence[str]) -> None:
     from specpolicy.interop.loading import load_policy
     from specpolicy.utils.machine import git_revision, machine, package_versions
 
-    paths = [each for each in arguments if "=" not in each or Path(each).exists()]
-    overrides = [each for each in arguments if each not in paths]
-    if len(paths) > 1:
-        raise ConfigError(f"give one checkpoint; these are {len(paths)}: {', '.join(paths)}")
-    cfg = compose("certify", overrides + [f'checkpoint="{path}"' for path in paths])
-    if not isinstance(to_container(cfg).get("checkpoint"), str) or to_container(cfg)["checkpoint"] == "???":
-        raise ConfigError("give a checkpoint: specpolicy certify PATH dataset=FILE")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(Path(cfg.checkpoint), cfg.device)

@@ -32,12 +32,6 @@ def control(overrides: Sequence[str]) -> None:
     Args:
         overrides: ``name=value``, in Hydra's grammar.
     """
-    from specpolicy.evaluation.comparison import CheckpointLoader
-    from specpolicy.evaluation.control.experiment import ControlExperiment, run_control
-    from specpolicy.policies.checkpoint import read_seen_seeds
-    from specpolicy.rollout.env_worker import MakeEnv
-    from specpolicy.rollout.episodes import EVALUATION_SEEDS, episode_keys
-
     samplers, others = split_list_override(overrides, "sampler")
     executors, others = split_list_override(others, "executor")
     latencies, others = split_list_override(others, "latency")
@@ -55,6 +49,13 @@ def control(overrides: Sequence[str]) -> None:
             f"nothing says what the actions of task {cfg.task.name!r} mean: add configs/actions/{cfg.task.name}.yaml "
             f"as for {', '.join(available('actions'))}"
         )
+
+    from specpolicy.evaluation.comparison import CheckpointLoader
+    from specpolicy.evaluation.control.experiment import ControlExperiment, run_control
+    from specpolicy.policies.checkpoint import read_seen_seeds
+    from specpolicy.rollout.env_worker import MakeEnv
+    from specpolicy.rollout.episodes import EVALUATION_SEEDS, episode_keys
+
     seeds = parse_seeds(to_container(cfg.seeds), EVALUATION_SEEDS)
     if seen := read_seen_seeds(Path(cfg.checkpoint)) & set(seeds):
         warnings.warn(f"{len(seen)} of {len(seeds)} seeds are initial states of the policy's training", stacklevel=1)
@@ -102,12 +103,12 @@ def control(overrides: Sequence[str]) -> None:
 
 def _composed(overrides: Sequence[str], sampler: str, executor: str) -> DictConfig:
     """One choice of each; what an executor plays is the policy's to say, unless somebody does."""
-    from specpolicy.interop.loading import read_policy_config
-
     chosen = [*overrides, f"sampler={sampler}", f"executor={executor}"]
     cfg = compose("control", chosen)
     if cfg.n_action_steps is not None:
         return cfg
+    from specpolicy.interop.loading import read_policy_config
+
     return compose("control", [*chosen, f"n_action_steps={read_policy_config(Path(cfg.checkpoint)).n_action_steps}"])
 
 

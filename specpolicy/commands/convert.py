@@ -20,12 +20,12 @@ def convert(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{source} is a policy: write specpolicy convert {source} out=FOLDER, and nothing else")
         _convert_policy(source, out)
         return
-    from specpolicy.datasets.pusht import convert_pusht
-
     given = [f"source={_quoted(source)}"] if source is not None else []
     cfg = compose("convert", [*given, *([f"out={_quoted(out)}"] if out is not None else []), *rest])
     if cfg.task.name not in ("pusht", "pusht_image"):
         raise ConfigError(f"no converter for task {cfg.task.name!r}; there are those for 'pusht' and 'pusht_image'")
+    from specpolicy.datasets.pusht import convert_pusht
+
     episodes = convert_pusht(cfg.source, cfg.out, images=cfg.task.name == "pusht_image")
     print(f"{episodes} demonstrations in {cfg.out}")
 
@@ -57,11 +57,11 @@ def _is_checkpoint(source: Path) -> bool:
 
 
 def _convert_policy(source: Path, out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"out={out} exists and is not empty; choose a new folder")
     from specpolicy.interop.loading import load_policy
 
     policy = load_policy(source)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"out={out} exists and is not empty; choose a new folder")
     policy.save_pretrained(out)
     print(policy.report())
     print(f"written to {out}")

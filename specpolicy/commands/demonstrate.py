@@ -16,13 +16,14 @@ def demonstrate(overrides: Sequence[str]) -> None:
     Args:
         overrides: ``name=value``, in Hydra's grammar.
     """
+    cfg = compose("demonstrate", overrides)
+    if isinstance(cfg.seed, int) and isinstance(cfg.episodes, int):  # else the settings say what is wrong
+        refuse_sealed(range(cfg.seed, cfg.seed + 2 * cfg.episodes), f"seed={cfg.seed} episodes={cfg.episodes}")
+
     from gymnasium import make
 
     from specpolicy.datasets.record import RecordingSettings, record_demonstrations
 
-    cfg = compose("demonstrate", overrides)
-    if isinstance(cfg.seed, int) and isinstance(cfg.episodes, int):  # else the settings say what is wrong
-        refuse_sealed(range(cfg.seed, cfg.seed + 2 * cfg.episodes), f"seed={cfg.seed} episodes={cfg.episodes}")
     recorded = record_demonstrations(
         cfg.out,
         partial(make, cfg.task.env),

@@ -17,13 +17,14 @@ def evaluate(overrides: Sequence[str]) -> None:
     Args:
         overrides: ``name=value``, in Hydra's grammar.
     """
+    names, others = split_list_override(overrides, "sampler")
+    tasks, others = split_list_override(others, "task")
+    common, recipes = composed("evaluate", others, names)
+
     from specpolicy.evaluation.compare import compare_tasks, require_unseen
     from specpolicy.policies.checkpoint import CheckpointError
     from specpolicy.rollout.episodes import EVALUATION_SEEDS
 
-    names, others = split_list_override(overrides, "sampler")
-    tasks, others = split_list_override(others, "task")
-    common, recipes = composed("evaluate", others, names)
     others = [*others, f"sampler={next(iter(recipes))}"]  # whose entries the overrides are known to fit
     comparisons = {}
     for task in tasks_with_checkpoint("evaluate", others) if tasks == ["all"] else tasks or [common.task.name]:

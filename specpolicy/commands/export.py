@@ -21,15 +21,16 @@ def export(arguments: Sequence[str]) -> None:
         ConfigError: no checkpoint or no folder, or a folder that holds something else.
         ExportError: this policy or sampler has no such graph.
     """
-    from specpolicy.interop.loading import load_policy
-    from specpolicy.interop.onnx_round import MANIFEST, ROUND, export_round
-
     paths = [each for each in arguments if "=" not in each or Path(each).exists()]
     overrides = [each for each in arguments if each not in paths]
     cfg = compose("export", overrides + [f'checkpoint="{path}"' for path in paths[:1]])
     given = to_container(cfg)
     if len(paths) > 1 or "???" in (given.get("checkpoint"), given.get("out")):
         raise ConfigError("give one checkpoint and a folder: specpolicy export PATH sampler=recycled20 out=FOLDER")
+
+    from specpolicy.interop.loading import load_policy
+    from specpolicy.interop.onnx_round import MANIFEST, ROUND, export_round
+
     out = Path(cfg.out)
     if out.exists() and (not out.is_dir() or {each.name for each in out.iterdir()} - {ROUND, MANIFEST}):
         raise ConfigError(f"out={out} exists and holds other files; choose a new folder")

@@ -17,14 +17,15 @@ def fidelity(overrides: Sequence[str]) -> None:
     Args:
         overrides: ``name=value``, in Hydra's grammar.
     """
+    names, others = split_list_override(overrides, "sampler")
+    tasks, others = split_list_override(others, "task")
+    common, recipes = composed("fidelity", others, names or ["ddpm", "free_block", "ddim10", "ddim5"])
+
     from specpolicy.evaluation.comparison import CheckpointLoader
     from specpolicy.evaluation.fidelity import fidelity_table, judge_fidelity
     from specpolicy.evaluation.latency import device_of
     from specpolicy.evaluation.provenance import collect_provenance
 
-    names, others = split_list_override(overrides, "sampler")
-    tasks, others = split_list_override(others, "task")
-    common, recipes = composed("fidelity", others, names or ["ddpm", "free_block", "ddim10", "ddim5"])
     makers = {name: instantiate(recipe) for name, recipe in recipes.items()}
     several = tasks is not None and (tasks == ["all"] or len(tasks) > 1)
     for task in tasks_with_checkpoint("fidelity", others) if tasks == ["all"] else tasks or [common.task.name]:

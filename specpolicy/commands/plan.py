@@ -14,9 +14,10 @@ def plan(overrides: Sequence[str]) -> None:
     Args:
         overrides: ``name=value``, in Hydra's grammar.
     """
+    settings: dict[str, Any] = to_container(compose("plan", overrides))
+
     from specpolicy.evaluation.planning import plan_comparison
 
-    settings: dict[str, Any] = to_container(compose("plan", overrides))
     seeds = settings.pop("seeds")
     plans = [plan_comparison(each, **settings) for each in (seeds if isinstance(seeds, list) else [seeds])]
     first = plans[0]

@@ -14,11 +14,12 @@ def report(arguments: Sequence[str]) -> None:
     Args:
         arguments: ``name=value``, in Hydra's grammar, and a path.
     """
+    folder, overrides = split_folder(arguments)
+    settings: dict[str, Any] = to_container(compose("report", overrides))
+
     from specpolicy.evaluation.report.page import write_report
     from specpolicy.evaluation.report.results import ReportSettings
 
-    folder, overrides = split_folder(arguments)
-    settings: dict[str, Any] = to_container(compose("report", overrides))
     out = settings.pop("out")
 
     def control_hz(task: str) -> float | None:

@@ -16,10 +16,11 @@ def rollout(overrides: Sequence[str]) -> None:
     Args:
         overrides: ``name=value``, in Hydra's grammar.
     """
-    from specpolicy.evaluation.compare import SeedsSeenInTraining, compare, require_unseen
-
     names, others = split_list_override(overrides, "sampler")
     cfg, recipes = composed("rollout", others, names)
+
+    from specpolicy.evaluation.compare import SeedsSeenInTraining, compare, require_unseen
+
     comparison = comparison_of(cfg, recipes, parse_seeds(to_container(cfg.seeds)))
     try:
         require_unseen(comparison)

@@ -26,12 +26,6 @@ def ros(arguments: Sequence[str]) -> None:
     Args:
         arguments: ``name=value``, and the checkpoint alone or as ``checkpoint=``.
     """
-    from specpolicy.control.watchdog import Watchdog
-    from specpolicy.interop.loading import read_policy_config
-    from specpolicy.ros.interface import load_interface
-    from specpolicy.ros.node import NodeSettings, PolicyNode
-    from specpolicy.ros.watchdog import TopicSender
-
     paths = [each for each in arguments if "=" not in each or Path(each).exists()]
     overrides = [each for each in arguments if each not in paths]
     if len(paths) > 1:
@@ -42,6 +36,13 @@ def ros(arguments: Sequence[str]) -> None:
         if name not in given:
             raise ConfigError(f"ros needs {name}=: {example}")
     cfg = compose("ros", overrides)
+
+    from specpolicy.control.watchdog import Watchdog
+    from specpolicy.interop.loading import read_policy_config
+    from specpolicy.ros.interface import load_interface
+    from specpolicy.ros.node import NodeSettings, PolicyNode
+    from specpolicy.ros.watchdog import TopicSender
+
     interface = load_interface(str(cfg.config))
     if cfg.n_action_steps is None:
         steps = read_policy_config(Path(cfg.checkpoint)).n_action_steps

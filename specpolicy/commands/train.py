@@ -13,12 +13,13 @@ def train(overrides: Sequence[str]) -> None:
     Args:
         overrides: ``name=value``, in Hydra's grammar.
     """
+    cfg = compose("train", overrides)
+
     from specpolicy.policies.config import PolicyConfig
     from specpolicy.policies.diffusion_policy import DiffusionPolicy
     from specpolicy.training.loop import TrainingSettings
     from specpolicy.training.train import train_policy
 
-    cfg = compose("train", overrides)
     config = PolicyConfig.for_task(to_container(cfg.task), to_container(cfg.policy))
     settings = TrainingSettings(**to_container(cfg.training))
     teacher, init, donor = (

@@ -21,6 +21,10 @@ def tune(overrides: Sequence[str]) -> None:
     Args:
         overrides: ``name=value``, in Hydra's grammar.
     """
+    cfg = compose("tune", overrides)
+    if "window" not in cfg.sampler:
+        raise ConfigError(f"{cfg.sampler._target_} has no window to tune; choose a speculative sampler")
+
     import numpy as np
     import torch
 
@@ -32,9 +36,6 @@ def tune(overrides: Sequence[str]) -> None:
     from specpolicy.tuning.tune import tune_windows
     from specpolicy.utils.machine import git_revision, machine, package_versions
 
-    cfg = compose("tune", overrides)
-    if "window" not in cfg.sampler:
-        raise ConfigError(f"{cfg.sampler._target_} has no window to tune; choose a speculative sampler")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     policy = load_policy(Path(cfg.checkpoint), cfg.device)

@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from specpolicy.policies.protocols import ChunkReusingSampler
@@ -30,6 +29,7 @@ from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import SpeculativeSampler
 from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.speculative.verifiers import ReflectionVerifier
+from specpolicy.utils.diffusers_schedulers import DDPMScheduler, scheduler_from_config
 
 _WINDOW = 24
 """Steps drafted a round on a CPU, where rows cost time; on CUDA the whole chain is."""
@@ -384,7 +384,7 @@ def _process(adapter: _Adapter, chain: str | None) -> tuple[ReverseProcess, DDPM
             f'accelerate(policy, chain="ddpm") runs the {train_steps}-step DDPM chain that the network was trained for '
             "(another distribution than DDIM's); specpolicy.approximate has samplers that trade exactness for speed"
         )
-    known = DDPMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    known = scheduler_from_config(DDPMScheduler, {k: v for k, v in config.items() if not k.startswith("_")})
     steps = train_steps if chain == "ddpm" else adapter.steps
     notes = []
     if chain == "ddpm" and ("DDIMScheduler" in names or steps != adapter.steps):

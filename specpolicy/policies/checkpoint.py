@@ -193,7 +193,7 @@ _DEPTHS = ("layers", "blocks", "encoder_layers", "channels")  # arguments that s
 
 
 def _scheduler_keys() -> set[str]:
-    from diffusers import DDIMScheduler, DDPMScheduler
+    from specpolicy.utils.diffusers_schedulers import DDIMScheduler, DDPMScheduler
 
     return {key for each in (DDPMScheduler, DDIMScheduler) for key in inspect.signature(each.__init__).parameters}
 
@@ -208,7 +208,8 @@ def _build(folder: Path, config: PolicyConfig) -> DiffusionPolicy:
 
     try:
         policy = DiffusionPolicy(config)
-        levels = policy.scheduler.alphas_cumprod
+        # On the device ``meta`` the scheduler's arithmetic would load torch's compiler, 3 s, and compute nothing.
+        levels = None if policy.device.type == "meta" else policy.scheduler.alphas_cumprod
     except Exception as error:  # whatever torch and diffusers say of hostile arguments
         raise CheckpointError(
             f"{folder / CONFIG} describes no policy that can be built: {one_line(error, 300)}"
@@ -221,7 +222,7 @@ def _build(folder: Path, config: PolicyConfig) -> DiffusionPolicy:
             f"{folder / CONFIG}: scheduler.prediction_type={check[0]!r}, variance_type={check[1]!r}; expected one of "
             f"{', '.join(_PREDICTIONS)}, and a fixed variance"
         )
-    if not levels.is_meta and not (len(levels) and bool(((levels > 0) & (levels <= 1)).all())):
+    if levels is not None and not (len(levels) and bool(((levels > 0) & (levels <= 1)).all())):
         raise CheckpointError(f"{folder / CONFIG}: the scheduler's noise levels are not between 0 and 1")
     return policy
 

@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from specpolicy.speculative.inputs import Generators, kind_of
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
+from specpolicy.utils.diffusers_schedulers import DDIMScheduler, DDPMScheduler, scheduler_from_config
 
 
 @runtime_checkable
@@ -127,7 +127,7 @@ class DiffusionPolicy(nn.Module):
     @property
     def scheduler(self) -> DDPMScheduler | DDIMScheduler:
         """A fresh copy of the scheduler that the policy is played with."""
-        return (DDIMScheduler if self._deterministic else DDPMScheduler).from_config(self.config.scheduler)
+        return scheduler_from_config(DDIMScheduler if self._deterministic else DDPMScheduler, self.config.scheduler)
 
     @property
     def _deterministic(self) -> bool:
@@ -136,7 +136,7 @@ class DiffusionPolicy(nn.Module):
     @property
     def training_scheduler(self) -> DDPMScheduler:
         """A fresh copy of the scheduler of the chain that the network was trained for; of the same betas."""
-        return DDPMScheduler.from_config(self.config.scheduler)
+        return scheduler_from_config(DDPMScheduler, self.config.scheduler)
 
     @cached_property
     def num_train_timesteps(self) -> int:

@@ -48,7 +48,7 @@ class MinMaxNormalizer(_InFloat32):
     @classmethod
     def identity(cls, dim: int) -> MinMaxNormalizer:
         """Make the map that changes nothing, to be filled by ``load_state_dict``."""
-        return cls(-torch.ones(dim), torch.ones(dim))
+        return cls(torch.full((dim,), -1.0), torch.ones(dim))
 
     @classmethod
     def fit(cls, data: Float[Tensor, "n dim"]) -> MinMaxNormalizer:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 
 from specpolicy.speculative.process import ReverseProcess
@@ -85,7 +85,7 @@ def check_exactness(
     for test in steps[0]:
         p[f"worst step:{test}"] = min(1.0, len(steps) * min(step[test] for step in steps))
     norms = z.square().sum(-1).flatten().numpy()
-    p["squared norm"] = float(stats.kstest(norms, stats.chi2(z.shape[-1]).cdf).pvalue)
+    p["squared norm"] = _kolmogorov(stats.chi2(z.shape[-1]).cdf(np.sort(norms)))
     p["lag 1"] = _uncorrelated(z[1:].flatten().numpy(), z[:-1].flatten().numpy())
     for lag in lags:
         if lag >= len(z):
@@ -118,8 +118,23 @@ def _normal(name: str, values: Array) -> dict[str, float]:
     return {
         f"{name}: mean": float(mean),
         f"{name}: variance": float(min(1.0, variance)),
-        f"{name}: normality": float(stats.kstest(values, "norm").pvalue),
+        f"{name}: normality": _kolmogorov(special.ndtr(np.sort(values))),
     }
+
+
+def _kolmogorov(quantiles: Array) -> float:
+    """p-value of the two-sided Kolmogorov-Smirnov test, from rising values of the distribution function.
+
+    As ``scipy.stats.kstest``, whose exact distribution takes most of a report's time: from 1000 values on, its limit
+    with Vrbik's (2018) correction is taken, which is off by less than 0.3 % of p where p > 0.001.
+    """
+    n = len(quantiles)
+    grid = np.arange(n + 1) / n
+    distance = max(float((grid[1:] - quantiles).max()), float((quantiles - grid[:-1]).max()))
+    if n < 1000:
+        return float(stats.kstwo.sf(distance, n))
+    z = distance * np.sqrt(n)
+    return float(special.kolmogorov(z + 1 / (6 * np.sqrt(n)) + (z - 1) / (4 * n)))
 
 
 def _uncorrelated(first: Array, second: Array) -> float:

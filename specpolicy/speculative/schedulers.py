@@ -90,7 +90,7 @@ def set_timesteps(scheduler: Any, num_inference_steps: Any) -> None:
 
 def _set(scheduler: Any, num_inference_steps: int | None, timesteps: list[int] | None) -> Any:
     """A copy of the scheduler with its timesteps set and checked."""
-    scheduler = copy.deepcopy(scheduler)
+    scheduler = copy.copy(scheduler)  # whose timesteps are replaced, not changed
     if timesteps is not None:
         if num_inference_steps is not None:
             raise ValueError("both num_inference_steps and timesteps are given; give one of them")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from specpolicy.speculative.process import ReverseProcess
 from specpolicy.training.loop import TrainingLoop, TrainingObjective, TrainingSettings
 from specpolicy.training.warm_start import adopt_denoiser, encoded_moments, fit_linear_map, widen_prefix
 from specpolicy.utils.checks import check_integer, check_number
+from specpolicy.utils.diffusers_schedulers import DDPMScheduler
 
 _log = logging.getLogger(__name__)
 

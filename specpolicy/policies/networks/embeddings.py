@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -22,9 +23,8 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, dim: int, mlp: bool = True) -> None:
         super().__init__()
         half = dim // 2
-        self.register_buffer(
-            "frequencies", torch.exp(-math.log(10_000.0) / (half - 1) * torch.arange(half)), persistent=False
-        )
+        values = _frequencies(half, lambda place: torch.exp(-math.log(10_000.0) / (half - 1) * place))
+        self.register_buffer("frequencies", values, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim)) if mlp else nn.Identity()
 
     def forward(self, timestep: Float[Tensor, " n"]) -> Float[Tensor, "n dim"]:
@@ -49,7 +49,8 @@ class FourierFeatures(nn.Module):
         super().__init__()
         if count < 0:
             raise ValueError(f"octaves must be 0 or more, got {count}")
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(count), persistent=False)
+        values = _frequencies(count, lambda place: math.pi * 2.0**place)
+        self.register_buffer("frequencies", values, persistent=False)
 
     def width(self, dim: int) -> int:
         """Length of what a vector of length ``dim`` becomes."""
@@ -61,3 +62,9 @@ class FourierFeatures(nn.Module):
             return vector
         angles = (vector[..., None] * self.frequencies).flatten(-2)
         return torch.cat([vector, angles.sin(), angles.cos()], dim=-1)
+
+
+def _frequencies(count: int, formula: Callable[[Tensor], Tensor]) -> Tensor:
+    """``formula`` of 0, 1, 2, …; only the shape on the device ``meta``, where it would load torch's compiler in 3 s."""
+    shape = torch.empty(count)
+    return shape if shape.is_meta else formula(torch.arange(count))
