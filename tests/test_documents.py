@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from prepared_python import run_python
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -45,9 +45,7 @@ def test_links_lead_to_files(document: Path) -> None:
     "document", [each for each in DOCUMENTS if python_of(each)], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_snippets_run_as_they_are_pasted(document: Path) -> None:
-    code = "\n".join(python_of(document))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_python("\n".join(python_of(document)), cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -75,5 +73,7 @@ def test_commands_of_the_documents_are_read(command: str) -> None:
 def test_examples_run(name: str) -> None:
     if name == "act_on_an_observation.py" and find_spec("robosuite") is None:
         pytest.skip("needs the simulator: pip install 'specpolicy[sim]'")
-    done = subprocess.run([sys.executable, f"examples/{name}"], cwd=ROOT, check=True, capture_output=True, text=True)
+    file = ROOT / "examples" / name
+    done = run_python(file.read_text(encoding="utf-8"), file, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("evaluations") == 3

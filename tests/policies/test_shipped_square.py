@@ -70,10 +70,10 @@ class AcceptsEverything(BlockVerifier):
 @pytest.mark.parametrize(
     ("steps", "drafter", "verifier", "window", "batch"),
     [
-        (20, FreeDrafter(), BlockVerifier(), 12, 240),
-        (20, FrozenDrafter(), ReflectionVerifier(), 12, 240),
+        (20, FreeDrafter(), BlockVerifier(), 12, 96),
+        (20, FrozenDrafter(), ReflectionVerifier(), 12, 96),
         (100, FreeDrafter(), BlockVerifier(), 24, 48),
-        (20, RecyclingDrafter(), ReflectionVerifier(), 19, 240),
+        (20, RecyclingDrafter(), ReflectionVerifier(), 19, 96),
     ],
 )
 def test_innovations_on_the_shipped_network(

@@ -1,11 +1,11 @@
 """Runs the static functions of a checkpoint's samplers on a device that does not exist, and prints what went wrong.
 
-    python imitated_gpu.py CHECKPOINT [SAMPLER ...]
+    python imitated_gpu.py '[[CHECKPOINT, [SAMPLER, ...], null], ...]'     # no sampler: all of them
 
 Tensors have shapes and a device but no numbers (FakeTensorMode), and the device is none of torch's own (PrivateUse1).
 So a function that reads a number, which would break a CUDA graph, cannot go on; and a tensor that stays on the CPU,
 which a graph would read from memory that is gone, is seen at the first operation it takes part in. A process of its
-own, since torch takes one such device and keeps it. ``--broken=read`` and ``--broken=cpu`` spoil the network.
+own, since torch takes one such device and keeps it. ``"read"`` and ``"cpu"`` in the place of null spoil the network.
 """
 
 from __future__ import annotations
@@ -123,17 +123,14 @@ def check(made: Any, policy: DiffusionPolicy, network: Any, device: torch.device
     return watched.operations
 
 
-def main() -> None:
-    """Print ``{sampler: operations, or what went wrong}``; samplers without a static form are left out."""
-    _setup_privateuseone_for_python_backend("imitated")
-    broken = next((each.partition("=")[2] for each in sys.argv if each.startswith("--broken=")), None)
-    checkpoint, *names = [each for each in sys.argv[1:] if not each.startswith("--")]
-    there, device = specpolicy.load_policy(checkpoint), torch.device("imitated", 0)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+def findings(
+    checkpoint: str, names: list[str], broken: str | None, device: torch.device, mode: FakeTensorMode
+) -> dict[str, int | str]:
+    """Operations of each sampler, or what went wrong; samplers without a static form are left out."""
+    there = specpolicy.load_policy(checkpoint)
     with mode, device:  # fake parameters cannot be moved: they are made there
         policy = DiffusionPolicy(there.config).eval()
     network = Broken(policy, broken) if broken else policy
-    verifiers._may_sync = lambda: False  # as in a capture, where Newton's method makes all of its steps
     found: dict[str, int | str] = {}
     for name in names or specpolicy.samplers.names():
         try:
@@ -148,7 +145,15 @@ def main() -> None:
             place = traceback.extract_tb(error.__traceback__)
             ours = [f"{frame.name}, line {frame.lineno}" for frame in place if "specpolicy" in frame.filename]
             found[name] = f"{type(error).__name__} in {' > '.join(ours[-3:])}: {str(error)[:300]}"
-    print(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    """Print ``{sampler: operations, or what went wrong}`` of each job in turn."""
+    _setup_privateuseone_for_python_backend("imitated")
+    device, mode = torch.device("imitated", 0), FakeTensorMode(allow_non_fake_inputs=True)
+    verifiers._may_sync = lambda: False  # as in a capture, where Newton's method makes all of its steps
+    print(json.dumps([findings(*job, device, mode) for job in json.loads(sys.argv[1])]))
 
 
 if __name__ == "__main__":

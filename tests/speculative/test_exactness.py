@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from mixtures import chains, ddpm, mixture
@@ -23,7 +24,7 @@ from specpolicy import (
 from specpolicy.speculative.chain_batch import ChainBatch
 from specpolicy.speculative.denoiser import Denoiser
 from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart
-from specpolicy.speculative.exactness import check_exactness
+from specpolicy.speculative.exactness import _normal, check_exactness
 from specpolicy.speculative.process import per_row
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.verifiers import AcceptedPrefix, DraftTargetGap, Rejection, Verifier
@@ -213,3 +214,11 @@ def test_account_adds_up() -> None:
 
 def test_process_type_is_public() -> None:
     assert isinstance(ddpm(5)[1], ReverseProcess)
+
+
+@pytest.mark.parametrize("count", [50, 999, 1000, 30_000])
+@pytest.mark.parametrize("shift", [0.0, 0.02, 0.1])
+def test_normality_is_scipys_test(count: int, shift: float) -> None:
+    values = np.random.default_rng(count).standard_normal(count) + shift
+    expected = stats.kstest(values, "norm").pvalue
+    assert _normal("", values)[": normality"] == pytest.approx(expected, rel=0.01, abs=1e-9)

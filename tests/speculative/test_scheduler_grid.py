@@ -6,6 +6,7 @@ Both sides compute in float64, from the float32 noise schedule that diffusers ma
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import re
 from types import SimpleNamespace
@@ -53,7 +54,7 @@ def reason(config: Any, steps: int) -> str | None:
 
 def in_double(scheduler: Any, steps: int) -> Any:
     """The stock scheduler, set, with its schedule in float64."""
-    scheduler = copy.deepcopy(scheduler)
+    scheduler = copy.copy(scheduler)
     scheduler.set_timesteps(steps)
     for name in ("alphas_cumprod", "final_alpha_cumprod", "one"):
         if hasattr(scheduler, name):
@@ -61,20 +62,27 @@ def in_double(scheduler: Any, steps: int) -> Any:
     return scheduler
 
 
+@functools.cache
+def states_and_noise(steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random states and outputs, and the noise that a generator seeded with the step's place hands out."""
+    generator, shape = torch.Generator().manual_seed(steps), (steps, 2, 2, 4)
+    x, output = (2 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    noise = [torch.randn(shape[1:], generator=generator.manual_seed(k), dtype=torch.float64) for k in range(steps)]
+    return x, output, torch.stack(noise)
+
+
 def compare(scheduler: Any, process: ReverseProcess, steps: int, **step: Any) -> int:
     """Step by step, at random states and outputs; returns how many of the stock scheduler's steps were finite."""
-    stock, shape = in_double(scheduler, steps), (steps, 2, 2, 4)
+    stock, generator = in_double(scheduler, steps), torch.Generator()
     assert process.timesteps.tolist() == stock.timesteps.tolist()
-    generator = torch.Generator().manual_seed(steps)
-    x, output = (2 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    seeds = [torch.Generator().manual_seed(k) for k in range(steps)]
+    x, output, noise = states_and_noise(steps)
     expected = torch.stack(
-        [stock.step(output[k], t, x[k], generator=seeds[k], **step).prev_sample for k, t in enumerate(stock.timesteps)]
+        [
+            stock.step(output[k], t, x[k], generator=generator.manual_seed(k), **step).prev_sample
+            for k, t in enumerate(stock.timesteps)
+        ]
     ).flatten(1)
-    noise = torch.stack(
-        [torch.randn(shape[1:], generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(steps)]
-    )
-    rows = torch.arange(steps).repeat_interleave(shape[1])
+    rows = torch.arange(steps).repeat_interleave(x.shape[1])
     states, outputs, noises = (each.flatten(0, 1) for each in (x, output, noise))
     found = process.step(states, process.x0(states, outputs, rows), rows, noises).view_as(expected)
     assert found.isfinite().all()
