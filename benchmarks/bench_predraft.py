@@ -174,7 +174,7 @@ def measure(task: str, names: Sequence[str], count: int, timed: int, episodes: i
     configs = {name: compose("control", [f"task={task}", f"sampler={name}"]) for name in [*names, *FEW]}
     cfg = configs[names[0]]
     makers = {name: instantiate(each.sampler) for name, each in configs.items()}
-    policy, made = CheckpointLoader(str(cfg.checkpoint), task, makers)()
+    policy, made, _ = CheckpointLoader(str(cfg.checkpoint), task, makers)()
     assert isinstance(policy, DiffusionPolicy)
     samplers = dict(made)
     found = moments(policy, samplers["ddim10"], cfg, count, episodes)
