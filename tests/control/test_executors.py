@@ -18,6 +18,7 @@ from specpolicy.control.executors import (
     Executor,
     ExecutorConfig,
     IdleBehavior,
+    LastObservation,
     LinearObservation,
     Lockstep,
     PredraftConfig,
@@ -136,11 +137,12 @@ def test_a_draft_is_begun_as_late_as_it_may_be(latency_s: float, ahead: int) -> 
 
 
 def test_pre_drafts_see_the_predicted_observation() -> None:
-    _, _, policy, _ = play(PreDrafting(RecedingHorizon(4), PredraftConfig(3, LinearObservation())), 0.0)
-    drafts = [each for each in policy.asked if each.kind is InferenceKind.DRAFT]
-    assert [int(each.window["tick"][-1, 0]) for each in drafts[1:5]] == [8, 12, 16, 20]  # made at 5, 9, 13, 17
-    assert all(each.window["tick"][0, 0] == each.window["tick"][1, 0] - 1 for each in drafts[1:5])
-    _, _, policy, _ = play(PreDrafting(RecedingHorizon(4), PredraftConfig(3)), 0.0)
+    for linear in (LinearObservation(), None):  # what is taken without a choice
+        _, _, policy, _ = play(PreDrafting(RecedingHorizon(4), PredraftConfig(3, linear)), 0.0)
+        drafts = [each for each in policy.asked if each.kind is InferenceKind.DRAFT]
+        assert [int(each.window["tick"][-1, 0]) for each in drafts[1:5]] == [8, 12, 16, 20]  # made at 5, 9, 13, 17
+        assert all(each.window["tick"][0, 0] == each.window["tick"][1, 0] - 1 for each in drafts[1:5])
+    _, _, policy, _ = play(PreDrafting(RecedingHorizon(4), PredraftConfig(3, LastObservation())), 0.0)
     assert policy.ticks_asked(InferenceKind.DRAFT)[1:5] == [5, 9, 13, 17]
 
 
