@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("results.md", "measurements.md", "control.md")),
+    *(ROOT / "docs" / name for name in ("results.md", "measurements.md", "control.md", "finetuning.md")),
     *sorted(ROOT.glob("checkpoints/*/README.md")),
 ]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -165,6 +165,32 @@ def task_rows(task: str) -> list[dict[str, Any]]:
     return list(json.loads((RESULTS / task / "table.json").read_text(encoding="utf-8")))
 
 
+def warm_table() -> str:
+    """Few-step DDIM from the last chunk beside ``ddpm20``, over the same seeds, by task."""
+    lines = [
+        "| task | sampler | succeeded | success, % [95 %] | score [95 %] | steps to success | NFE |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for task in HEADLINE:
+        path = RESULTS / "half_precision" / task / "table.json"
+        if not path.exists():
+            continue
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        for row in rows if any(each["sampler"] == "warm2" for each in rows) else []:
+            if row["sampler"] in ("ddpm20", "warm2", "warm4"):
+                value, low, high = (100 * each for each in row["success"])
+                shown = [f"{value:.0f} [{low:.0f}, {high:.0f}]"]
+                scored, steps = row["score"], row["steps"]
+                shown.append("–" if scored is None else "{:.3f} [{:.3f}, {:.3f}]".format(*scored))
+                shown.append("–" if steps is None else "{:.0f} [{:.0f}, {:.0f}]".format(*steps))
+                kind = "" if row["exact"] else " (**approximate**)"
+                lines.append(
+                    f"| {task} | `{row['sampler']}`{kind} | {row['successes']}/{row['episodes']} | "
+                    f"{' | '.join(shown)} | {row['nfe']:.1f} |"
+                )
+    return "\n".join(lines)
+
+
 def latency_choices_table() -> str:
     """For each task on a running robot: success at recorded latencies, of the best exact sampler and of the best."""
     cells = json.loads((RESULTS / "reality" / "table.json").read_text(encoding="utf-8"))
@@ -212,6 +238,8 @@ def filled(text: str) -> str:
         "verdicts": verdicts_table,
         "choices": choices_table,
         "latency choices": latency_choices_table,
+        "warm": warm_table,
+        "finetune": lambda: (RESULTS / "finetune" / "throughput-square.md").read_text(encoding="utf-8").strip(),
     }
     for name, make in made.items():
         if f"<!-- {name} -->" in text:
