@@ -65,7 +65,7 @@ class LocalWorker:
         try:
             self._handler = self._handler or self._make_handler()
             self._answer = self._handler(request)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a simulator that leaves must not take its evaluation along
             self._answer = WorkerError(format_exception(error))
 
     def receive(self) -> Any:

@@ -52,3 +52,23 @@ def test_what_a_handler_raises_is_an_answer(in_process: bool) -> None:
     finally:
         worker.close()
     assert isinstance(worker, LocalWorker) == in_process
+
+
+class Leaves(Doubler):
+    """Ends the program in the place of an answer, as a simulator does that has lost its display."""
+
+    def __call__(self, request: int) -> int:
+        return super().__call__(request) if request else sys.exit("no display")
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_a_handler_that_leaves_fails_its_request_alone(in_process: bool) -> None:
+    (worker,) = make_workers(Leaves, 1, 60, in_process=in_process)
+    try:
+        worker.send(0)
+        answer = worker.receive()
+        assert isinstance(answer, WorkerError) and answer.died != in_process
+        worker.send(4)
+        assert worker.receive() == 8
+    finally:
+        worker.close()
