@@ -20,15 +20,16 @@ def evaluate(overrides: Sequence[str]) -> None:
     names, others = split_list_override(overrides, "sampler")
     tasks, others = split_list_override(others, "task")
     common, recipes = composed("evaluate", others, names)
+    others = [*others, f"sampler={next(iter(recipes))}"]  # whose entries the overrides are known to fit
+    chosen = tasks_with_checkpoint("evaluate", others) if tasks == ["all"] else tasks or [common.task.name]
+    configs = {task: compose("evaluate", [*others, f"task={task}"]) for task in chosen}
 
     from specpolicy.evaluation.compare import compare_tasks, require_unseen
     from specpolicy.policies.checkpoint import CheckpointError
     from specpolicy.rollout.episodes import EVALUATION_SEEDS
 
-    others = [*others, f"sampler={next(iter(recipes))}"]  # whose entries the overrides are known to fit
     comparisons = {}
-    for task in tasks_with_checkpoint("evaluate", others) if tasks == ["all"] else tasks or [common.task.name]:
-        cfg = compose("evaluate", [*others, f"task={task}"])
+    for task, cfg in configs.items():
         try:
             comparison = comparison_of(
                 cfg, recipes, parse_seeds(to_container(cfg.seeds), EVALUATION_SEEDS, may_open=True)
