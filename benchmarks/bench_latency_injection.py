@@ -206,7 +206,7 @@ def main() -> None:
         raise SystemExit(f"nothing in {REALITY}: run make reality first")
     lines = table(found)
     content: list[dict[str, Any]] = [{**vars(cell), "percent": cell.percent} for cell in found]
-    for name, text in (("table.md", "\n".join(lines)), ("table.json", json.dumps(content, indent=1))):
+    for name, text in (("table.md", "\n".join(lines)), ("table.json", json.dumps(content, separators=(",", ":")))):
         with atomic_path(REALITY / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     draw(found, REALITY / "success_against_latency.png")
