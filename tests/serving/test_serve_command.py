@@ -21,6 +21,7 @@ from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.serving.auth import TOKEN_VARIABLE
 from specpolicy.serving.batching import BatchedPolicy
 from specpolicy.serving.client import Client
+from specpolicy.serving.continuous import ContinuousBatch
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,18 +64,29 @@ def test_a_certificate_that_is_missing(capsys: pytest.CaptureFixture[str], check
     assert "tls_cert=/a.pem and tls_key=/b.pem cannot be used" in capsys.readouterr().err
 
 
-def test_from_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("overrides", "continuous"),
+    [([], False), (["continuous=true"], True), (["continuous=true", "compile=plain"], False)],
+    ids=["batches", "continuous", "cannot be suspended"],
+)
+def test_from_end_to_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, checkpoint: Path, overrides: list[str],
+    continuous: bool,
+) -> None:  # fmt: skip
     """The command in this process; the robot, and then the signal, come from a thread."""
     monkeypatch.setenv(TOKEN_VARIABLE, SECRET)
     seen: dict[str, Any] = {}
+    joined, join = list[Any](), ContinuousBatch.join
+    monkeypatch.setattr(ContinuousBatch, "join", lambda self, key, job: (joined.append(key), join(self, key, job))[1])
 
     def robot() -> None:
-        output, deadline = "", time.monotonic() + 60
+        output, errors, deadline = "", "", time.monotonic() + 60
         while not (found := re.search(r"at (ws://\S+); Ctrl-C", output)) and time.monotonic() < deadline:
             time.sleep(0.01)
-            output += capsys.readouterr().out
+            heard = capsys.readouterr()
+            output, errors = output + heard.out, errors + heard.err
         try:
-            seen["said"] = output
+            seen["said"], seen["warned"] = output, errors
             assert found is not None
             with Client(found[1], token=SECRET, timeout_s=60) as client:
                 seen["policy"] = client.metadata["policy"]
@@ -85,7 +97,8 @@ def test_from_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
     thread = threading.Thread(target=robot)
     thread.start()
-    assert main(["serve", f"checkpoint={checkpoint}", "sampler=ddim2", "port=0", "max_batch=2"]) == 0
+    command = ["serve", f"checkpoint={checkpoint}", "sampler=ddim2", "port=0", "max_batch=2", *overrides]
+    assert main(command) == 0
     thread.join(60)
     assert f"serving {checkpoint} (echo, approximate) at ws://127.0.0.1:" in seen["said"]
     assert seen["policy"]["task"] == "echo" and seen["policy"]["exact"] is False
@@ -93,7 +106,9 @@ def test_from_end_to_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     engine = BatchedPolicy(policy, samplers.ddim(policy.scheduler, 2))
     history = {name: np.full((SPEC.horizon, dim), 0.3, np.float32) for name, dim in SPEC.keys.items()}
     [expected] = engine.run([whole(history, 2)])
-    np.testing.assert_array_equal(seen["actions"], expected.actions)
+    np.testing.assert_allclose(seen["actions"], expected.actions, rtol=0, atol=1e-6 if overrides else 0)
+    assert len(joined) == continuous
+    assert ("continuous=true has no effect: " in seen["warned"]) == (bool(overrides) and not continuous)
 
 
 def test_the_command_is_listed_and_described(capsys: pytest.CaptureFixture[str]) -> None:

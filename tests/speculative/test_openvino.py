@@ -17,6 +17,7 @@ from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.speculative.compiled import openvino_network
 from specpolicy.speculative.compiled.openvino_network import BATCH_SIZES, ConversionError, OpenVINODenoiser, bucket
 from specpolicy.speculative.compiled.runtime import RuntimeChain, RuntimeSampler
 from specpolicy.speculative.exactness import check_exactness
@@ -64,6 +65,7 @@ def small(network: dict[str, object], **settings: object) -> DiffusionPolicy:
     "network",
     [
         {"name": "unet1d", "channels": [16, 32], "timestep_dim": 16},
+        {"name": "unet1d", "channels": [16, 24, 32], "timestep_dim": 16},  # down to few positions
         {"name": "mlp", "width": 64, "blocks": 1, "octaves": 2},
         {"name": "transformer", "width": 16, "layers": 1, "heads": 2, "observation_steps": 2},
     ],
@@ -260,3 +262,23 @@ def test_commands_name_the_switch(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["rollout", "task=tool_hang", "sampler=[ddpm20]", "compile=inductor", "precision=bf16"]
     assert main(arguments) == EXIT_USER_ERROR
     assert "precision=bf16 is for compile=openvino, and compile=inductor here" in capsys.readouterr().err
+
+
+def test_convolutions_over_few_positions_become_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    policy = small({"name": "unet1d", "channels": [16, 24, 32], "timestep_dim": 16})
+    fast = OpenVINODenoiser(policy)
+    inputs = torch.randn(2, *policy.event_shape), torch.tensor([3, 5]), torch.randn(2, policy_cond(policy))
+    fast(*inputs)
+    (converted,) = fast._converted.values()
+    model = converted.clone()
+    model.reshape({place: list(part.shape) for place, part in enumerate(inputs)})
+
+    def short() -> list[int]:
+        nodes = [node for node in model.get_ops() if node.get_type_name() == "Convolution"]
+        return [node.input_value(0).get_shape()[2] for node in nodes if node.input_value(1).get_shape()[2] == 5]
+
+    before = short()
+    assert {2, 4, 8} == set(before)
+    openvino_network._short_convolutions(model)
+    assert short() == [length for length in before if length > 4]
