@@ -468,7 +468,9 @@ def test_without_a_limit_that_matters_nothing_changes() -> None:
 
     (trace, env), (limited, limited_env) = played(None), played(MotionLimits(velocity=1e6, acceleration=1e9))
     np.testing.assert_array_equal(env.actions, limited_env.actions)
-    assert replace(trace, ticks=[], tracked=limited.tracked) == replace(limited, ticks=[]) and len(trace.ticks) == len(limited.ticks)
+    assert replace(trace, ticks=[], tracked=limited.tracked) == replace(limited, ticks=[]) and len(trace.ticks) == len(
+        limited.ticks
+    )
 
 
 def test_settings_are_recorded_as_plain_data() -> None:
