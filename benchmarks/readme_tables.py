@@ -165,8 +165,11 @@ def task_rows(task: str) -> list[dict[str, Any]]:
     return list(json.loads((RESULTS / task / "table.json").read_text(encoding="utf-8")))
 
 
+WITH_WARM = ("ddpm20", "recycled20", "analytic10_recycled", "ddim10", "ddim5", "ddim2", "warm4", "warm2")
+
+
 def warm_table() -> str:
-    """Few-step DDIM from the last chunk beside ``ddpm20``, over the same seeds, by task."""
+    """Few-step DDIM from the last chunk beside others over the same seeds, by task."""
     lines = [
         "| task | sampler | succeeded | success, % [95 %] | score [95 %] | steps to success | NFE |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -177,7 +180,7 @@ def warm_table() -> str:
             continue
         rows = json.loads(path.read_text(encoding="utf-8"))
         for row in rows if any(each["sampler"] == "warm2" for each in rows) else []:
-            if row["sampler"] in ("ddpm20", "warm2", "warm4"):
+            if row["sampler"] in WITH_WARM:
                 value, low, high = (100 * each for each in row["success"])
                 shown = [f"{value:.0f} [{low:.0f}, {high:.0f}]"]
                 scored, steps = row["score"], row["steps"]
