@@ -214,16 +214,16 @@ def overview(folder: Path) -> str:
     counts = set()
     for path in sorted(folder.glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        if "times" not in results:
-            continue  # was interrupted
         counts.add(results["n"])
         for sampler in dict.fromkeys(row["sampler"] for row in results["rows"]):
             mine = [row for row in results["rows"] if row["sampler"] == sampler]
-            timed = next(row for row in results["times"] if (row["sampler"], row["age"]) == (sampler, 1))
+            timed = next(  # times come last: an interrupted run has none
+                (row for row in results.get("times", ()) if (row["sampler"], row["age"]) == (sampler, 1)), None
+            )
             for predictor in dict.fromkeys(row["predictor"] for row in mine if row.get("predictor", "last") != "last"):
                 shown = [row for row in mine if row.get("predictor", predictor) == predictor]
                 cells = [f"{row['passes']['value']:.1f}" for row in shown]
-                mine_timed = results.get("timed_with", "linear") == predictor
+                mine_timed = timed is not None and results.get("timed_with", "linear") == predictor
                 cells += [_interval(timed[f"times_{few}"]) if mine_timed else "" for few in FEW]
                 lines.append([results["task"], f"`{sampler}`", predictor, *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
