@@ -27,7 +27,7 @@ def train(overrides: Sequence[str]) -> None:
         for name in ("teacher", "init", "donor")
     )
     train_policy(
-        config, cfg.dataset, settings, cfg.out, cfg.device, cfg.validation_demos, teacher,
+        config, to_container(cfg.dataset), settings, cfg.out, cfg.device, cfg.validation_demos, teacher,
         noise_draws=cfg.noise_draws, auxiliary=to_container(cfg.auxiliary) or {},
         filter_key=None if cfg.filter_key is None else str(cfg.filter_key),  # robomimic has masks named 20, 50, …
         environment=to_container(cfg.task).get("demonstrations"),

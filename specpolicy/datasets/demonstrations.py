@@ -72,17 +72,28 @@ class DemonstrationInfo:
 
 @dataclass(frozen=True)
 class DemonstrationSet:
-    """Episodes of one file, split for training and validation.
+    """Episodes of a file, or of several, split for training and validation.
 
     Attributes:
         train: episodes to learn from.
         valid: episodes to validate on.
-        info: what the file says about them.
+        infos: what each file says about them.
     """
 
     train: list[Demonstration]
     valid: list[Demonstration]
-    info: DemonstrationInfo
+    infos: tuple[DemonstrationInfo, ...]
+
+    @property
+    def info(self) -> DemonstrationInfo:
+        """What the file says, where there is one."""
+        (info,) = self.infos
+        return info
+
+    @property
+    def place(self) -> str:
+        """The files, as an error names them."""
+        return ", ".join(str(info.path) for info in self.infos)
 
     @property
     def action_range(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -156,7 +167,40 @@ def read_demonstrations(
                 wanted = _Wanted(keys, wanted.images, others, episodes[name].actions.shape[1])
         unread = tuple(name for name in there if name not in read)
     info = DemonstrationInfo(file.path, split, unread=unread, **environment)
-    return DemonstrationSet([episodes[name] for name in train], [episodes[name] for name in valid], info)
+    return DemonstrationSet([episodes[name] for name in train], [episodes[name] for name in valid], (info,))
+
+
+def join_demonstrations(sets: Sequence[DemonstrationSet]) -> DemonstrationSet:
+    """Put the episodes of several files together.
+
+    Args:
+        sets: one for each file, read with the same keys; at least one.
+
+    Returns:
+        The episodes, those of the first file first.
+
+    Raises:
+        DemonstrationError: no file, one given twice, or actions that are relative in one and absolute in another.
+    """
+    if not sets:
+        raise DemonstrationError("dataset=[] names no file; give one or more robomimic HDF5 files")
+    kinds: dict[bool, Path] = {}
+    for info in (info for each in sets for info in each.infos):
+        if info.control_delta is not None:
+            kinds.setdefault(info.control_delta, info.path)
+    if len(kinds) == 2:
+        raise DemonstrationError(
+            f"actions are relative in {kinds[True]}, but absolute in {kinds[False]}: one policy cannot learn both; "
+            "give files of one kind"
+        )
+    paths = [info.path.resolve() for each in sets for info in each.infos]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise DemonstrationError(f"dataset= names {twice[0]} twice; name each file once")
+    return DemonstrationSet(
+        [episode for each in sets for episode in each.train],
+        [episode for each in sets for episode in each.valid],
+        tuple(info for each in sets for info in each.infos),
+    )
 
 
 def check_environment(data: DemonstrationSet, expected: Mapping[str, Any]) -> list[str]:

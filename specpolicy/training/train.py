@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from specpolicy.datasets.action_chunks import ActionChunkDataset, cut_action_chunks
-from specpolicy.datasets.demonstrations import DemonstrationSet, check_environment, read_demonstrations
+from specpolicy.datasets.demonstrations import (
+    DemonstrationSet,
+    check_environment,
+    join_demonstrations,
+    read_demonstrations,
+)
 from specpolicy.datasets.robomimic import DemonstrationError
 from specpolicy.policies.checkpoint import checkpoint_digest, file_digest, write_seen_seeds
 from specpolicy.policies.config import PolicyConfig
@@ -212,7 +217,7 @@ class _Denoising:
 
 def train_policy(
     config: PolicyConfig,
-    dataset: str | Path,
+    dataset: str | Path | Sequence[str | Path],
     settings: TrainingSettings,
     out: str | Path,
     device: str | torch.device = "cpu",
@@ -229,11 +234,11 @@ def train_policy(
 
     Args:
         config: shape of the policy.
-        dataset: robomimic HDF5 file.
+        dataset: robomimic HDF5 file, or several, whose episodes are put together.
         settings: how to train.
         out: folder of the run; see :class:`TrainingLoop`.
         device: where to train.
-        validation_demos: least number of validation episodes; see :func:`read_demonstrations`.
+        validation_demos: least number of validation episodes of each file; see :func:`read_demonstrations`.
         teacher: a policy to distil into this one, usually smaller; its normalizers are taken over. None: learn from the
             demonstrations alone.
         noise_draws: noises and timesteps for each pair in a step. The images of a pair are encoded once, so that more
@@ -281,8 +286,13 @@ def train_policy(
     vectors = {key: dim for key, dim in spec.keys.items() if key not in spec.images}
     seen = [] if donor is None else [key for key in donor.config.observations if key not in vectors]
     others = sorted({*(auxiliary or ()), *seen})
-    data = read_demonstrations(dataset, vectors, validation_demos, spec.images, others, config.action_dim, filter_key)
-    warnings = check_environment(data, environment or {})
+    paths = [Path(dataset)] if isinstance(dataset, str | Path) else [Path(path) for path in dataset]
+    sets = [
+        read_demonstrations(path, vectors, validation_demos, spec.images, others, config.action_dim, filter_key)
+        for path in paths
+    ]
+    warnings = [line for each in sets for line in check_environment(each, environment or {})]
+    data = join_demonstrations(sets)
     stack: dict[str, Any] = {
         name: torch.cat([torch.from_numpy(getattr(episode, name)) for episode in data.train])
         for name in ("observations", "actions")
@@ -297,8 +307,9 @@ def train_policy(
     train, valid = cut_action_chunks(data.train, *horizons), cut_action_chunks(held_out, *horizons)
     for chunks, what in ((train, "learn from"), (valid, "validate on")):
         if not len(chunks):
-            raise DemonstrationError(f"{dataset}: the 'taught' masks leave no action chunk to {what}")
-    for line in [*data.summary().splitlines(), *_constant_coordinates(policy, data), *warnings]:
+            raise DemonstrationError(f"{data.place}: the 'taught' masks leave no action chunk to {what}")
+    summaries = [line for each in sets for line in each.summary().splitlines()]
+    for line in [*summaries, *_constant_coordinates(policy, data), *warnings]:
         _log.info(line)
     policy = policy.to(device)
     readout = None
@@ -310,9 +321,14 @@ def train_policy(
         if config.cameras:
             _start_from(policy, donor, readout, train, stack["observations"])
     objective = diffusion_objective(policy, train, valid, teacher, noise_draws, readout)
+    digests = [file_digest(path) for path in paths]
     objective.identity.update(
         config=config.to_dict(),
-        data={"sha256": file_digest(Path(dataset)), "validation_demos": validation_demos, "filter_key": filter_key},
+        data={
+            "sha256": digests if len(digests) > 1 else digests[0],
+            "validation_demos": validation_demos,
+            "filter_key": filter_key,
+        },
     )
     for name, other in (("init", init), ("donor", donor)):
         if other is not None and other.folder is not None:
@@ -364,7 +380,7 @@ def _constant_coordinates(policy: DiffusionPolicy, data: DemonstrationSet) -> li
     ranges = dict(zip(named, np.ptp(observed.astype(np.float64), axis=0).tolist(), strict=True))
     ranges |= {f"actions[{index}]": width for index, width in enumerate((high - low).tolist())}
     if wide := [name for name, width in ranges.items() if width > float(np.finfo(np.float32).max)]:
-        raise DemonstrationError(f"{data.info.path}: {wide[0]} is spread wider than float32 can hold")
+        raise DemonstrationError(f"{data.place}: {wide[0]} is spread wider than float32 can hold")
     narrow = [f"{name} ({width:.2g})" for name, width in ranges.items() if 0 < width <= SMALLEST_RANGE]
     still = [name for name, width in ranges.items() if width == 0]
     lines = []
