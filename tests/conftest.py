@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# While a module is imported under the hook below, whatever it imports is compiled anew; not so what is there already.
+import diffusers.utils.torch_utils  # noqa: F401
+import gymnasium  # noqa: F401
 import pytest
+import scipy.stats  # noqa: F401
+import torch._dynamo
 from jaxtyping import install_import_hook
 
 # Must come before specpolicy is imported: checks every annotated shape on every call.
 install_import_hook(["specpolicy.speculative", "specpolicy.policies"], "beartype.beartype")
-
-import torch  # noqa: E402
 
 torch.set_num_threads(1)
 

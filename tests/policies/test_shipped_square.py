@@ -70,10 +70,10 @@ class AcceptsEverything(BlockVerifier):
 @pytest.mark.parametrize(
     ("steps", "drafter", "verifier", "window", "batch"),
     [
-        (20, FreeDrafter(), BlockVerifier(), 12, 96),
-        (20, FrozenDrafter(), ReflectionVerifier(), 12, 96),
-        (100, FreeDrafter(), BlockVerifier(), 24, 48),
-        (20, RecyclingDrafter(), ReflectionVerifier(), 19, 96),
+        (20, FreeDrafter(), BlockVerifier(), 12, 48),
+        (20, FrozenDrafter(), ReflectionVerifier(), 12, 48),
+        (100, FreeDrafter(), BlockVerifier(), 24, 16),
+        (20, RecyclingDrafter(), ReflectionVerifier(), 19, 48),
     ],
 )
 def test_innovations_on_the_shipped_network(
@@ -92,24 +92,24 @@ def test_innovations_on_the_shipped_network(
 
 def test_accepting_everything_is_noticed_on_the_shipped_network(policy: DiffusionPolicy, cond: torch.Tensor) -> None:
     process = ReverseProcess.from_scheduler(policy.scheduler, 20)
-    result = sample(policy, cond, SpeculativeSampler(process, FreeDrafter(), AcceptsEverything(), 12), 48)
+    result = sample(policy, cond, SpeculativeSampler(process, FreeDrafter(), AcceptsEverything(), 12), 16)
     assert check_exactness(process, result).smallest < 1e-12
 
 
 def test_free_block_needs_at_most_fourteen_passes(policy: DiffusionPolicy, cond: torch.Tensor) -> None:
     process = ReverseProcess.from_scheduler(policy.scheduler, 100)
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(len(cond), *policy.event_shape, generator=generator)
-    result = SpeculativeSampler(process)(policy, noise, cond=cond, generator=generator)
+    generator, some = torch.Generator().manual_seed(1), cond[::3]
+    noise = torch.randn(len(some), *policy.event_shape, generator=generator)
+    result = SpeculativeSampler(process)(policy, noise, cond=some, generator=generator)
     assert result.passes.double().mean() <= 14
 
 
 def test_recycling_halves_them(policy: DiffusionPolicy, cond: torch.Tensor) -> None:
     verifier = ReflectionVerifier()
     wide = samplers.calibrated(policy, 100, verifier, window=99, drafter=RecyclingDrafter)
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(len(cond), *policy.event_shape, generator=generator)
-    assert wide(policy, noise, cond=cond, generator=generator).passes.double().mean() <= 6.5
+    generator, some = torch.Generator().manual_seed(1), cond[::3]
+    noise = torch.randn(len(some), *policy.event_shape, generator=generator)
+    assert wide(policy, noise, cond=some, generator=generator).passes.double().mean() <= 6.5
 
 
 def test_the_checkpoint_is_what_its_card_says(policy: DiffusionPolicy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -100,6 +101,21 @@ def test_a_converted_network_is_kept_beside_its_checkpoint(tmp_path: Path) -> No
     with torch.no_grad():
         next(other.network.parameters()).mul_(1.5)
     torch.testing.assert_close(OpenVINODenoiser(other)(x, timestep, cond), other(x, timestep, cond), atol=1e-5, rtol=0)
+
+
+def test_converting_reports_nothing_and_forks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forks: list[None] = []
+    monkeypatch.setattr(os, "fork", lambda: forks.append(None))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))  # where it keeps who reports
+    monkeypatch.delenv("CI", raising=False)
+    policy = small({"name": "mlp", "width": 16, "blocks": 1})
+    OpenVINODenoiser(policy)(
+        torch.zeros(1, *policy.event_shape), torch.tensor([5]), torch.zeros(1, policy_cond(policy))
+    )
+    telemetry = pytest.importorskip("openvino_telemetry")
+    assert telemetry.Telemetry().consent is False and "CI" not in os.environ
+    assert not forks and not (tmp_path / "intel").exists()
 
 
 def policy_cond(policy: DiffusionPolicy) -> int:

@@ -205,7 +205,8 @@ class OpenVINODenoiser:
             with warnings.catch_warnings(), unchecked_annotations(), torch.inference_mode(False), torch.no_grad():
                 warnings.simplefilter("ignore")  # of the tracer; what it gets wrong is found by comparing
                 example = tuple(part[which].clone() for part in inputs)
-                model = self._openvino.convert_model(module, example_input=example)
+                with _unreported():
+                    model = self._openvino.convert_model(module, example_input=example)
         except Exception as error:
             self._refuse("cannot be converted", error)
         _rational_mish(model)
@@ -364,6 +365,23 @@ def _folders(denoiser: Denoiser) -> list[Path]:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specpolicy"
     own = getattr(denoiser, "folder", None)
     return [own, home] if isinstance(own, Path) and own.is_dir() and os.access(own, os.W_OK) else [home]
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Keep OpenVINO's converter from reporting its use over the network, as it does outside of CI.
+
+    It forks this process for each of its messages, which must not happen to one that controls a robot.
+    """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
 
 
 @contextmanager
