@@ -95,7 +95,7 @@ def test_windows_by_position_single_generators_and_linear_drafts() -> None:
     assert torch.equal(got.accepted, wanted.accepted)
 
 
-@pytest.mark.parametrize(("steps", "window", "batch"), [(8, 3, 20_000), (20, 6, 6_000)])
+@pytest.mark.parametrize(("steps", "window", "batch"), [(8, 3, 10_000), (20, 6, 4_000)])
 def test_rounds_that_run_ahead_have_the_law(steps: int, window: int, batch: int) -> None:
     scheduler, process = ddpm(steps)
     noise, generator = chains(batch, 1)
@@ -108,7 +108,7 @@ def test_rounds_that_run_ahead_have_the_law(steps: int, window: int, batch: int)
 
 def test_wrong_rounds_are_found_out() -> None:
     scheduler, process = ddpm(8)
-    noise, generator = chains(20_000, 1)
+    noise, generator = chains(10_000, 1)
 
     class Credulous(BlockVerifier):
         def judge(self, comparison, uniform):  # type: ignore[no-untyped-def]

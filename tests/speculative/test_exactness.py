@@ -52,7 +52,7 @@ class OffsetDrafter(Drafter):
 DRAFTERS = [FrozenDrafter, FreeDrafter]
 VERIFIERS = [ReflectionVerifier, ResidualVerifier, BlockVerifier]
 # (dimension, steps, window, chains): coarse chains in few dimensions show a wrong residual scale
-CASES = [(1, 8, 3, 20_000), (1, 12, 40, 20_000), (2, 20, 6, 8_000), (16, 100, 24, 500)]
+CASES = [(1, 8, 3, 8_000), (1, 12, 40, 8_000), (2, 20, 6, 4_000), (16, 100, 24, 500)]
 
 
 def smallest_p(drafter: Drafter | float, verifier: Verifier, dim: int, steps: int, window: int, batch: int) -> float:
@@ -77,7 +77,7 @@ def test_innovations_are_standard_normal(
 @pytest.mark.parametrize("verifier", VERIFIERS)
 @pytest.mark.parametrize("distance", [0.5, 1.5])
 @pytest.mark.parametrize(
-    ("dim", "steps", "window", "batch"), [(1, 8, 7, 20_000), (1, 12, 4, 20_000), (2, 12, 8, 10_000)]
+    ("dim", "steps", "window", "batch"), [(1, 8, 7, 8_000), (1, 12, 4, 8_000), (2, 12, 8, 5_000)]
 )
 def test_bad_drafts_do_not_spoil_the_law(
     verifier: type[Verifier], distance: float, dim: int, steps: int, window: int, batch: int
@@ -86,7 +86,7 @@ def test_bad_drafts_do_not_spoil_the_law(
 
 
 def test_window_of_one_is_exact() -> None:
-    assert smallest_p(FreeDrafter(), BlockVerifier(), dim=1, steps=8, window=1, batch=20_000) > 1e-3
+    assert smallest_p(FreeDrafter(), BlockVerifier(), dim=1, steps=8, window=1, batch=8_000) > 1e-3
 
 
 @pytest.mark.parametrize("config", [{"variance_type": "fixed_large"}, {"clip_sample": True, "clip_sample_range": 0.8}])
@@ -107,8 +107,8 @@ def test_sequential_passes_its_own_test() -> None:
 def test_final_samples_agree_with_sequential_ones() -> None:
     scheduler, process = ddpm(10)
     target = mixture(scheduler, 1)
-    fast = SpeculativeSampler(process, window=6)(target, *_call(20_000, seed=1)).sample
-    slow = SequentialSampler(process)(target, *_call(20_000, seed=2)).sample
+    fast = SpeculativeSampler(process, window=6)(target, *_call(10_000, seed=1)).sample
+    slow = SequentialSampler(process)(target, *_call(10_000, seed=2)).sample
     assert stats.ks_2samp(fast.flatten().numpy(), slow.flatten().numpy()).pvalue > 1e-3
 
 
@@ -148,7 +148,7 @@ class ReflectsInBlock(BlockVerifier):
 
 
 @pytest.mark.parametrize("wrong", [AcceptsTooMuch, AcceptsEverything, UnscaledResidual, ReflectsInBlock])
-@pytest.mark.parametrize("case", [(1, 8, 7, 20_000), (1, 12, 4, 20_000)])
+@pytest.mark.parametrize("case", [(1, 8, 7, 10_000), (1, 12, 4, 10_000)])
 def test_wrong_verifiers_are_noticed(wrong: type[Verifier], case: tuple[int, int, int, int]) -> None:
     assert smallest_p(1.5, wrong(), *case) < 1e-12
 
@@ -183,7 +183,7 @@ def test_stale_noise_after_a_block_rejection_is_noticed(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(sampler_module, "ChainGenerators", StaleNoise)
     monkeypatch.setattr(ChainBatch, "advance", stale_advance)
-    assert smallest_p(1.5, BlockVerifier(), 1, 8, 7, 20_000) < 1e-12
+    assert smallest_p(1.5, BlockVerifier(), 1, 8, 7, 10_000) < 1e-12
 
 
 def test_bookkeeping_agrees_with_a_fresh_evaluation() -> None:

@@ -25,7 +25,7 @@ from specpolicy.speculative.compiled.sampler import CompiledSampler
 from specpolicy.speculative.exactness import check_exactness
 from specpolicy.speculative.verifiers import Verifier
 
-STEPS, WINDOW, BATCH, DIM = 6, 4, 2_000, 2
+STEPS, WINDOW, BATCH, DIM = 6, 4, 1_500, 2
 SPACINGS = ["leading", "trailing", "linspace"]
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
 VERIFIERS: list[Verifier] = [BlockVerifier(), ReflectionVerifier(), ResidualVerifier()]
