@@ -76,9 +76,7 @@ def test_innovations_are_standard_normal(
 
 @pytest.mark.parametrize("verifier", VERIFIERS)
 @pytest.mark.parametrize("distance", [0.5, 1.5])
-@pytest.mark.parametrize(
-    ("dim", "steps", "window", "batch"), [(1, 8, 7, 8_000), (1, 12, 4, 8_000), (2, 12, 8, 5_000)]
-)
+@pytest.mark.parametrize(("dim", "steps", "window", "batch"), [(1, 8, 7, 8_000), (1, 12, 4, 8_000), (2, 12, 8, 5_000)])
 def test_bad_drafts_do_not_spoil_the_law(
     verifier: type[Verifier], distance: float, dim: int, steps: int, window: int, batch: int
 ) -> None:
