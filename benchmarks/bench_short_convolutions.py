@@ -2,7 +2,7 @@
 
     python benchmarks/bench_short_convolutions.py square
 
-The network is compiled for each batch size as it was converted and with ``_short_convolutions`` of
+The network is compiled for each batch size as it was converted and with ``short_convolutions`` of
 :mod:`specpolicy.speculative.compiled.openvino_network`; both take turns, in the process's own time and on one thread.
 """
 
@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     policy, cpu = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / options.task), torch.device("cpu")
-    rewrite = openvino_network._short_convolutions
+    rewrite = openvino_network.short_convolutions
     ways, most = dict[str, Any](), 0.0
     with torch.inference_mode():
         cond = prepared(policy, conditions(policy, 1))
@@ -42,7 +42,7 @@ def main() -> None:
             outputs = []
             for name, change in (("convolution", lambda model: None), ("product", rewrite)):
                 network = OpenVINODenoiser(policy)
-                openvino_network._short_convolutions = change  # one network, compiled in both ways
+                openvino_network.short_convolutions = change  # one network, compiled in both ways
                 outputs.append(network(*inputs))
                 ways[f"{name}, {rows}"] = partial(
                     lambda _, network, inputs: network(*inputs), network=network, inputs=inputs

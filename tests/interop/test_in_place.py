@@ -91,10 +91,10 @@ def test_the_distribution_stays(name: str) -> None:
     """Means and variances of many actions agree with the package's own."""
     make, ask = CASES[name]
     policy = make()
-    many = {"OBS": OBS[:1].expand(3000, -1, -1)}
+    many = {"OBS": OBS[:1].expand(1200, -1, -1)}
     before, globals()["OBS"] = OBS, many["OBS"]
     eef = dict(EEF)
-    EEF.update({key: part[:1].expand(3000, -1, -1) for key, part in EEF.items()})
+    EEF.update({key: part[:1].expand(1200, -1, -1) for key, part in EEF.items()})
     try:
         torch.manual_seed(1)
         own = ask(policy)
@@ -103,10 +103,10 @@ def test_the_distribution_stays(name: str) -> None:
     finally:
         globals()["OBS"] = before
         EEF.update(eef)
-    error = (own.var(0) / 3000 + fast.var(0) / 3000).sqrt()
+    error = (own.var(0) / 1200 + fast.var(0) / 1200).sqrt()
     assert ((own.mean(0) - fast.mean(0)).abs() < 4.5 * error + 1e-5).all()
     ratio = fast.std(0) / own.std(0)
-    assert ((ratio - 1).abs() < 0.08).all()
+    assert ((ratio - 1).abs() < 0.13).all()
 
 
 def test_restoring() -> None:

@@ -296,5 +296,5 @@ def test_convolutions_over_few_positions_become_products(tmp_path: Path, monkeyp
 
     before = short()
     assert {2, 4, 8} == set(before)
-    openvino_network._short_convolutions(model)
+    openvino_network.short_convolutions(model)
     assert short() == [length for length in before if length > 4]

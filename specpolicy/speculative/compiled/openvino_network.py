@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from specpolicy.speculative.compiled import openvino_rewrites
+from specpolicy.speculative.compiled.openvino_rewrites import rational_mish, short_convolutions
 from specpolicy.speculative.denoiser import Cond, Denoiser, prepared
 from specpolicy.speculative.single_chain import ChainNetwork
 from specpolicy.utils.digests import CONVERTED, source_digest
@@ -184,7 +186,7 @@ class OpenVINODenoiser:
             model = self._converted[kind, form].clone()
             model.reshape({index: [size, *part.shape[1:]] for index, part in enumerate(inputs)})
             if size > 1:
-                _short_convolutions(model)
+                short_convolutions(model)
             compiled = self._core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             self._refuse(f"cannot be compiled for {size} rows", error)
@@ -209,7 +211,7 @@ class OpenVINODenoiser:
                     model = self._openvino.convert_model(module, example_input=example)
         except Exception as error:
             self._refuse("cannot be converted", error)
-        _rational_mish(model)
+        rational_mish(model)
         for folder in folders if name else ():
             with suppress(OSError):
                 _save(self._openvino, model, folder, str(name))
@@ -226,7 +228,9 @@ class OpenVINODenoiser:
             digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         shapes = hashlib.sha256(str([tuple(part.shape[1:]) for part in inputs]).encode()).hexdigest()
         modules = {type(module).__module__ for module in self.denoiser.modules()}
-        source = source_digest(__name__, *sorted(each for each in modules if each.split(".")[0] != "torch"))
+        source = source_digest(
+            __name__, openvino_rewrites.__name__, *sorted(each for each in modules if each.split(".")[0] != "torch")
+        )
         versions = f"{self._openvino.__version__} {torch.__version__} {source} {self.denoiser!r}"
         made = hashlib.sha256(versions.encode()).hexdigest()
         return f"{CONVERTED}{digest.hexdigest()[:16]}-{shapes[:8]}-{made[:8]}"
@@ -408,54 +412,3 @@ def _save(openvino: Any, model: Any, folder: Path, name: str) -> None:
             old.unlink(missing_ok=True)
         for suffix in ("bin", "xml"):
             os.replace(Path(made, f"{name}.{suffix}"), folder / f"{name}.{suffix}")
-
-
-def _rational_mish(model: Any) -> None:
-    """Write mish(x) = x tanh(ln(1 + eˣ)) as x q/(q + 2) with q = eˣ(eˣ + 2).
-
-    OpenVINO 2026 has no fused kernel for Mish ("Supported precisions set is not available for Mish operation") and
-    would fuse nothing around it either; of products and one exponential it makes one kernel with the group norm before
-    it, which halves the time of a U-Net.
-    """
-    ops: Any = require("openvino.opset13", "openvino")
-    for node in model.get_ops():
-        if node.get_type_name() == "Mish":
-            x = node.input_value(0)
-            power = ops.exp(ops.minimum(x, np.float32(20)))  # beyond 20 mish(x) is x to the last bit
-            q = ops.multiply(power, ops.add(power, np.float32(2)))
-            node.output(0).replace(ops.multiply(x, ops.divide(q, ops.add(q, np.float32(2)))).output(0))
-    model.validate_nodes_and_infer_types()
-
-
-_FEW_POSITIONS = 4
-
-
-def _short_convolutions(model: Any) -> None:
-    """Write convolutions over no more than four positions as one matrix product for all rows of the batch.
-
-    OpenVINO's convolution takes the rows one by one and reads all weights for each. At the lowest level of a U-Net,
-    which holds most of the weights, a chunk has four positions, and that reading is most of what a row costs: as one
-    product Square's network takes .77 of the time with 16 rows (``benchmarks/bench_short_convolutions.py``).
-
-    Args:
-        model: for one batch size; it is changed.
-    """
-    ops: Any = require("openvino.opset13", "openvino")
-    for node in model.get_ops():
-        if node.get_type_name() != "Convolution" or node.input_value(1).get_node().get_type_name() != "Constant":
-            continue
-        x, weights, told = node.input_value(0), node.input_value(1).get_node().data, node.get_attributes()
-        if weights.ndim != 3 or x.get_partial_shape().is_dynamic or x.get_shape()[2] > _FEW_POSITIONS:
-            continue
-        channels_out, channels_in, width = weights.shape
-        length, margin = x.get_shape()[2], width // 2
-        same = told["pads_begin"] == told["pads_end"] == [margin] and told["strides"] == told["dilations"] == [1]
-        if width == 1 or not same or list(node.output(0).get_shape()[1:]) != [channels_out, length]:
-            continue
-        around, along = np.array([0, margin, 0]), np.array([1])
-        padded = ops.pad(ops.transpose(x, np.array([0, 2, 1])), around, around, "constant", np.float32(0))
-        taps = [ops.slice(padded, np.array([tap]), np.array([tap + length]), along, along) for tap in range(width)]
-        matrix = np.ascontiguousarray(weights.transpose(2, 1, 0)).reshape(width * channels_in, channels_out)
-        product = ops.matmul(ops.concat(taps, 2), ops.constant(matrix), False, False)
-        node.output(0).replace(ops.transpose(product, np.array([0, 2, 1])).output(0))
-    model.validate_nodes_and_infer_types()
