@@ -12,7 +12,7 @@ from torch import Tensor
 from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepared
 from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_whole
 from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.schedulers import check_step, check_steppable, set_timesteps
+from specpolicy.speculative.schedulers import check_first_step, check_step, check_steppable, set_timesteps
 
 
 class SchedulerError(RuntimeError):
@@ -32,8 +32,8 @@ class SchedulerSampler:
 
     Raises:
         ValueError: the scheduler is none, is a flow-matching one, whose networks predict another quantity and whose
-            noise levels are no timesteps, takes no such number of steps, or wants more at each step than the network's
-            output and ``step_arguments``.
+            noise levels are no timesteps, does not step from noise to a sample all the way, takes no such number of
+            steps, or wants more at each step than the network's output and ``step_arguments``.
     """
 
     exact: bool = False
@@ -46,6 +46,7 @@ class SchedulerSampler:
         self.num_inference_steps = steps
         self.step_arguments = dict(step_arguments or {})
         self._takes_generator = "generator" in check_step(self.scheduler, self.step_arguments)
+        check_first_step(self.scheduler, self.step_arguments)
 
     def __repr__(self) -> str:
         """Name the scheduler."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from specpolicy.speculative.process import ReverseProcess, X0Thresholding
 from specpolicy.utils.checks import check_number, shown
+from specpolicy.utils.errors import one_line
 
 # Below this a standard deviation is lost in float32 beside a sample of unit scale: diffusers' variance floor of 1e-20
 # at a last step above t = 0 is such a case, and counts as no noise.
@@ -295,6 +296,12 @@ def _with_epsilon_kept(
     return torch.where(equal, 0.0, a), torch.where(equal, 1.0, b), kept, carried
 
 
+_EXPECTED = (
+    "expected a diffusers scheduler of a denoising diffusion, such as DDIMScheduler, DPMSolverMultistepScheduler or "
+    "EulerDiscreteScheduler"
+)
+
+
 def check_steppable(scheduler: Any) -> Any:
     """Refuse what cannot be stepped from noise to a sample.
 
@@ -305,15 +312,15 @@ def check_steppable(scheduler: Any) -> Any:
         The scheduler.
 
     Raises:
-        ValueError: it is none, of flow matching, or has no steps of one output each.
+        ValueError: it is none, of flow matching or another prediction, or has no steps of one output each.
     """
     name = type(scheduler).__name__
     if "FlowMatch" in name or not hasattr(scheduler, "init_noise_sigma"):
         what = "a flow-matching scheduler" if "FlowMatch" in name else "no scheduler with timesteps and noise levels"
-        raise ValueError(
-            f"scheduler {name!r} is {what}; expected a diffusers scheduler of a denoising diffusion, such "
-            "as DDIMScheduler, DPMSolverMultistepScheduler or EulerDiscreteScheduler"
-        )
+        raise ValueError(f"scheduler {name!r} is {what}; {_EXPECTED}")
+    kind = getattr(getattr(scheduler, "config", None), "prediction_type", "epsilon")
+    if kind not in ("epsilon", "sample", "v_prediction"):
+        raise ValueError(f"scheduler {name!r} has prediction_type={kind!r}, which is of flow matching; {_EXPECTED}")
     if not callable(getattr(scheduler, "step", None)):
         raise ValueError(
             f"scheduler {name!r} has no step(model_output, timestep, sample); take one that has, such as DDIMScheduler"
@@ -348,7 +355,31 @@ def check_step(scheduler: Any, arguments: Mapping[str, Any]) -> Mapping[str, ins
     ]
     if absent := sorted(set(wanted) - {*own, *arguments}):
         raise ValueError(
-            f"{name}.step wants {' and '.join(absent)} as well: give them in step_arguments, or take another "
-            "scheduler, such as DDIMScheduler"
+            f"{name}.step wants {' and '.join(absent)} as well: give them in step_arguments if they are the same at "
+            f"every step; {_EXPECTED}"
         )
     return taken
+
+
+def check_first_step(scheduler: Any, arguments: Mapping[str, Any]) -> None:
+    """Check that a scheduler goes from noise to a sample, by making its first step from zeros.
+
+    Args:
+        scheduler: with its timesteps set; a copy is stepped.
+        arguments: of ``step`` besides the network's output, the timestep and the sample.
+
+    Raises:
+        ValueError: its timesteps rise somewhere, or the step is refused.
+    """
+    name, t, x = type(scheduler).__name__, scheduler.timesteps, torch.zeros(1, 2, 2)
+    if bool((t[1:] > t[:-1]).any()):
+        raise ValueError(f"scheduler {name!r} steps towards noise somewhere (its timesteps rise); {_EXPECTED}")
+    scheduler = copy.deepcopy(scheduler)
+    try:
+        with torch.random.fork_rng(devices=[]):  # what it draws here must not change later samples
+            scheduler.step(x, t[0], scheduler.scale_model_input(x, t[0]), **arguments).prev_sample.shape  # noqa: B018
+    except Exception as error:  # whatever diffusers says
+        raise ValueError(
+            f"{name}.step(model_output, timestep, sample) fails at its first timestep ({one_line(error, 200)}); "
+            f"{_EXPECTED}"
+        ) from error

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -112,6 +113,53 @@ def test_flow_matching_schedulers_are_refused_by_name() -> None:
         SchedulerSampler(FlowMatchEulerDiscreteScheduler(), 5)
     with pytest.raises(ValueError, match="has no known Gaussian kernel"):
         ReverseProcess.from_scheduler(FlowMatchEulerDiscreteScheduler(), 5)
+
+
+# The loops of diffusers around these are others than step(model_output, timestep, sample) from noise to a sample.
+OTHER_LOOPS = {
+    "AmusedScheduler": "no scheduler with timesteps and noise levels",
+    "BlockRefinementScheduler": "no scheduler with timesteps and noise levels",
+    "CogVideoXDPMScheduler": "step wants sample and timestep_back as well",
+    "DDIMInverseScheduler": "steps towards noise",
+    "DDPMWuerstchenScheduler": "fails at its first timestep",
+    "DPMSolverMultistepInverseScheduler": "steps towards noise",
+    "DiscreteDDIMScheduler": "no scheduler with timesteps and noise levels",
+    "EntropyBoundScheduler": "no scheduler with timesteps and noise levels",
+    "KarrasVeScheduler": "no scheduler with timesteps and noise levels",
+    "RePaintScheduler": "step wants mask and original_image as well",
+    "SCMScheduler": "prediction_type='trigflow'",
+    "ScoreSdeVeScheduler": r"no step\(model_output, timestep, sample\)",
+    "VQDiffusionScheduler": "no scheduler with timesteps and noise levels",
+}
+ARGUMENTS = {"AmusedScheduler": {"mask_token_id": 1}, "VQDiffusionScheduler": {"num_vec_classes": 2}}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in dir(diffusers) if name.endswith("Scheduler")))
+@pytest.mark.filterwarnings("ignore")
+def test_every_scheduler_of_diffusers_is_stepped_or_refused_by_name(name: str) -> None:
+    try:
+        scheduler = getattr(diffusers, name)(**ARGUMENTS.get(name, {}))
+    except (ImportError, TypeError) as error:
+        pytest.skip(f"not made without more: {error}")
+    flow = not hasattr(scheduler, "init_noise_sigma")
+    if "FlowMatch" in name or name in OTHER_LOOPS or flow:
+        with pytest.raises(ValueError, match=OTHER_LOOPS.get(name, "no scheduler with|flow-matching")) as refused:
+            SchedulerSampler(scheduler, 5)
+        assert name in str(refused.value) and "DDIMScheduler" in str(refused.value)
+        assert "\n" not in str(refused.value)
+        return
+    before = torch.get_rng_state()
+    sampler = SchedulerSampler(scheduler, 5)
+    torch.testing.assert_close(torch.get_rng_state(), before)  # the trial step draws nothing from it
+    noise = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    result = sampler(lambda x, timestep, cond: 0.1 * x, noise)
+    assert result.sample.shape == noise.shape and result.sample.isfinite().all()
+
+
+def test_repainting_goes_back_and_forth() -> None:
+    known = {"original_image": torch.zeros(1, 2, 2), "mask": torch.zeros(1, 2, 2)}
+    with pytest.raises(ValueError, match="'RePaintScheduler' steps towards noise somewhere"):
+        SchedulerSampler(diffusers.RePaintScheduler(), 50, known)
 
 
 def test_something_else_is_no_scheduler() -> None:
