@@ -17,10 +17,11 @@ from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.samplers import sequential
 from specpolicy.speculative.chain_batch import RoundLog, StateBuffer
 from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, gather_rows
-from specpolicy.speculative.inputs import Generators, check_cond, check_noise
+from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.process import ReverseProcess, per_row
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.sampler_call import Noise, check_call
 from specpolicy.utils.digests import checkpoint_digest, note_input
 
 NORMS = ("l1", "l2")
@@ -241,14 +242,9 @@ class AsdsvSampler:
         return f"AsdsvSampler(K={self.process.num_steps}, {self.verifier}, {self.schedule}, approximate)"
 
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        cond: Cond = None,
-        generator: Generators = None,
-        record: bool = False,
+        self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None, record: bool = False
     ) -> AsdsvResult:
-        """Sample one chain for each row of ``noise``; arguments and errors as for :class:`SpeculativeSampler`."""
+        """Sample one chain for each row of ``noise``; see :class:`specpolicy.speculative.sampler_call.Sampler`."""
         *_, running = self.rounds(denoiser, noise, cond, generator, record)
         return running.result()
 
@@ -263,10 +259,8 @@ class AsdsvSampler:
         state_buffer: StateBuffer | None = None,
     ) -> Iterator[AsdsvChains]:
         """The same, round by round; see :meth:`SpeculativeSampler.rounds`."""
-        dtype = check_noise(noise)
-        check_cond(cond, len(noise))
-        random = ChainGenerators(generator, len(noise), noise.device, dtype)
-        running = AsdsvChains(self.process.to(noise.device, dtype), random, noise, begin, record, state_buffer)
+        random = check_call(noise, cond, generator)
+        running = AsdsvChains(self.process.to(noise.device, random.dtype), random, noise, begin, record, state_buffer)
         lengths = self._lengths.to(noise.device)
         while len(running.active()):
             with torch.no_grad():

@@ -21,8 +21,9 @@ from torch import Tensor
 from specpolicy.policies.protocols import PreviousChunk
 from specpolicy.samplers import Trained, ddim
 from specpolicy.speculative.denoiser import Cond, Denoiser, gather_rows, prepared
-from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_whole
+from specpolicy.speculative.inputs import Generators, check_whole
 from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.sampler_call import Noise, check_call
 from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.utils.diffusers_schedulers import DDIMScheduler, scheduler_from_config
 
@@ -56,7 +57,7 @@ class WarmDDIM:
         return f"WarmDDIM(first={self.first!r}, refine={self.refine!r}, alpha_bar={self.alpha_bar:.3f})"
 
     def __call__(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None, record: bool = False
+        self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None, record: bool = False
     ) -> SampleResult:
         """Sample chunks that have none before them; arguments and errors as in :class:`SchedulerSampler`."""
         result: SampleResult = self.first(denoiser, noise, cond=cond, generator=generator, record=record)
@@ -120,38 +121,22 @@ class WarmStart:
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
-        cond: Cond = None,
-        generator: Generators = None,
-        record: bool = False,
+        self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None, record: bool = False
     ) -> SampleResult:
-        """Sample one chunk for each row of ``noise``.
+        """Sample one chunk for each row of ``noise``, which is mixed with the chunk before where there is one.
 
-        Args:
-            denoiser: as for :class:`SchedulerSampler`.
-            noise: standard normal, shape ``(B, time, action)``; rows with a chunk before them are noised with it.
-            cond: conditions with leading dimension B.
-            generator: as for :class:`SchedulerSampler`.
-            record: must be false: the rows' chains differ in length.
-
-        Returns:
-            Samples and their network evaluations, row by row.
+        Arguments as for :class:`SchedulerSampler`, but for ``record``: the rows' chains differ in length.
 
         Raises:
             ValueError: ``record``, another number of rows than chunks before, or these of another shape.
-            DenoiserError: the denoiser returned NaN, infinity or another shape.
         """
         if record:
             raise ValueError("warm-started chains differ in length and keep no trajectory; leave record out")
-        check_noise(noise)
-        check_cond(cond, len(noise))
+        generators = check_call(noise, cond, generator).generators
         if len(self.previous) != len(noise):
             raise ValueError(
                 f"{len(self.previous)} chunks before for a batch of {len(noise)}; give one, or None, a row"
             )
-        generators = check_generators(generator, len(noise))
         cond = prepared(denoiser, cond)
         tails = [self.sampler.tail(each) for each in self.previous]
         rows = {
@@ -165,7 +150,7 @@ class WarmStart:
         for part, chosen in rows.items():
             if chosen:
                 index = torch.tensor(chosen, device=noise.device)
-                own = [generators[row] for row in chosen] if isinstance(generators, list) else generators
+                own = generator if generators is None else [generators[row] for row in chosen]
                 parts.append((index, part(denoiser, start[index], cond=gather_rows(cond, index), generator=own)))
         return _joined(parts, noise)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,44 +21,13 @@ from specpolicy.policies.normalizer import NORMALIZERS
 from specpolicy.policies.observations import ObservationSpec
 from specpolicy.policies.prefix import PrefixError, Prefixes, PrefixLayout
 from specpolicy.policies.rotations import convert_rotations
-from specpolicy.speculative.denoiser import Denoiser, PreparedCondition
+from specpolicy.speculative.denoiser import PreparedCondition
 from specpolicy.speculative.inputs import Generators, kind_of
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.sampler_call import PreDraftingSampler, Sampler
 from specpolicy.utils.diffusers_schedulers import DDIMScheduler, DDPMScheduler, scheduler_from_config
-
-
-@runtime_checkable
-class Sampler(Protocol):
-    """What a policy needs of a sampler; every sampler of this library fits."""
-
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, cond: Any = None, generator: Generators = None, record: bool = False
-    ) -> SampleResult:
-        """Sample one chain for each row of ``noise``."""
-        ...
-
-
-@runtime_checkable
-class PreDraftingSampler(Sampler, Protocol):
-    """A sampler that can draft whole chains ahead of the observation."""
-
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        cond: Any = None,
-        generator: Generators = None,
-        record: bool = False,
-        predraft: PreDraft | None = None,
-    ) -> SampleResult:
-        """As :class:`Sampler`; with a pre-draft, verify it first. ``noise`` must then be ``predraft.start``."""
-        ...
-
-    def predraft(self, denoiser: Denoiser, noise: Tensor, cond: Any = None, generator: Generators = None) -> PreDraft:
-        """Sample one chain for each row of ``noise``, to be verified later under another condition."""
-        ...
 
 
 @dataclass(frozen=True)

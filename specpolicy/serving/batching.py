@@ -22,10 +22,11 @@ from specpolicy.control.inference import (
     infer_batch,
     steady_state,
 )
-from specpolicy.policies.diffusion_policy import DiffusionPolicy, Sampler
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.observations import ObservationError, ObservationSpec
 from specpolicy.policies.protocols import reduced_precision
 from specpolicy.speculative.denoiser import DenoiserError
+from specpolicy.speculative.sampler_call import Sampler
 
 _log = logging.getLogger(__name__)
 

@@ -23,12 +23,8 @@ from specpolicy.control.inference import InferenceResult
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.serving.batching import BatchedPolicy, Job, error_for_client
 from specpolicy.speculative import SchedulerSampler, SequentialSampler, SpeculativeSampler
-from specpolicy.speculative.compiled.runtime import RuntimeChain, array_steps
+from specpolicy.speculative.compiled.runtime import RuntimeChain, with_array_steps
 from specpolicy.speculative.denoiser import Cond, Denoiser, concatenate_rows
-from specpolicy.speculative.inputs import Generators, check_cond, check_noise
-from specpolicy.speculative.random_streams import ChainGenerators
-from specpolicy.speculative.result import SampleResult
-from specpolicy.speculative.single_chain import StepwiseChain, is_small
 
 _MOST_THREADS = 1024
 
@@ -150,30 +146,6 @@ class SuspendingPolicy(DiffusionPolicy):
         return SuspendedRequest.here().evaluate(Evaluation(x, timestep, cond))
 
 
-class StepwiseDDIM:
-    """Deterministic DDIM with its steps in NumPy where one chain is small: a fraction of what diffusers' step takes.
-
-    Args:
-        sampler: makes all other chains.
-        steps: the same steps; equal to the sampler's up to rounding.
-    """
-
-    exact = False
-
-    def __init__(self, sampler: SchedulerSampler, steps: StepwiseChain) -> None:
-        self._sampler, self._steps = sampler, steps
-
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None, record: bool = False
-    ) -> SampleResult:
-        """Sample; see :class:`SchedulerSampler`."""
-        if record or not is_small(self._steps.process, noise):
-            return self._sampler(denoiser, noise, cond, generator, record)
-        check_cond(cond, len(noise))
-        random = ChainGenerators(generator, len(noise), noise.device, check_noise(noise))
-        return self._steps.sample(denoiser, noise, cond, random)
-
-
 class ContinuousBatch:
     """Requests under way, advanced together by one network evaluation at a time. Use it from one thread.
 
@@ -192,9 +164,7 @@ class ContinuousBatch:
         if isinstance(sampler, RuntimeChain):
             # Its network is called once for all requests; each of them is sampled by the sampler inside.
             self._network, sampler = sampler.network(engine.policy), sampler.sampler
-        if (steps := array_steps(sampler)) is not None:
-            sampler = StepwiseDDIM(sampler, steps)
-        self._alone = BatchedPolicy(SuspendingPolicy(engine.policy), sampler)
+        self._alone = BatchedPolicy(SuspendingPolicy(engine.policy), with_array_steps(sampler))
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="specpolicy-request")
         self._requests: list[SuspendedRequest] = []
 

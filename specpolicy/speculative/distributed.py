@@ -20,6 +20,7 @@ from torch import Tensor
 from specpolicy.speculative.denoiser import Cond, Denoiser, gather_rows
 from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.sampler_call import Noise
 
 
 class RanksDisagreeError(RuntimeError):
@@ -105,7 +106,7 @@ class SplitSampler:
         self.exact: bool = sampler.exact
 
     def __call__(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None, record: bool = False
+        self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None, record: bool = False
     ) -> SampleResult:
         """As the sampler's own call. Raises what that does, and as :class:`SplitDenoiser`."""
         shared = SplitDenoiser(denoiser, self.group, self.least)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from specpolicy.speculative.chain_batch import ChainBatch, StateBuffer
@@ -13,20 +12,13 @@ from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepa
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.drafters.constant import FreeDrafter, FrozenDrafter
 from specpolicy.speculative.initial_guess import X0Guess
-from specpolicy.speculative.inputs import (
-    Generators,
-    check_cond,
-    check_noise,
-    check_part,
-    check_whole,
-    state_dtype,
-)
+from specpolicy.speculative.inputs import Generators, check_part, check_whole
 from specpolicy.speculative.linear_chain import MultiStepTransition, max_draft_lengths
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.process import ReverseProcess, per_row
-from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.round import SpeculativeRound
+from specpolicy.speculative.sampler_call import Noise, check_call
 from specpolicy.speculative.single_chain import StepwiseChain, is_small
 from specpolicy.speculative.single_chain_rounds import SingleChainRounds
 from specpolicy.speculative.verifiers import BlockVerifier, ReflectionVerifier, Verifier
@@ -128,40 +120,20 @@ class SpeculativeSampler:
     def __call__(
         self,
         denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
+        noise: Noise,
         cond: Cond = None,
         generator: Generators = None,
         record: bool = False,
         predraft: PreDraft | None = None,
     ) -> SampleResult:
-        """Sample one chain for each row of ``noise``.
-
-        Args:
-            denoiser: see :class:`Denoiser`; called with the noise's dtype.
-            noise: x_0 of each chain, shape ``(B, *event)``. With a pre-draft it must be ``predraft.start``.
-            cond: nested dict or tuple of tensors with leading dimension B; the rows that are evaluated are gathered.
-            generator: one, or one for each chain; with a list, a chain does not depend on its neighbours.
-            record: keep all states and x̂0 (memory for K + 1 events a chain).
-            predraft: chains drafted under other conditions, of this process and with other random numbers than this
-                call's. The first evaluation verifies them under ``cond``, the rest is drafted as usual. The sample is
-                exact at ``cond``, whatever the pre-draft's conditions were.
-
-        Returns:
-            Samples, their network evaluations, and what each round did.
-
-        Raises:
-            DenoiserError: the denoiser returned NaN, infinity or another shape.
-            TypeError: noise, conditions or generators are of another kind.
-            ValueError: shapes, steps or the number of generators do not fit.
-        """
-        single = self._single(noise)
+        """Sample one chain for each row of ``noise``; see :class:`PreDraftingSampler`."""
+        random = check_call(noise, cond, generator)
         if predraft is not None:
             predraft.check(noise, self.process)
+        single = self._single(noise)
         if single is not None:
-            check_cond(cond, 1)
-            random = ChainGenerators(generator, 1, noise.device, state_dtype(noise))
             return single.sample(denoiser, noise, cond, random, record, predraft, self.replayed)
-        chains, random = self._start(denoiser, noise, cond, generator, record)
+        chains = self._start(denoiser, noise, cond, random.dtype, record)
         schedule = self._schedule(noise.device)
         if predraft is not None and self.replayed:
             chains.replay(predraft, self.replayed, random)
@@ -171,7 +143,6 @@ class SpeculativeSampler:
 
     def _single(self, noise: Tensor) -> SingleChainRounds | None:
         """Rounds of one chain on the CPU, where its calls are what costs; None for all others."""
-        check_noise(noise)
         if not is_small(self.process, noise) or isinstance(self.window, AdaptiveWindow):
             return None
         if self._host is None and SingleChainRounds.takes(self.drafter):
@@ -183,7 +154,7 @@ class SpeculativeSampler:
     def rounds(
         self,
         denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
+        noise: Noise,
         cond: Cond = None,
         generator: Generators = None,
         record: bool = False,
@@ -212,35 +183,16 @@ class SpeculativeSampler:
         if not 0 <= begin < self.process.num_steps:
             raise ValueError(f"begin={begin}; the positions of this chain are 0 … {self.process.num_steps - 1}")
         with torch.no_grad():
-            chains, random = self._start(denoiser, noise, cond, generator, record, begin, state_buffer)
+            random = check_call(noise, cond, generator)
+            chains = self._start(denoiser, noise, cond, random.dtype, record, begin, state_buffer)
             schedule = self._schedule(noise.device)
         while len(active := chains.active()):
             with torch.no_grad():
                 chains.advance(active, schedule, random)
             yield chains
 
-    def predraft(
-        self, denoiser: Denoiser, noise: Float[Tensor, "b ..."], cond: Cond = None, generator: Generators = None
-    ) -> PreDraft:
-        """Sample whole chains ahead of time, under a predicted condition.
-
-        Hand the outcome to a later call, with ``predraft.start`` as noise and the true condition. That call must draw
-        from other random numbers: go on with the same generators, or take new ones, but do not set them back.
-
-        Args:
-            denoiser: as in a call.
-            noise: as in a call.
-            cond: the predicted condition.
-            generator: as in a call.
-
-        Returns:
-            The chains with the noises that made them.
-
-        Raises:
-            DenoiserError: as in a call.
-            TypeError: as in a call.
-            ValueError: as in a call.
-        """
+    def predraft(self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None) -> PreDraft:
+        """Sample whole chains ahead of time, under a predicted condition; see :class:`PreDraftingSampler`."""
         return PreDraft.of(self.process, self(denoiser, noise, cond, generator, record=True))
 
     def _start(
@@ -248,14 +200,12 @@ class SpeculativeSampler:
         denoiser: Denoiser,
         noise: Tensor,
         cond: Cond,
-        generator: Generators,
+        dtype: torch.dtype,
         record: bool,
         begin: int = 0,
         state_buffer: StateBuffer | None = None,
-    ) -> tuple[ChainBatch, ChainGenerators]:
-        dtype = check_noise(noise)
-        check_cond(cond, len(noise))
-        chains = ChainBatch(
+    ) -> ChainBatch:
+        return ChainBatch(
             self.round_for(noise.device, dtype),
             denoiser,
             noise,
@@ -265,7 +215,6 @@ class SpeculativeSampler:
             measure=isinstance(self.window, AdaptiveWindow),
             state_buffer=state_buffer,
         )
-        return chains, ChainGenerators(generator, len(noise), noise.device, dtype)
 
     def _schedule(self, device: torch.device) -> WindowSchedule:
         table = self.table.to(device)
@@ -295,37 +244,14 @@ class SequentialSampler:
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
-        cond: Cond = None,
-        generator: Generators = None,
-        record: bool = False,
+        self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None, record: bool = False
     ) -> SampleResult:
-        """Sample one chain for each row of ``noise``.
-
-        Args:
-            denoiser: as for :class:`SpeculativeSampler`.
-            noise: x_0 of each chain, shape ``(B, *event)``.
-            cond: conditions with leading dimension B.
-            generator: one, or one for each chain.
-            record: keep all states and x̂0.
-
-        Returns:
-            Samples and their network evaluations.
-
-        Raises:
-            DenoiserError: the denoiser returned NaN, infinity or another shape.
-            TypeError: noise, conditions or generators are of another kind.
-            ValueError: shapes or the number of generators do not fit.
-        """
-        dtype = check_noise(noise)
-        check_cond(cond, len(noise))
-        random = ChainGenerators(generator, len(noise), noise.device, dtype)
+        """Sample one chain for each row of ``noise``; see :class:`Sampler`."""
+        random = check_call(noise, cond, generator)
         if is_small(self.process, noise):
             self._host = self._host or StepwiseChain(self.process)
             return self._host.sample(denoiser, noise, cond, random, record)
-        place = (noise.device, dtype)
+        place = (noise.device, dtype := random.dtype)
         if place not in self._placed:
             self._placed[place] = self.process.to(*place)
         process = self._placed[place]

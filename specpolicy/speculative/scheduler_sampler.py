@@ -6,12 +6,13 @@ import copy
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepared
-from specpolicy.speculative.inputs import Generators, check_cond, check_generators, check_noise, check_whole
+from specpolicy.speculative.inputs import Generators, check_whole
 from specpolicy.speculative.result import SampleResult
+from specpolicy.speculative.sampler_call import Noise, check_call
 from specpolicy.speculative.schedulers import check_first_step, check_step, check_steppable, set_timesteps
 
 
@@ -54,39 +55,21 @@ class SchedulerSampler:
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
-        cond: Cond = None,
-        generator: Generators = None,
-        record: bool = False,
+        self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None, record: bool = False
     ) -> SampleResult:
-        """Sample one chain for each row of ``noise``.
+        """Sample one chain for each row of ``noise``, scaled as the scheduler wants it; see :class:`Sampler`.
 
-        Args:
-            denoiser: as for :class:`SpeculativeSampler`.
-            noise: standard normal, shape ``(B, *event)``; scaled as the scheduler wants it.
-            cond: conditions with leading dimension B.
-            generator: one, or one for each chain, if the scheduler draws noise.
-            record: keep the trajectory; ``x0`` stays None, since not every scheduler has one.
-
-        Returns:
-            Samples and their network evaluations.
+        Not every scheduler has an x̂0: with ``record``, ``x0`` stays None.
 
         Raises:
-            DenoiserError: the denoiser returned NaN, infinity or another shape.
             SchedulerError: the scheduler made NaN or infinity of finite numbers.
-            TypeError: noise, conditions or generators are of another kind.
-            ValueError: shapes or the number of generators do not fit.
         """
-        check_noise(noise)
-        check_cond(cond, len(noise))
+        random = check_call(noise, cond, generator)
         cond = prepared(denoiser, cond)
-        checked = check_generators(generator, len(noise))
         scheduler = copy.deepcopy(self.scheduler)
         arguments = dict(self.step_arguments)
-        if self._takes_generator and checked is not None:
-            arguments["generator"] = checked
+        if self._takes_generator and generator is not None:
+            arguments["generator"] = random.shared if random.generators is None else random.generators
         states = [x := noise * scheduler.init_noise_sigma]
         for t in scheduler.timesteps:
             rows: Int[Tensor, " b"] = torch.full((len(x),), t.item(), device=x.device, dtype=t.dtype)

@@ -9,8 +9,9 @@ from serving_fakes import SPEC, tiny_policy, whole
 from specpolicy import BlockVerifier, FreeDrafter
 from specpolicy import samplers as factories
 from specpolicy.control.inference import EpisodeState, InferenceResult, PolicyRunner, episode_generator
-from specpolicy.policies.diffusion_policy import DiffusionPolicy, Sampler
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.serving.batching import BatchedPolicy, Job
+from specpolicy.speculative.sampler_call import Sampler
 
 
 @pytest.fixture(scope="module")

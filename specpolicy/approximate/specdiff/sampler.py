@@ -30,6 +30,7 @@ from specpolicy.speculative.denoiser import Cond, Denoiser
 from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import SequentialSampler
+from specpolicy.speculative.sampler_call import Noise
 from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.utils.attributes import replaced
 
@@ -168,12 +169,7 @@ class CachedSampler:
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        cond: Cond = None,
-        generator: Generators = None,
-        record: bool = False,
+        self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None, record: bool = False
     ) -> CachedResult:
         """Sample one chain for each row of ``noise``; arguments as for ``inner``.
 

@@ -7,17 +7,15 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from specpolicy.speculative.compiled.openvino_network import OpenVINODenoiser, Precision, check_precision
 from specpolicy.speculative.denoiser import Cond, Denoiser
-from specpolicy.speculative.inputs import Generators, check_cond, check_noise
+from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.process import ReverseProcess
-from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler import SpeculativeSampler
+from specpolicy.speculative.sampler_call import Noise, check_call
 from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.speculative.single_chain import StepwiseChain, is_small
 from specpolicy.utils.extras import require
@@ -53,7 +51,7 @@ class RuntimeChain:
         require("openvino", "openvino")
         self.sampler, self.precision, self.exact = sampler, precision, bool(sampler.exact)
         self._networks: dict[int, OpenVINODenoiser] = {}
-        self._steps = array_steps(sampler)
+        self._inner = with_array_steps(sampler)
 
     def __repr__(self) -> str:
         """Name the parts."""
@@ -80,42 +78,20 @@ class RuntimeChain:
         return self._networks[id(denoiser)]
 
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
-        cond: Cond = None,
-        generator: Generators = None,
-        record: bool = False,
+        self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None, record: bool = False
     ) -> SampleResult:
-        """Sample one chain for each row of ``noise``.
-
-        Args:
-            denoiser: the network, in float32 on the CPU.
-            noise: as for the sampler.
-            cond: as for the sampler.
-            generator: as for the sampler.
-            record: as for the sampler.
-
-        Returns:
-            What the sampler returns.
+        """Sample one chain for each row of ``noise``; arguments and errors as in the sampler.
 
         Raises:
-            ConversionError: OpenVINO cannot take the network over.
-            ValueError: as the sampler.
+            ConversionError: OpenVINO cannot take the network over, which must be in float32 on the CPU.
         """
-        network = self.network(denoiser)
-        dtype = check_noise(noise)
-        if self._steps is not None and not record and is_small(self._steps.process, noise):
-            check_cond(cond, 1)
-            random = ChainGenerators(generator, 1, noise.device, dtype)
-            return self._steps.sample(network, noise, cond, random)
-        return self.sampler(network, noise, cond=cond, generator=generator, record=record)
+        return self._inner(self.network(denoiser), noise, cond=cond, generator=generator, record=record)
 
     def rows(self, batch: int) -> Sequence[int]:
         """Rows that an evaluation for so many chains may have."""
         return [batch]
 
-    def warm_up(self, denoiser: Denoiser, noise: Float[Tensor, "b ..."], cond: Cond = None) -> None:
+    def warm_up(self, denoiser: Denoiser, noise: Noise, cond: Cond = None) -> None:
         """Compile the models for all evaluations that inputs like these can lead to.
 
         Args:
@@ -127,28 +103,52 @@ class RuntimeChain:
             ConversionError: OpenVINO cannot take the network over.
             ValueError: the inputs do not fit one another.
         """
-        check_noise(noise)
-        check_cond(cond, len(noise))
+        check_call(noise, cond, None)
         of = self.sampler.scheduler if isinstance(self.sampler, SchedulerSampler) else self.sampler.process
         timestep = torch.as_tensor(of.timesteps)[:1].expand(len(noise))
         with torch.inference_mode():
             self.network(denoiser).prepare(noise, timestep, cond, self.rows(len(noise)))
 
 
-def array_steps(sampler: Any) -> StepwiseChain | None:
-    """Make DDIM's steps in NumPy, so that few-step rivals pay as little around the network as ours do for one chain.
+class ArrayStepDDIM:
+    """Deterministic DDIM with its steps in NumPy where one chain is small: a fraction of what diffusers' step takes.
+
+    Few-step rivals then pay as little around the network as our samplers do.
+
+    Args:
+        sampler: of a ``DDIMScheduler`` with η = 0; makes all other chains.
+    """
+
+    exact = False
+
+    def __init__(self, sampler: SchedulerSampler) -> None:
+        """Tabulate the steps; equal to the sampler's up to rounding."""
+        self._sampler, self._steps = sampler, StepwiseChain(ReverseProcess.deterministic(sampler.scheduler))
+
+    def __call__(
+        self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None, record: bool = False
+    ) -> SampleResult:
+        """Sample one chain for each row of ``noise``; see :class:`SchedulerSampler`."""
+        random = check_call(noise, cond, generator)
+        if record or not is_small(self._steps.process, noise):
+            return self._sampler(denoiser, noise, cond, generator, record)
+        return self._steps.sample(denoiser, noise, cond, random)
+
+
+def with_array_steps(sampler: Any) -> Any:
+    """Make DDIM's steps in NumPy, where they can be.
 
     Args:
         sampler: any.
 
     Returns:
-        The chain of a :class:`SchedulerSampler` of deterministic DDIM; None for all others.
+        An :class:`ArrayStepDDIM` for a :class:`SchedulerSampler` of deterministic DDIM; all others as they are.
     """
     if not isinstance(sampler, SchedulerSampler) or sampler.step_arguments.get("eta", 0.0):
-        return None
+        return sampler
     if type(sampler.scheduler).__name__ != "DDIMScheduler" or set(sampler.step_arguments) - {"eta"}:
-        return None
-    return StepwiseChain(ReverseProcess.deterministic(sampler.scheduler))
+        return sampler
+    return ArrayStepDDIM(sampler)
 
 
 class RuntimeSampler(RuntimeChain):
@@ -159,7 +159,7 @@ class RuntimeSampler(RuntimeChain):
     def __call__(
         self,
         denoiser: Denoiser,
-        noise: Float[Tensor, "b ..."],
+        noise: Noise,
         cond: Cond = None,
         generator: Generators = None,
         record: bool = False,
@@ -168,9 +168,7 @@ class RuntimeSampler(RuntimeChain):
         """Sample one chain for each row of ``noise``; see :class:`RuntimeChain` and :class:`SpeculativeSampler`."""
         return self.sampler(self.network(denoiser), noise, cond, generator, record, predraft)
 
-    def predraft(
-        self, denoiser: Denoiser, noise: Float[Tensor, "b ..."], cond: Cond = None, generator: Generators = None
-    ) -> PreDraft:
+    def predraft(self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None) -> PreDraft:
         """Sample whole chains ahead of time; see :meth:`SpeculativeSampler.predraft`."""
         return self.sampler.predraft(self.network(denoiser), noise, cond, generator)
 

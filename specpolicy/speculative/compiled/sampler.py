@@ -25,13 +25,14 @@ from specpolicy.speculative.compiled.round import CompiledState, FixedShapeRound
 from specpolicy.speculative.compiled.runtime import RuntimeChain, RuntimeSampler
 from specpolicy.speculative.denoiser import Cond, Denoiser, DenoiserError, prepared
 from specpolicy.speculative.drafters.base import Draft
-from specpolicy.speculative.inputs import Generators, check_cond, check_noise, state_dtype
+from specpolicy.speculative.inputs import Generators, state_dtype
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.round import RoundNoise
 from specpolicy.speculative.sampler import SequentialSampler, SpeculativeSampler
+from specpolicy.speculative.sampler_call import Noise, Sampler, check_call
 from specpolicy.speculative.scheduler_sampler import SchedulerSampler
 from specpolicy.speculative.window import AdaptiveWindow
 
@@ -94,19 +95,16 @@ class CompiledSampler:
     def __call__(
         self,
         denoiser: Denoiser,
-        noise: Tensor,
+        noise: Noise,
         cond: Cond = None,
         generator: Generators = None,
         record: bool = False,
         predraft: PreDraft | None = None,
     ) -> SampleResult:
-        """Sample one chain for each row of ``noise``; arguments and errors as in :class:`SpeculativeSampler`."""
-        dtype = check_noise(noise)
-        check_cond(cond, len(noise))
+        """Sample one chain for each row of ``noise``; see :class:`PreDraftingSampler`."""
+        random, chains = check_call(noise, cond, generator), len(noise)
         if predraft is not None:
             predraft.check(noise, self.process)
-        chains = len(noise)
-        random = ChainGenerators(generator, chains, noise.device, dtype)
         noise, cond = pad_to_bucket(noise, prepared(denoiser, cond), self.batches)
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         runner.start(self._begin(noise, record, chains), cond)
@@ -265,19 +263,17 @@ class CompiledChain:
 
     @torch.no_grad()
     def __call__(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None, record: bool = False
+        self, denoiser: Denoiser, noise: Noise, cond: Cond = None, generator: Generators = None, record: bool = False
     ) -> SampleResult:
-        """Sample one chain for each row of ``noise``; arguments and errors as in :class:`SequentialSampler`.
+        """Sample one chain for each row of ``noise``; see :class:`Sampler`.
 
         Raises:
             ValueError: also for ``record``: compiled chains keep no trajectory.
         """
         if record:
             raise ValueError("a compiled chain keeps no trajectory: record with SequentialSampler")
-        dtype = check_noise(noise)
-        check_cond(cond, len(noise))
-        chains, event, count = len(noise), noise.shape[1:], self.process.num_steps
-        random = ChainGenerators(generator, chains, noise.device, dtype)
+        random = check_call(noise, cond, generator)
+        chains, event, count, dtype = len(noise), noise.shape[1:], self.process.num_steps, random.dtype
         noise, cond = pad_to_bucket(noise, prepared(denoiser, cond), self.batches)
         steps, runner = self._prepare(denoiser, noise)
         noisy = (self.process.sigma > 0).tolist()
@@ -332,16 +328,10 @@ class _Steps:
 
 
 @runtime_checkable
-class CompositeSampler(Protocol):
+class CompositeSampler(Sampler, Protocol):
     """A sampler made of others, each of which is compiled."""
 
     exact: bool
-
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, generator: Generators = None, record: bool = False
-    ) -> SampleResult:
-        """Sample one chain for each row of ``noise``."""
-        ...
 
     def with_parts(self, change: Callable[[Any], Any]) -> CompositeSampler:
         """Make the same of other samplers."""
