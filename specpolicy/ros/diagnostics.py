@@ -65,78 +65,69 @@ class LatestTrace:
         """See :class:`specpolicy.control.viewers.View`."""
 
 
-def diagnose(
-    name: str,
-    active: bool,
-    failure: str | None,
-    description: dict[str, str],
-    trace: EpisodeTrace | None,
-    count: int,
-    jumps: int,
-    reader: SensorReader | None,
-) -> list[Finding]:
-    """Say how a node is doing.
+@dataclass(frozen=True)
+class NodeState:
+    """How a node is doing.
 
-    Args:
+    Attributes:
         name: of the node.
         active: whether its loop runs.
         failure: why it was not configured, or why its loop ended.
         description: of the policy.
-        trace: of the present or the last activation.
-        count: ticks that were played in it.
+        latest: the present or the last activation.
         jumps: how often the loop's clock went back.
         reader: of the sensors; None before there are any.
-
-    Returns:
-        One finding about the loop, and one about each topic of the sensors.
     """
-    found = [_loop(name, active, failure, description, trace, count, jumps)]
-    for state in [] if reader is None else reader.states.values():
-        assert reader is not None
-        problem, age = reader.problem_of(state), reader.age_s(state)
-        values = {
-            "type": state.type,
-            "observations": ", ".join(state.parts),
-            "age_ms": "" if age is None else f"{1e3 * age:.1f}",
-            "allowed_ms": f"{1e3 * state.max_age_s:g}",
-            "received": str(state.received),
-            "rejected": str(state.rejected),
-        }
-        level = OK if problem is None else ERROR if active else WARN
-        found.append(Finding(level, f"{name}: {state.topic}", problem or "fresh", values))
-    return found
 
+    name: str
+    active: bool
+    failure: str | None
+    description: dict[str, str]
+    latest: LatestTrace
+    jumps: int
+    reader: SensorReader | None
 
-def _loop(
-    name: str,
-    active: bool,
-    failure: str | None,
-    description: dict[str, str],
-    trace: EpisodeTrace | None,
-    count: int,
-    jumps: int,
-) -> Finding:
-    values = {**description, "ticks": str(count), "clock_jumps": str(jumps)}
-    level, message = (OK, "active") if active else (WARN, "inactive")
-    if trace is not None and trace.ticks:
-        rows = trace.ticks[-_RECENT:]
-        faults = {fault: total for fault, total in trace.faults.items() if total}
-        ended = [each for each in trace.inferences[-_RECENT:] if each.ended_s is not None]
-        seconds = [each.ended_s - each.begun_s for each in ended if each.ended_s is not None]
-        nfe = [each.passes for each in ended if each.passes is not None]
-        acceptance = [each.acceptance for each in ended if each.acceptance is not None]
-        late = [row.sent_s - row.due_s for row in rows]
-        values |= {f"fault_{fault}": str(total) for fault, total in faults.items()}
-        values["late_ms_99"] = f"{1e3 * float(np.percentile(late, 99)):.2f}"
-        if seconds:
-            values["inference_ms_50"] = f"{1e3 * float(np.median(seconds)):.1f}"
-            values["inference_ms_99"] = f"{1e3 * float(np.percentile(seconds, 99)):.1f}"
-        if nfe:
-            values["network_evaluations_mean"] = f"{np.mean(nfe):.1f}"
-        if acceptance:
-            values["acceptance_mean"] = f"{np.mean(acceptance):.3f}"
-        if active and rows[-1].fault is not None:
-            level, message = ERROR, f"{rows[-1].fault}: {trace.reason or rows[-1].response}"
-    if failure is not None:
-        level, message = ERROR, failure
-    return Finding(level, name, message, values)
+    def findings(self) -> list[Finding]:
+        """Return one finding about the loop, and one about each topic of the sensors."""
+        found = [self._loop()]
+        for state in [] if self.reader is None else self.reader.states.values():
+            assert self.reader is not None
+            problem, age = self.reader.problem_of(state), self.reader.age_s(state)
+            values = {
+                "type": state.type,
+                "observations": ", ".join(state.parts),
+                "age_ms": "" if age is None else f"{1e3 * age:.1f}",
+                "allowed_ms": f"{1e3 * state.max_age_s:g}",
+                "received": str(state.received),
+                "rejected": str(state.rejected),
+            }
+            level = OK if problem is None else ERROR if self.active else WARN
+            found.append(Finding(level, f"{self.name}: {state.topic}", problem or "fresh", values))
+        return found
+
+    def _loop(self) -> Finding:
+        trace = self.latest.trace
+        values = {**self.description, "ticks": str(self.latest.count), "clock_jumps": str(self.jumps)}
+        level, message = (OK, "active") if self.active else (WARN, "inactive")
+        if trace is not None and trace.ticks:
+            rows = trace.ticks[-_RECENT:]
+            faults = {fault: total for fault, total in trace.faults.items() if total}
+            ended = [each for each in trace.inferences[-_RECENT:] if each.ended_s is not None]
+            seconds = [each.ended_s - each.begun_s for each in ended if each.ended_s is not None]
+            nfe = [each.passes for each in ended if each.passes is not None]
+            acceptance = [each.acceptance for each in ended if each.acceptance is not None]
+            late = [row.sent_s - row.due_s for row in rows]
+            values |= {f"fault_{fault}": str(total) for fault, total in faults.items()}
+            values["late_ms_99"] = f"{1e3 * float(np.percentile(late, 99)):.2f}"
+            if seconds:
+                values["inference_ms_50"] = f"{1e3 * float(np.median(seconds)):.1f}"
+                values["inference_ms_99"] = f"{1e3 * float(np.percentile(seconds, 99)):.1f}"
+            if nfe:
+                values["network_evaluations_mean"] = f"{np.mean(nfe):.1f}"
+            if acceptance:
+                values["acceptance_mean"] = f"{np.mean(acceptance):.3f}"
+            if self.active and rows[-1].fault is not None:
+                level, message = ERROR, f"{rows[-1].fault}: {trace.reason or rows[-1].response}"
+        if self.failure is not None:
+            level, message = ERROR, self.failure
+        return Finding(level, self.name, message, values)

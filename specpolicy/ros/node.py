@@ -24,7 +24,7 @@ from specpolicy.control.motion_limits import MotionLimits
 from specpolicy.control.trace import write_trace
 from specpolicy.control.watchdog import Watchdog
 from specpolicy.policies.observations import ObservationSpec
-from specpolicy.ros.diagnostics import LatestTrace, diagnose
+from specpolicy.ros.diagnostics import LatestTrace, NodeState
 from specpolicy.ros.environment import SensorReader, TickTime, TopicEnv, TopicError
 from specpolicy.ros.interface import ActionTopic, RosInterface
 from specpolicy.utils.checks import check_flag, check_integer, check_number
@@ -411,13 +411,12 @@ class PolicyNode:
         description = {} if self._loaded is None else self._loaded.description
         array = make_message("DiagnosticArray")
         array.header.stamp = self.node.get_clock().now().to_msg()
-        for found in diagnose(
-            self._settings.name, self.active, self.failure, description, self._latest.trace, self._latest.count, jumps,
-            reader,
-        ):  # fmt: skip
+        name = self._settings.name
+        state = NodeState(name, self.active, self.failure, description, self._latest, jumps, reader)
+        for found in state.findings():
             status = make_message("DiagnosticStatus")
             status.level, status.name, status.message = bytes([found.level]), found.name, found.message
-            status.hardware_id = self._settings.name
+            status.hardware_id = name
             for key, value in found.values.items():
                 pair = make_message("KeyValue")
                 pair.key, pair.value = key, value

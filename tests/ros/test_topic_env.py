@@ -18,7 +18,7 @@ from specpolicy.control.guards import Guards
 from specpolicy.control.inference import InferenceRequest, InferenceResult
 from specpolicy.control.loop import ControlSetup, run_episode
 from specpolicy.control.trace import EpisodeTrace
-from specpolicy.ros.diagnostics import ERROR, OK, diagnose
+from specpolicy.ros.diagnostics import ERROR, OK, LatestTrace, NodeState
 from specpolicy.ros.environment import SensorReader, TickTime, TopicEnv, TopicError
 from specpolicy.ros.interface import RosInterface, interface_from
 
@@ -218,7 +218,9 @@ def test_a_topic_that_fails_stops_the_robot_and_lets_it_go_on(fault: str, says: 
     window = [each for each in policy.asked if each[1] >= 16]
     assert fault == "future" or window[0] == [16.0, 17.0], "a history without gaps"
     assert fault == "future" or robot.actions[-2] == 0.5
-    text = diagnose("n", True, None, {}, trace, 30, 0, robot.reader)[0]
+    latest = LatestTrace(None)
+    latest.trace = trace
+    text = NodeState("n", True, None, {}, latest, 0, robot.reader).findings()[0]
     assert text.values["fault_sensor"] == str(len(wrong)) and text.level == (ERROR if fault == "future" else OK)
     assert fault != "future" or says in str(trace.reason) or "stamps went back" in str(trace.reason)
 
