@@ -9,19 +9,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sampler_kinds import SAMPLER_KINDS
 
-from specpolicy import (
-    BlockVerifier,
-    FreeDrafter,
-    FrozenDrafter,
-    RecyclingDrafter,
-    ReflectionVerifier,
-    ResidualVerifier,
-    ReverseProcess,
-    SequentialSampler,
-    SpeculativeSampler,
-    ZeroGuess,
-)
+from specpolicy import ReverseProcess, ZeroGuess
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.normalizer import MinMaxNormalizer
@@ -37,12 +27,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 D, ACTION, HORIZON = 4, 3, 8
 LENGTHS = (0, 1, 3, D)
-SAMPLERS = {
-    "sequential": SequentialSampler,
-    "free, block": lambda process: SpeculativeSampler(process, FreeDrafter(), BlockVerifier(), 8),
-    "frozen, residual": lambda process: SpeculativeSampler(process, FrozenDrafter(), ResidualVerifier(), 8),
-    "recycled": lambda process: SpeculativeSampler(process, RecyclingDrafter(), ReflectionVerifier(), 8),
-}
 
 
 def policy(network: str = "mlp", prediction_type: str = "v_prediction", **changes: Any) -> DiffusionPolicy:
@@ -74,7 +58,7 @@ def process_of(made: DiffusionPolicy) -> ReverseProcess:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLER_KINDS)
 def test_every_sampler_is_exact_given_a_prefix(name: str, length: int) -> None:
     made, count = policy(), 300
     process = process_of(made)
@@ -82,7 +66,7 @@ def test_every_sampler_is_exact_given_a_prefix(name: str, length: int) -> None:
     generator = torch.Generator().manual_seed(length)
     noise = torch.randn(count, HORIZON, ACTION, generator=generator)
     with torch.inference_mode():
-        result = SAMPLERS[name](process)(made, noise, cond=cond, generator=generator, record=True)
+        result = SAMPLER_KINDS[name](process)(made, noise, cond=cond, generator=generator, record=True)
         assert result.trajectory is not None
         x0 = [  # what the network itself says at the states that were visited
             process.x0(x, made(x, process.timesteps[k].expand(count), cond), torch.full((count,), k))
@@ -97,7 +81,7 @@ def test_every_sampler_is_exact_given_a_prefix(name: str, length: int) -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_chunk_begins_with_the_actions_under_way(network: str, prediction_type: str) -> None:
     made, prefixes = policy(network, prediction_type), under_way(*LENGTHS)
-    sampler = SpeculativeSampler(process_of(made), RecyclingDrafter(), ReflectionVerifier(), 8)
+    sampler = SAMPLER_KINDS["recycled"](process_of(made))
     chunk = made.predict_action(observed(4), sampler, torch.Generator().manual_seed(0), prefix=prefixes)
     for prediction, prefix in zip(chunk.prediction, prefixes, strict=True):
         np.testing.assert_allclose(prediction[1 : 1 + len(prefix)], prefix, atol=2e-3)
@@ -106,7 +90,7 @@ def test_a_chunk_begins_with_the_actions_under_way(network: str, prediction_type
 
 def test_a_pre_draft_under_another_observation_is_finished_under_the_same_prefix() -> None:
     made, prefixes, generator = policy(), under_way(3, 1), torch.Generator().manual_seed(0)
-    sampler = SpeculativeSampler(process_of(made), RecyclingDrafter(), ReflectionVerifier(), 8)
+    sampler = SAMPLER_KINDS["recycled"](process_of(made))
     draft = made.predraft(observed(2, seed=5), sampler, generator, prefix=prefixes)
     chunk = made.predict_action(observed(2), sampler, generator, predraft=draft, prefix=prefixes)
     for prediction, prefix in zip(chunk.prediction, prefixes, strict=True):
@@ -115,7 +99,7 @@ def test_a_pre_draft_under_another_observation_is_finished_under_the_same_prefix
 
 def test_a_batch_of_mixed_lengths_is_its_entries_one_by_one() -> None:
     made, prefixes, window = policy(), under_way(*LENGTHS), observed(4)
-    sampler = SpeculativeSampler(process_of(made), FreeDrafter(), BlockVerifier(), 8)
+    sampler = SAMPLER_KINDS["free"](process_of(made))
     generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
     together = made.predict_action(window, sampler, generators, prefix=prefixes)
     for row, prefix in enumerate(prefixes):

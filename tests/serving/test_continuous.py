@@ -10,19 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sampler_kinds import SAMPLER_KINDS
 from serving_fakes import SPEC, observation, running, tiny_policy, whole
 
-from specpolicy import (
-    AdaptiveWindow,
-    BlockVerifier,
-    FreeDrafter,
-    FrozenDrafter,
-    RecyclingDrafter,
-    ReflectionVerifier,
-    SequentialSampler,
-    SpeculativeSampler,
-    ZeroGuess,
-)
 from specpolicy import samplers as factories
 from specpolicy.control.inference import EpisodeState, InferenceKind, InferenceRequest, InferenceResult
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
@@ -35,18 +25,6 @@ from specpolicy.speculative.denoiser import PreparedCondition, concatenate_rows
 TO_ROUNDING = 1e-5
 """Only the rounding of batched matrix products may differ."""
 
-MAKE: dict[str, Any] = {
-    "free": lambda process: SpeculativeSampler(process, FreeDrafter(), BlockVerifier(), 6),
-    "asd": lambda process: SpeculativeSampler(process, FrozenDrafter(), ReflectionVerifier(), 5),
-    "recycled": lambda process: SpeculativeSampler(
-        process, RecyclingDrafter(), ReflectionVerifier(), 6, initial_guess=ZeroGuess()
-    ),
-    "adaptive": lambda process: SpeculativeSampler(
-        process, FreeDrafter(), ReflectionVerifier(), AdaptiveWindow(max_window=8)
-    ),
-    "sequential": SequentialSampler,
-}
-
 
 @pytest.fixture(scope="module")
 def policy() -> DiffusionPolicy:
@@ -56,10 +34,10 @@ def policy() -> DiffusionPolicy:
 def make_engine(policy: DiffusionPolicy, name: str) -> BatchedPolicy:
     if name.startswith("ddim"):
         return BatchedPolicy(policy, factories.ddim(policy.scheduler, 5, eta=0.0 if name == "ddim" else 0.7))
-    return BatchedPolicy(policy, MAKE[name](factories.make_process(policy, 20)))
+    return BatchedPolicy(policy, SAMPLER_KINDS[name](factories.make_process(policy, 20)))
 
 
-@pytest.fixture(params=[*MAKE, "ddim", "ddim with noise"])
+@pytest.fixture(params=[*SAMPLER_KINDS, "ddim", "ddim with noise"])
 def engine(request: pytest.FixtureRequest, policy: DiffusionPolicy) -> BatchedPolicy:
     return make_engine(policy, request.param)
 
@@ -165,7 +143,7 @@ def test_a_network_that_raises_is_asked_for_each_alone(policy: DiffusionPolicy) 
 
 
 def test_pre_drafts_go_beside_whole_chunks(policy: DiffusionPolicy) -> None:
-    engine = make_engine(policy, "recycled")
+    engine = make_engine(policy, "guess")
     states = [EpisodeState.start(7), EpisodeState.start(7)]
     window, true = job(7)[1].window, job(8)[1].window
     for kind, seen in ((InferenceKind.DRAFT, window), (InferenceKind.FINISH, true)):
@@ -314,7 +292,7 @@ def test_rounds_that_break_answer_everyone_and_go_on() -> None:
 
 
 def test_a_server_answers_robots_as_each_would_be_answered_alone(policy: DiffusionPolicy) -> None:
-    engine = make_engine(policy, "recycled")
+    engine = make_engine(policy, "guess")
     answers: dict[int, list[Any]] = {}
 
     def robot(url: str, seed: int) -> None:

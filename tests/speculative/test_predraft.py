@@ -9,7 +9,7 @@ import torch
 from mixtures import Mixture, chains, ddpm, mixture
 from scipy import stats
 
-import specpolicy.speculative.sampler as sampler_module
+import specpolicy.speculative.sampler as sampler_call
 from specpolicy import BlockVerifier, PreDraft, ReflectionVerifier, ResidualVerifier, SpeculativeSampler, Verifier
 from specpolicy.speculative.exactness import check_exactness, innovations
 from specpolicy.speculative.random_streams import ChainGenerators
@@ -98,7 +98,7 @@ def test_drafted_noises_used_again_after_a_rejection_are_noticed(monkeypatch: py
                 drawn[row, :length] = drafted.noise[7 - length : 7, chain]
             return drawn
 
-    monkeypatch.setattr(sampler_module, "ChainGenerators", Stale)
+    monkeypatch.setattr(sampler_call, "ChainGenerators", Stale)
     call = {"noise": drafted.start, "generator": generator, "predraft": drafted}
     assert smallest_p(sampler, target, guess, guess + 0.5, **call) < 1e-9
 
