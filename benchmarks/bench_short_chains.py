@@ -31,9 +31,9 @@ from specpolicy.evaluation.plots import save
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import OBSERVATIONS, read_observations
 from specpolicy.evaluation.statistics import mean_interval
-from specpolicy.policies.checkpoint import checkpoint_digest, file_digest
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.protocols import Observation
+from specpolicy.utils.digests import checkpoint_digest, file_digest
 from specpolicy.utils.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]

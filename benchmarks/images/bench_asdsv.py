@@ -38,9 +38,9 @@ from specpolicy import AdaptiveWindow, ReverseProcess, SchedulerSampler, Sequent
 from specpolicy.approximate.asdsv import ThresholdVerifier, asdsv_fast, asdsv_slow
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.interop.diffusers.accelerate import approximate
-from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.speculative.denoiser import Denoiser
 from specpolicy.speculative.result import SampleResult
+from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 

@@ -40,8 +40,8 @@ from specpolicy.approximate.specdiff.importance import CacheSettings, count_oper
 from specpolicy.approximate.specdiff.sampler import CachedSampler
 from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
-from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 

@@ -43,7 +43,7 @@ from specpolicy import (
 )
 from specpolicy.evaluation.plots import save
 from specpolicy.evaluation.provenance import collect_provenance
-from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
 

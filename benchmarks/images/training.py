@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from benchmarks.images.pixels import PixelDiTPipeline
 from benchmarks.images.sampling import ModelError, load_pipeline, network_of
-from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.training.loop import Save, TrainingLoop, TrainingObjective, TrainingSettings
 from specpolicy.training.train import training_target
+from specpolicy.utils.digests import checkpoint_digest
 
 UNSIGNED_BYTES = 0x08
 

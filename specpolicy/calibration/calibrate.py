@@ -20,12 +20,11 @@ from torch import Tensor
 from specpolicy.calibration.fit import RecordedChains, fit_calibration
 from specpolicy.calibration.store import Calibration, CalibrationError, save_calibration
 from specpolicy.calibration.x0_variance import load_x0_variance, measure_x0_variance, save_x0_variance, x0_variance_path
-from specpolicy.policies.checkpoint import checkpoint_digest, file_digest
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.inputs import check_whole, seeded_generator
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.sampler import SequentialSampler
-from specpolicy.utils.digests import source_digest
+from specpolicy.utils.digests import checkpoint_digest, file_digest, source_digest
 from specpolicy.utils.files import atomic_path, read_arrays
 from specpolicy.utils.progress import progress_bar
 from specpolicy.utils.run_identity import claim_folder

@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from specpolicy.policies.checkpoint import checkpoint_digest, companion
+from specpolicy.policies.checkpoint import companion
 from specpolicy.speculative.drafters.linear import X0Jacobian
 from specpolicy.speculative.initial_guess import LinearGuess, X0Guess, ZeroGuess
-from specpolicy.utils.digests import file_digest, note_input
+from specpolicy.utils.digests import checkpoint_digest, file_digest, note_input
 from specpolicy.utils.errors import one_line
 from specpolicy.utils.files import DAMAGED, atomic_path
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from specpolicy.calibration.fit import RecordedChains
 from specpolicy.calibration.store import CalibrationError
-from specpolicy.policies.checkpoint import checkpoint_digest, companion
+from specpolicy.policies.checkpoint import companion
 from specpolicy.speculative.process import ReverseProcess, dense_timesteps
-from specpolicy.utils.digests import file_digest, note_input
+from specpolicy.utils.digests import checkpoint_digest, file_digest, note_input
 from specpolicy.utils.errors import one_line
 from specpolicy.utils.files import DAMAGED, atomic_path
 

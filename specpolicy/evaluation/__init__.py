@@ -30,7 +30,6 @@ from specpolicy.evaluation.summary import summarize as summarize
 from specpolicy.evaluation.tables import json_table as json_table
 from specpolicy.evaluation.tables import markdown_table as markdown_table
 from specpolicy.evaluation.tables import rich_table as rich_table
-from specpolicy.policies.checkpoint import checkpoint_digest as checkpoint_digest
 from specpolicy.rollout.env_worker import EnvPool as EnvPool
 from specpolicy.rollout.env_worker import MakeEnv as MakeEnv
 from specpolicy.rollout.env_worker import WorkerConfig as WorkerConfig
@@ -41,4 +40,5 @@ from specpolicy.rollout.episodes import episode_keys as episode_keys
 from specpolicy.rollout.runner import EvaluationAborted as EvaluationAborted
 from specpolicy.rollout.runner import ObservationRecorder as ObservationRecorder
 from specpolicy.rollout.runner import run_episodes as run_episodes
+from specpolicy.utils.digests import checkpoint_digest as checkpoint_digest
 from specpolicy.utils.files import FolderInUse as FolderInUse

@@ -24,8 +24,9 @@ from specpolicy.evaluation.task_average import (
     print_overall,
     summarize_tasks,
 )
-from specpolicy.policies.checkpoint import checkpoint_digest, read_seen_seeds
+from specpolicy.policies.checkpoint import read_seen_seeds
 from specpolicy.rollout.episodes import EVALUATION_SEEDS, Batch, Unit, plan_units
+from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.progress import progress_bar
 
 _log = logging.getLogger(__name__)

@@ -23,12 +23,12 @@ from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
 from specpolicy.evaluation.verdicts import MARGIN, checked_margin
 from specpolicy.interop.loading import load_policy
-from specpolicy.policies.checkpoint import CheckpointError, checkpoint_digest
+from specpolicy.policies.checkpoint import CheckpointError
 from specpolicy.policies.protocols import ChunkPolicy, ChunkSampler, network_of, reduced_precision
 from specpolicy.rollout.env_worker import EnvPool, MakeEnv, MakeViews, WorkerConfig
 from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeResult, EpisodeSpec, Unit, episode_keys
 from specpolicy.rollout.runner import ObservationRecorder, run_episodes
-from specpolicy.utils.digests import noting_inputs
+from specpolicy.utils.digests import checkpoint_digest, noting_inputs
 from specpolicy.utils.files import atomic_path
 
 KEPT_OBSERVATIONS = 64

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.machine import PACKAGES, git_revision, machine, package_versions
 
 

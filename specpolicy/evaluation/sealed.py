@@ -18,7 +18,7 @@ from typing import Any
 from specpolicy.config import SEALED_SEEDS, is_sealed
 from specpolicy.evaluation.comparison import Comparison
 from specpolicy.evaluation.manifest import written
-from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.utils.digests import checkpoint_digest
 
 RECORD = "sealed_seeds.json"
 

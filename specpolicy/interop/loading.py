@@ -47,7 +47,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", task: str 
     """
     path, device = _path_of(path), check_device(device)
     if own.is_own(path):
-        return own.load_pretrained(path, device, task)
+        return DiffusionPolicy.from_pretrained(path, device, task)
     foreign = read_foreign(path)
     try:
         policy = DiffusionPolicy(PolicyConfig.from_dict(foreign.config))

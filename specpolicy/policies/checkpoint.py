@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from specpolicy.policies.config import PolicyConfig
+from specpolicy.utils.diffusers_schedulers import DDIMScheduler, DDPMScheduler
 from specpolicy.utils.digests import DEMONSTRATIONS
-from specpolicy.utils.digests import checkpoint_digest as checkpoint_digest
-from specpolicy.utils.digests import file_digest as file_digest
 from specpolicy.utils.errors import one_line
 from specpolicy.utils.files import DAMAGED, atomic_path
 
@@ -68,9 +67,6 @@ def read_seen_seeds(folder: Path) -> frozenset[int]:
         ) from error
 
 
-if TYPE_CHECKING:
-    from specpolicy.policies.diffusion_policy import DiffusionPolicy
-
 CONFIG = "config.json"
 WEIGHTS = "policy.safetensors"
 _DIGEST = "sha256"  # entry of the weights file's metadata
@@ -81,23 +77,18 @@ class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged, or not what was asked for."""
 
 
-def save_policy(policy: DiffusionPolicy, folder: Path, half: bool = False) -> None:
+def write_checkpoint(folder: Path, config: PolicyConfig, weights: Mapping[str, Tensor]) -> None:
     """Write a policy so that a kill at any moment leaves the old or the new files, never half of one.
 
     Args:
-        policy: to write.
         folder: where to; it is made if need be.
-        half: store the weights of the network and the image encoders in 16 bits, for half the space. They are read
-            into float32 again, rounded by up to a two thousandth; normalizers, and the policy in memory, stay as they
-            are.
+        config: what the policy is.
+        weights: contiguous tensors on the CPU, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    for name in dict(policy.named_parameters()) if half else ():
-        weights[name] = weights[name].half()
     write_weights(weights, folder / WEIGHTS)
     with atomic_path(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(policy.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def is_own(path: Path) -> bool:
@@ -147,25 +138,24 @@ def read_config(folder: str | Path) -> PolicyConfig:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {one_line(error, 300)}") from error
 
 
-def load_pretrained(path: str | Path, device: str | torch.device = "cpu", task: str | None = None) -> DiffusionPolicy:
+def read_checkpoint(folder: Path, build: Callable[[PolicyConfig], Any], task: str | None = None) -> Any:
     """Read a policy in this library's own format.
 
     The weights' names, shapes and digest are compared before the network is allocated; nothing in a checkpoint is
     executed, and nothing is looked for elsewhere.
 
     Args:
-        path: folder that holds ``config.json`` and ``policy.safetensors``.
-        device: where to put the weights.
+        folder: holds ``config.json`` and ``policy.safetensors``.
+        build: makes a policy with fresh weights from its configuration.
         task: refuse a checkpoint that was trained on another task.
 
     Returns:
-        The policy, in evaluation mode, in float32.
+        What ``build`` makes, with these weights, in float32.
 
     Raises:
         CheckpointError: the folder or a file is missing, the config cannot be read or describes no policy, the weights
             are damaged or do not fit the config, or the task is another one.
     """
-    folder = Path(path)
     config = read_config(folder)
     if task is not None and config.task != task:
         raise CheckpointError(
@@ -178,14 +168,13 @@ def load_pretrained(path: str | Path, device: str | torch.device = "cpu", task: 
             f"{folder / WEIGHTS} does not fit {CONFIG}: {deep[0]} is more than its {len(shapes)} arrays"
         )
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in _build(folder, config).state_dict().items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in _build(folder, config, build).state_dict().items()}
     if shapes != expected:
         raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG}: {_difference(shapes, expected)}")
     weights = _read_weights(folder / WEIGHTS)
-    policy = _build(folder, config)
+    policy = _build(folder, config, build)
     policy.load_state_dict(weights)
-    policy.folder = folder
-    return policy.to(device).eval().requires_grad_(False)
+    return policy
 
 
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -193,8 +182,6 @@ _DEPTHS = ("layers", "blocks", "encoder_layers", "channels")  # arguments that s
 
 
 def _scheduler_keys() -> set[str]:
-    from specpolicy.utils.diffusers_schedulers import DDIMScheduler, DDPMScheduler
-
     return {key for each in (DDPMScheduler, DDIMScheduler) for key in inspect.signature(each.__init__).parameters}
 
 
@@ -202,12 +189,10 @@ def _depth(value: Any) -> int:
     return len(value) if isinstance(value, list) else value if isinstance(value, int) else 0
 
 
-def _build(folder: Path, config: PolicyConfig) -> DiffusionPolicy:
+def _build(folder: Path, config: PolicyConfig, build: Callable[[PolicyConfig], Any]) -> Any:
     """Build the network and the scheduler that a configuration describes."""
-    from specpolicy.policies.diffusion_policy import DiffusionPolicy
-
     try:
-        policy = DiffusionPolicy(config)
+        policy = build(config)
         # On the device ``meta`` the scheduler's arithmetic would load torch's compiler, 3 s, and compute nothing.
         levels = None if policy.device.type == "meta" else policy.scheduler.alphas_cumprod
     except Exception as error:  # whatever torch and diffusers say of hostile arguments

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from specpolicy.policies.cameras import CameraEncoders
+from specpolicy.policies.checkpoint import read_checkpoint, write_checkpoint
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.networks import ConditionTables, build_network
 from specpolicy.policies.normalizer import NORMALIZERS
@@ -379,21 +380,35 @@ class DiffusionPolicy(nn.Module):
 
         Args:
             folder: where to; it is made if need be.
-            half: store weights in 16 bits; see :func:`~specpolicy.policies.checkpoint.save_policy`.
+            half: store the weights of the network and the image encoders in 16 bits, for half the space. They are read
+                into float32 again, rounded by up to a two thousandth; normalizers, and the policy in memory, stay as
+                they are.
         """
-        from specpolicy.policies.checkpoint import save_policy
-
-        save_policy(self, Path(folder), half)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        for name in dict(self.named_parameters()) if half else ():
+            weights[name] = weights[name].half()
+        write_checkpoint(Path(folder), self.config, weights)
 
     @staticmethod
-    def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> DiffusionPolicy:
-        """Read a policy of this library's own format from ``folder``, in evaluation mode; see :func:`load_pretrained`.
+    def from_pretrained(
+        folder: str | Path, device: str | torch.device = "cpu", task: str | None = None
+    ) -> DiffusionPolicy:
+        """Read a policy of this library's own format; :func:`specpolicy.load_policy` reads other packages', too.
 
-        :func:`specpolicy.load_policy` reads checkpoints of other packages, too.
+        Args:
+            folder: holds ``config.json`` and ``policy.safetensors``.
+            device: where to put the weights.
+            task: refuse a checkpoint that was trained on another task.
+
+        Returns:
+            The policy, in evaluation mode, in float32.
+
+        Raises:
+            CheckpointError: as of :func:`~specpolicy.policies.checkpoint.read_checkpoint`.
         """
-        from specpolicy.policies.checkpoint import load_pretrained
-
-        return load_pretrained(Path(folder), device)
+        policy: DiffusionPolicy = read_checkpoint(Path(folder), DiffusionPolicy, task)
+        policy.folder = Path(folder)
+        return policy.to(device).eval().requires_grad_(False)
 
 
 def _predrafting(sampler: Sampler) -> PreDraftingSampler:

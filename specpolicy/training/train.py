@@ -22,7 +22,7 @@ from specpolicy.datasets.demonstrations import (
     read_demonstrations,
 )
 from specpolicy.datasets.robomimic import DemonstrationError
-from specpolicy.policies.checkpoint import checkpoint_digest, file_digest, write_seen_seeds
+from specpolicy.policies.checkpoint import write_seen_seeds
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.normalizer import SMALLEST_RANGE, MinMaxNormalizer
@@ -31,6 +31,7 @@ from specpolicy.training.loop import TrainingLoop, TrainingObjective, TrainingSe
 from specpolicy.training.warm_start import adopt_denoiser, encoded_moments, fit_linear_map, widen_prefix
 from specpolicy.utils.checks import check_integer, check_number
 from specpolicy.utils.diffusers_schedulers import DDPMScheduler
+from specpolicy.utils.digests import checkpoint_digest, file_digest
 
 _log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from specpolicy.policies.checkpoint import checkpoint_digest, companion
+from specpolicy.policies.checkpoint import companion
 from specpolicy.speculative.sampler import SpeculativeSampler
 from specpolicy.tuning.acceptance import AcceptanceProfile
-from specpolicy.utils.digests import note_input
+from specpolicy.utils.digests import checkpoint_digest, note_input
 from specpolicy.utils.errors import one_line
 from specpolicy.utils.files import DAMAGED, atomic_path
 from specpolicy.utils.machine import cpu_model

@@ -19,7 +19,7 @@ from specpolicy.calibration.store import (
     load_calibration,
     save_calibration,
 )
-from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.utils.digests import checkpoint_digest
 
 
 @pytest.fixture

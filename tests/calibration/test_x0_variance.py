@@ -24,9 +24,9 @@ from specpolicy.calibration.x0_variance import (
 )
 from specpolicy.cli import main
 from specpolicy.evaluation.two_sample import energy_distance
-from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.exactness import check_exactness
+from specpolicy.utils.digests import checkpoint_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,8 @@ from specpolicy import samplers
 from specpolicy.calibration.store import load_calibration, save_calibration
 from specpolicy.evaluation.comparison import CheckpointLoader
 from specpolicy.evaluation.manifest import ConfigurationMismatch, Manifest
-from specpolicy.policies.checkpoint import CheckpointError, file_digest
+from specpolicy.policies.checkpoint import CheckpointError
+from specpolicy.utils.digests import file_digest
 
 SHIPPED = Path("checkpoints/pusht")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from specpolicy.evaluation.provenance import collect_provenance
-from specpolicy.policies.checkpoint import checkpoint_digest
+from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.machine import cpu_model, git_revision, package_versions
 
 

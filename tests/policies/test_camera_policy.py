@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from specpolicy import FreeDrafter, ReverseProcess, SequentialSampler, SpeculativeSampler
-from specpolicy.policies.checkpoint import CheckpointError, load_pretrained
+from specpolicy.policies.checkpoint import CheckpointError
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.normalizer import MinMaxNormalizer
@@ -134,10 +134,10 @@ def test_it_comes_back_as_it_went(tmp_path: Path) -> None:
     policy.save_pretrained(tmp_path / "whole")
     policy.save_pretrained(tmp_path / "half", half=True)
     expected = policy.encode(seen)
-    back = load_pretrained(tmp_path / "whole")
+    back = DiffusionPolicy.from_pretrained(tmp_path / "whole")
     assert back.config == policy.config
     assert torch.equal(back.encode(seen), expected)
-    half = load_pretrained(tmp_path / "half")
+    half = DiffusionPolicy.from_pretrained(tmp_path / "half")
     torch.testing.assert_close(half.encode(seen), expected, rtol=0, atol=5e-3)
     whole_size, half_size = ((tmp_path / name / "policy.safetensors").stat().st_size for name in ("whole", "half"))
     assert half_size < 0.6 * whole_size
@@ -161,7 +161,7 @@ def test_a_checkpoint_that_cannot_be_built_is_refused(tmp_path: Path, change: di
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=says):
-        load_pretrained(tmp_path)
+        DiffusionPolicy.from_pretrained(tmp_path)
 
 
 def test_no_other_network_is_asked_with_its_features() -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from specpolicy.policies.checkpoint import CheckpointError, load_pretrained, weights_digest
+from specpolicy.policies.checkpoint import CheckpointError, weights_digest
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 
@@ -44,10 +44,10 @@ def copied(source: Path, target: Path, **config: Any) -> Path:
 def test_no_flipped_bit_of_the_weights_is_read(tmp_path: Path, saved: Path, half: bool) -> None:
     folder = copied(saved, tmp_path / "p")
     if half:
-        load_pretrained(saved).save_pretrained(folder, half=True)
+        DiffusionPolicy.from_pretrained(saved).save_pretrained(folder, half=True)
     path, draw = folder / "policy.safetensors", random.Random(0)
     whole = path.read_bytes()
-    load_pretrained(folder)
+    DiffusionPolicy.from_pretrained(folder)
     header = 8 + int.from_bytes(whole[:8], "little")
     places = [*draw.sample(range(8 * header), 100), *draw.sample(range(8 * header, 8 * len(whole)), 100)]
     for place in places:
@@ -55,7 +55,7 @@ def test_no_flipped_bit_of_the_weights_is_read(tmp_path: Path, saved: Path, half
         damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"policy\.safetensors"):
-            load_pretrained(folder)
+            DiffusionPolicy.from_pretrained(folder)
 
 
 def test_every_truncation_is_damage(tmp_path: Path, saved: Path) -> None:
@@ -65,7 +65,7 @@ def test_every_truncation_is_damage(tmp_path: Path, saved: Path) -> None:
     for length in (0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"policy\.safetensors is damaged or truncated"):
-            load_pretrained(folder)
+            DiffusionPolicy.from_pretrained(folder)
 
 
 NETWORK = {"name": "mlp", "width": 16, "embed": 8, "timestep_dim": 8, "blocks": 1}
@@ -129,7 +129,7 @@ SCHEDULER = {"num_train_timesteps": 20, "beta_schedule": "squaredcos_cap_v2"}
 def test_a_config_that_does_not_fit(tmp_path: Path, saved: Path, change: dict[str, Any], says: str) -> None:
     folder = copied(saved, tmp_path / "p", **change)
     with pytest.raises(CheckpointError, match=says) as error:
-        load_pretrained(folder)
+        DiffusionPolicy.from_pretrained(folder)
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
@@ -140,7 +140,7 @@ def test_config_files_that_are_none(tmp_path: Path, saved: Path, content: str) -
     folder = copied(saved, tmp_path / "p")
     (folder / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        load_pretrained(folder)
+        DiffusionPolicy.from_pretrained(folder)
 
 
 def test_what_does_not_fit_is_not_allocated_first(tmp_path: Path, saved: Path) -> None:
@@ -148,9 +148,10 @@ def test_what_does_not_fit_is_not_allocated_first(tmp_path: Path, saved: Path) -
     folder = copied(saved, tmp_path / "p", network=NETWORK | {"width": 20000, "blocks": 3})
     script = (
         "import resource, sys, torch, diffusers\n"
-        "from specpolicy.policies.checkpoint import CheckpointError, load_pretrained\n"
+        "from specpolicy.policies.checkpoint import CheckpointError\n"
+        "from specpolicy.policies.diffusion_policy import DiffusionPolicy\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n    load_pretrained(sys.argv[1])\nexcept CheckpointError:\n"
+        "try:\n    DiffusionPolicy.from_pretrained(sys.argv[1])\nexcept CheckpointError:\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
@@ -158,12 +159,12 @@ def test_what_does_not_fit_is_not_allocated_first(tmp_path: Path, saved: Path) -
 
 
 def test_weights_that_are_not_finite_or_none(tmp_path: Path, saved: Path) -> None:
-    policy = load_pretrained(saved)
+    policy = DiffusionPolicy.from_pretrained(saved)
     with torch.no_grad():
         policy.action_normalizer.low[0] = float("nan")
     policy.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"action_normalizer\.low contains NaN or infinity"):
-        load_pretrained(tmp_path)
+        DiffusionPolicy.from_pretrained(tmp_path)
 
 
 def test_the_digest_is_of_names_types_shapes_and_content() -> None:
@@ -202,7 +203,7 @@ def test_weights_without_a_digest_are_not_believed(tmp_path: Path, saved: Path) 
     folder = copied(saved, tmp_path / "p")
     save_file(load_file(folder / "policy.safetensors"), folder / "policy.safetensors")
     with pytest.raises(CheckpointError, match=r"policy\.safetensors carries no digest of its weights"):
-        load_pretrained(folder)
+        DiffusionPolicy.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("task", ["pusht", "square", "square_transformer", "tool_hang", "transport"])
@@ -212,4 +213,6 @@ def test_shipped_policies_are_stored_in_half_precision(task: str) -> None:
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
     assert {kind for name, kind in kinds.items() if name.startswith("network.")} == {"F16"}
     assert {kind for name, kind in kinds.items() if not name.startswith("network.")} == {"F32"}
-    assert all(tensor.dtype == torch.float32 for tensor in load_pretrained(folder).state_dict().values())
+    assert all(
+        tensor.dtype == torch.float32 for tensor in DiffusionPolicy.from_pretrained(folder).state_dict().values()
+    )

@@ -16,7 +16,7 @@ import torch
 
 import specpolicy
 from specpolicy import FreeDrafter, ReverseProcess, SequentialSampler, SpeculativeSampler
-from specpolicy.policies.checkpoint import CheckpointError, load_pretrained
+from specpolicy.policies.checkpoint import CheckpointError
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.networks.mlp import ResidualMlp
@@ -222,7 +222,7 @@ def test_checkpoint_truncated(tmp_path: Path) -> None:
 def test_checkpoint_of_another_task(tmp_path: Path) -> None:
     small_policy().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="of task 'square', not 'transport'"):
-        load_pretrained(tmp_path, task="transport")
+        DiffusionPolicy.from_pretrained(tmp_path, task="transport")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import torch
 from mixtures import chains, ddpm, mixture
 from scipy import stats
 
-import specpolicy.speculative.sampler as sampler_module
 from specpolicy import (
     BlockVerifier,
     FreeDrafter,
@@ -21,6 +20,7 @@ from specpolicy import (
     SequentialSampler,
     SpeculativeSampler,
 )
+from specpolicy.speculative import sampler_call
 from specpolicy.speculative.chain_batch import ChainBatch
 from specpolicy.speculative.denoiser import Denoiser
 from specpolicy.speculative.drafters.base import Draft, Drafter, DraftStart
@@ -179,7 +179,7 @@ def test_stale_noise_after_a_block_rejection_is_noticed(monkeypatch: pytest.Monk
         used = chains.log.accepted[-1]
         random.left = {chain: noise[int(used[chain]) + 1 :] for chain, noise in random.drawn.items()}
 
-    monkeypatch.setattr(sampler_module, "ChainGenerators", StaleNoise)
+    monkeypatch.setattr(sampler_call, "ChainGenerators", StaleNoise)
     monkeypatch.setattr(ChainBatch, "advance", stale_advance)
     assert smallest_p(1.5, BlockVerifier(), 1, 8, 7, 10_000) < 1e-12
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 import specpolicy
 from specpolicy import AdaptiveWindow, FreeDrafter, SampleResult, SpeculativeSampler, samplers
 from specpolicy.cli import EXIT_USER_ERROR, main
-from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.compiled import openvino_network
 from specpolicy.speculative.compiled.openvino_network import BATCH_SIZES, ConversionError, OpenVINODenoiser, bucket
 from specpolicy.speculative.compiled.runtime import RuntimeChain, RuntimeSampler
 from specpolicy.speculative.exactness import check_exactness
+from specpolicy.utils.digests import checkpoint_digest
 
 pytest.importorskip("openvino", reason="needs the extra openvino")
 

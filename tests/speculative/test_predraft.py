@@ -9,8 +9,8 @@ import torch
 from mixtures import Mixture, chains, ddpm, mixture
 from scipy import stats
 
-import specpolicy.speculative.sampler as sampler_call
 from specpolicy import BlockVerifier, PreDraft, ReflectionVerifier, ResidualVerifier, SpeculativeSampler, Verifier
+from specpolicy.speculative import sampler_call
 from specpolicy.speculative.exactness import check_exactness, innovations
 from specpolicy.speculative.random_streams import ChainGenerators
 from specpolicy.speculative.verifiers import AcceptedPrefix, DraftTargetGap

@@ -15,7 +15,6 @@ from specpolicy.cli import EXIT_USER_ERROR, main
 from specpolicy.datasets.action_chunks import cut_action_chunks
 from specpolicy.datasets.demonstrations import read_demonstrations
 from specpolicy.datasets.robomimic import DemonstrationError
-from specpolicy.policies.checkpoint import load_pretrained
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.training.loop import TrainingSettings
@@ -108,7 +107,7 @@ def test_it_is_deterministic_resumes_and_loads(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"validation_demos": 1, "noise_draws": 2, "auxiliary": {"dot": 2.0}}
     once = train_policy(config(), path, SETTINGS, tmp_path / "once", **arguments)
     again = train_policy(config(), path, SETTINGS, tmp_path / "again", **arguments)
-    loaded = load_pretrained(tmp_path / "once")
+    loaded = DiffusionPolicy.from_pretrained(tmp_path / "once")
     for name, tensor in once.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]) and torch.equal(tensor, loaded.state_dict()[name]), name
     assert not any("layers" in name or "targets" in name for name in loaded.state_dict())
@@ -168,7 +167,7 @@ def test_the_command_trains_from_images(tmp_path: Path, capsys: pytest.CaptureFi
     arguments = ["train", *task, *steps, f"dataset={path}", f"out={tmp_path / 'run'}"]
     small = ["policy.network.width=16", "policy.encoder.crop=[20,20]", "policy.horizon=4", "policy.n_action_steps=2"]
     assert main([*arguments, "policy=image", *small, "noise_draws=2", "auxiliary={dot: 1.0}"]) == 0
-    assert load_pretrained(tmp_path / "run").config.cameras["front_image"]["shape"] == [3, 24, 24]
+    assert DiffusionPolicy.from_pretrained(tmp_path / "run").config.cameras["front_image"]["shape"] == [3, 24, 24]
     capsys.readouterr()
     assert main([*arguments, "policy=mlp"]) == EXIT_USER_ERROR
     assert "has cameras ['front_image'], the policy no encoder; take policy=image" in capsys.readouterr().err

@@ -15,7 +15,6 @@ from training_files import config, settings, write_file
 
 from specpolicy.cli import main
 from specpolicy.datasets.robomimic import DemonstrationError
-from specpolicy.policies.checkpoint import load_pretrained
 from specpolicy.training.loop import TrainingDiverged, TrainingSettings
 from specpolicy.training.train import train_policy
 from specpolicy.utils.digests import source_digest
@@ -105,7 +104,7 @@ def test_divergence_after_a_save_keeps_what_was_saved(tmp_path: Path, monkeypatc
     monkeypatch.setattr(loop.TrainingLoop, "_step", poisoned)
     with pytest.raises(TrainingDiverged, match=r"step 15: the loss is nan; the last good weights are those of step 10"):
         train_policy(config(), data, settings(), out, validation_demos=2)
-    assert all(tensor.isfinite().all() for tensor in load_pretrained(out).state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in DiffusionPolicy.from_pretrained(out).state_dict().values())
     lines = [json.loads(line, parse_constant=pytest.fail) for line in (out / "training.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10]
 

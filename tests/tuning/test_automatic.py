@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from specpolicy import FreeDrafter, RecyclingDrafter, ReflectionVerifier, SpeculativeSampler, samplers
-from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.exactness import check_exactness
@@ -22,6 +21,7 @@ from specpolicy.tuning.acceptance import AcceptanceProfile
 from specpolicy.tuning.store import acceptance_path, load_acceptance, save_acceptance, windows_path
 from specpolicy.tuning.tune import record_acceptance
 from specpolicy.tuning.windows import choose_windows
+from specpolicy.utils.digests import checkpoint_digest
 
 STEPS = 16
 

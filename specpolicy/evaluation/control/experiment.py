@@ -26,11 +26,11 @@ from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import ResultStore, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize_controllers
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
-from specpolicy.policies.checkpoint import checkpoint_digest
 from specpolicy.policies.protocols import reduced_precision
 from specpolicy.rollout.env_worker import EnvPool, MakeEnv, MakeViews, WorkerConfig
 from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, EpisodeSpec, episode_keys, plan_units
 from specpolicy.rollout.runner import MakeClock, run_episodes, run_episodes_singly
+from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.progress import Bar, progress_bar
 
 _log = logging.getLogger(__name__)
