@@ -9,28 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class X0Thresholding:
-    """What a scheduler does to x̂0 before it is used.
-
-    Attributes:
-        clip: clamp to [−clip, clip]; None leaves it alone.
-        quantile: dynamic thresholding at this quantile of |x̂0| instead (Saharia et al. 2022, section 2.3).
-        ceiling: upper bound of the dynamic threshold.
-    """
-
-    clip: float | None = None
-    quantile: float | None = None
-    ceiling: float = 1.0
-
-    def __call__(self, x0: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        """Limit x̂0."""
-        if self.quantile is not None:
-            size = torch.quantile(x0.abs().flatten(1).to(_at_least_float32(x0.dtype)), self.quantile, dim=1)
-            bound = size.clamp(min=1.0).clamp(max=self.ceiling).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
-            return torch.minimum(torch.maximum(x0, -bound), bound) / bound
-        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+from specpolicy.speculative.schedulers import X0Thresholding, read_deterministic, read_scheduler
 
 
 @dataclass(frozen=True)
@@ -113,9 +92,9 @@ class ReverseProcess:
                 timesteps are not in its noise schedule, or a step of it is not finite; the message names the settings
                 and says what to use instead.
         """
-        from specpolicy.speculative.schedulers import read_scheduler
-
-        return read_scheduler(scheduler, num_inference_steps, timesteps, eta, use_clipped_model_output)
+        return ReverseProcess(
+            **read_scheduler(scheduler, num_inference_steps, timesteps, eta, use_clipped_model_output)
+        )
 
     @staticmethod
     def deterministic(scheduler: Any, num_inference_steps: int | None = None) -> ReverseProcess:
@@ -124,9 +103,7 @@ class ReverseProcess:
         Raises:
             ValueError: it is another scheduler, has no timesteps yet, or those are not in its noise schedule.
         """
-        from specpolicy.speculative.schedulers import read_deterministic
-
-        return read_deterministic(scheduler, num_inference_steps)
+        return ReverseProcess(**read_deterministic(scheduler, num_inference_steps))
 
     def with_analytic_variance(self, x0_variance: Float[Tensor, " k"]) -> ReverseProcess:
         """The same means with more noise: what a step loses by taking x̂0 for x0, as far as one number can say it.
@@ -188,10 +165,6 @@ class ReverseProcess:
 def per_row(value: Shaped[Tensor, " n"], like: Tensor) -> Tensor:
     """``value`` shaped so that it goes with ``like`` row by row."""
     return value.view(-1, *[1] * (like.ndim - 1))
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 POWER = 1.75

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from operator import index
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from specpolicy.speculative.process import ReverseProcess, X0Thresholding
 from specpolicy.utils.checks import check_number, shown
 from specpolicy.utils.errors import one_line
 
@@ -24,14 +24,38 @@ _NO_NOISE = 1e-9
 _EQUAL_LEVELS = 1e-12
 
 
+@dataclass(frozen=True)
+class X0Thresholding:
+    """What a scheduler does to x̂0 before it is used.
+
+    Attributes:
+        clip: clamp to [−clip, clip]; None leaves it alone.
+        quantile: dynamic thresholding at this quantile of |x̂0| instead (Saharia et al. 2022, section 2.3).
+        ceiling: upper bound of the dynamic threshold.
+    """
+
+    clip: float | None = None
+    quantile: float | None = None
+    ceiling: float = 1.0
+
+    def __call__(self, x0: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Limit x̂0."""
+        if self.quantile is not None:
+            sizes = x0.abs().flatten(1).to(torch.promote_types(x0.dtype, torch.float32))
+            size = torch.quantile(sizes, self.quantile, dim=1)
+            bound = size.clamp(min=1.0).clamp(max=self.ceiling).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+            return torch.minimum(torch.maximum(x0, -bound), bound) / bound
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+
 def read_scheduler(
     scheduler: Any,
     num_inference_steps: int | None,
     timesteps: list[int] | None,
     eta: float,
     use_clipped_model_output: bool,
-) -> ReverseProcess:
-    """See :meth:`ReverseProcess.from_scheduler`."""
+) -> dict[str, Any]:
+    """Return the fields of a :class:`ReverseProcess`; see its ``from_scheduler``."""
     if _is(scheduler, "DDPMScheduler"):
         return _read_ddpm(_set(scheduler, num_inference_steps, timesteps))
     if _is(scheduler, "DDIMScheduler"):
@@ -51,8 +75,8 @@ def read_scheduler(
     )
 
 
-def read_deterministic(scheduler: Any, num_inference_steps: int | None) -> ReverseProcess:
-    """See :meth:`ReverseProcess.deterministic`."""
+def read_deterministic(scheduler: Any, num_inference_steps: int | None) -> dict[str, Any]:
+    """Return the fields of a :class:`ReverseProcess`; see its ``deterministic``."""
     if not _is(scheduler, "DDIMScheduler"):
         raise ValueError(f"{type(scheduler).__name__} is not read as a deterministic chain; DDIMScheduler is")
     return _read_ddim(_set(scheduler, num_inference_steps, None), 0.0, False)
@@ -200,7 +224,7 @@ def _check_levels(
         )
 
 
-def _read_ddpm(scheduler: Any) -> ReverseProcess:
+def _read_ddpm(scheduler: Any) -> dict[str, Any]:
     """Ho et al. 2020, equations 6 and 7, for any falling list of timesteps."""
     config = scheduler.config
     t = scheduler.timesteps.cpu().long()
@@ -211,7 +235,7 @@ def _read_ddpm(scheduler: Any) -> ReverseProcess:
     from_state, from_output = _prediction(config, t, now)
     alpha = now / before
     beta = 1 - alpha
-    return ReverseProcess(
+    return dict(
         timesteps=t,
         a=alpha.sqrt() * (1 - before) / (1 - now),
         b=before.sqrt() * beta / (1 - now),
@@ -244,7 +268,7 @@ def _ddpm_noise(
     return torch.where((t > 0) & (sigma > _NO_NOISE), sigma, 0.0)  # diffusers adds no noise at t = 0
 
 
-def _read_ddim(scheduler: Any, eta: float, use_clipped_model_output: bool) -> ReverseProcess:
+def _read_ddim(scheduler: Any, eta: float, use_clipped_model_output: bool) -> dict[str, Any]:
     """Song et al. 2021, equations 12 and 16, with diffusers' fixed stride between timesteps.
 
     mean = √ᾱ' limit(x̂0) + √(1 − ᾱ' − σ²) ε, where ε comes from the x̂0 before the limit, solved for one effective x̂0.
@@ -268,7 +292,7 @@ def _read_ddim(scheduler: Any, eta: float, use_clipped_model_output: bool) -> Re
     thresholding, unclipped_weight, carried = _thresholding(config), None, None
     if thresholding != X0Thresholding() and not use_clipped_model_output:
         a, b, unclipped_weight, carried = _with_epsilon_kept(now, a, b)
-    return ReverseProcess(
+    return dict(
         timesteps=t,
         a=a,
         b=b,

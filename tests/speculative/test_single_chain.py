@@ -31,7 +31,7 @@ from specpolicy import (
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.exactness import check_exactness
 from specpolicy.speculative.initial_guess import X0Guess
-from specpolicy.speculative.process import X0Thresholding
+from specpolicy.speculative.schedulers import X0Thresholding
 from specpolicy.speculative.verifiers import Verifier
 
 DIM, STEPS = 4, 30

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from specpolicy.speculative.denoiser import Cond
-from specpolicy.speculative.process import ReverseProcess, X0Thresholding, per_row
+from specpolicy.speculative.process import ReverseProcess, per_row
+from specpolicy.speculative.schedulers import X0Thresholding
 
 
 class UnsupportedPipeline(ValueError):
