@@ -161,15 +161,14 @@ def file_name(name: str) -> str:
 def grid(
     executors: Mapping[str, tuple[Executor, Any]],
     latencies: Mapping[str, Sequence[InjectedLatency]],
-    any_latency: bool = True,
 ) -> list[ControllerConfig]:
     """Combine executors, samplers and latencies, executor by executor within a sampler.
+
+    Where the world waits, the latency changes nothing but the trace's times: such executors run at the first one only.
 
     Args:
         executors: by name, with their settings for the record.
         latencies: for each sampler those to inject.
-        any_latency: where the world waits, the latency changes nothing but the trace's times: run such executors at
-            the first one only.
 
     Returns:
         One controller for each combination.
@@ -178,5 +177,5 @@ def grid(
         ControllerConfig(name, executor, sampler, injected, settings)
         for sampler, offered in latencies.items()
         for name, (executor, settings) in executors.items()
-        for injected in (offered[:1] if any_latency and executor.config.world_waits else offered)
+        for injected in (offered[:1] if executor.config.world_waits else offered)
     ]

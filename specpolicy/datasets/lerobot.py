@@ -164,10 +164,10 @@ class LeRobotDataset:
         if begun is not None:
             yield begun
 
-    def _files(self, folder: str, suffix: str = "parquet") -> list[Path]:
-        found = sorted((self.path / folder).glob(f"chunk-*/file-*.{suffix}"))
+    def _files(self, folder: str) -> list[Path]:
+        found = sorted((self.path / folder).glob("chunk-*/file-*.parquet"))
         if not found:
-            self._refuse(folder, f"has no chunk-*/file-*.{suffix}")
+            self._refuse(folder, "has no chunk-*/file-*.parquet")
         return found
 
     def _read(self, path: Path, columns: list[str]) -> dict[str, list[Any]]:

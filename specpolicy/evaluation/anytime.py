@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from specpolicy.evaluation.statistics import Estimate, StatisticsError, confidence_level, finite_vector
+from specpolicy.evaluation.statistics import Estimate, StatisticsError, finite_vector
 
 _BETS = 0.49 * 2.0 ** -np.arange(0, 6, 0.5)  # below ½, at which one seed could take all
 
@@ -59,18 +59,17 @@ def anytime_p_value(differences: ArrayLike, mean: float = 0.0) -> float:
     return float(min(1.0, 2 * np.exp(-max(larger.max(), smaller.max()))))
 
 
-def confidence_sequence(differences: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """Compute the mean of paired differences with an interval that covers after all numbers of seeds at once.
+def confidence_sequence(differences: ArrayLike) -> Estimate:
+    """Compute the mean of paired differences with a 95 % interval that covers after all numbers of seeds at once.
 
     Args:
         differences: see :func:`log_capital`.
-        confidence: probability that the interval holds the mean after every seed, in (0, 1).
 
     Returns:
         The mean difference and the interval of the means that were never rejected so far.
     """
     values = finite_vector(differences, "differences")
-    wanted, centre = np.log(2 / (1 - confidence_level(confidence))), float(values.mean())
+    wanted, centre = np.log(2 / 0.05), float(values.mean())
     low = _bisect(lambda mean: float(log_capital(values, mean)[0].max()) < wanted, -1.0, 1.0)
     high = -_bisect(lambda mean: float(log_capital(values, -mean)[1].max()) < wanted, -1.0, 1.0)
     return Estimate(centre, min(low, centre), max(high, centre))

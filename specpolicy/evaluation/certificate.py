@@ -19,6 +19,7 @@ from scipy import stats
 from specpolicy.control.latency_log import CallLog
 from specpolicy.evaluation.latency import measure_latency
 from specpolicy.evaluation.statistics import ratio_of_medians
+from specpolicy.evaluation.summary import REFERENCE
 from specpolicy.evaluation.verdicts import distribution_text, precision_note
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.compiled.runtime import RuntimeChain
@@ -318,7 +319,7 @@ def certify(
         p_values=report.p_values,
         detectable=detectable(report, noisy, chunks),
         recomputed=recomputed,
-        rows=[_row(each, log, logs.get("ddpm")) for each, log in logs.items()],
+        rows=[_row(each, log, logs.get(REFERENCE)) for each, log in logs.items()],
         findings=list(findings),
         encoding_ms=encoding / 1e6 if encoding else None,
         provenance={"device": run.device, "threads": run.threads, "calls": calls, "seed": seed, **(provenance or {})},

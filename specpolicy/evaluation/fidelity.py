@@ -20,6 +20,7 @@ from specpolicy.control.inference import episode_generator
 from specpolicy.evaluation.comparison import PolicyAndSamplers
 from specpolicy.evaluation.results import OBSERVATIONS, read_observations
 from specpolicy.evaluation.statistics import Estimate, StatisticsError, bootstrap_interval
+from specpolicy.evaluation.summary import REFERENCE
 from specpolicy.evaluation.tables import MISSING, Column, interval_text, markdown
 from specpolicy.evaluation.two_sample import energy_distance, equality_p_value
 from specpolicy.evaluation.verdicts import distribution_text, precision_note
@@ -167,7 +168,7 @@ def measure_fidelity(
     observations: Sequence[Observation],
     *,
     chunks: int = 200,
-    reference: str = "ddpm",
+    reference: str = REFERENCE,
     seed: int = 0,
     permutations: int = 300,
 ) -> dict[str, Fidelity]:
@@ -245,13 +246,12 @@ def _draw(
     return np.asarray(chunk.actions, dtype=np.float64), chunk.result
 
 
-def fidelity_table(results: Mapping[str, Fidelity], chunks: int, reference: str = "ddpm") -> str:
+def fidelity_table(results: Mapping[str, Fidelity], chunks: int) -> str:
     """Render a markdown table, one line a sampler, means over observations with 95 % bootstrap intervals.
 
     Args:
         results: of :func:`measure_fidelity`.
         chunks: drawn of each sampler at each observation.
-        reference: name of the sampler that the others are compared with.
 
     Returns:
         The table and its caption.
@@ -266,7 +266,7 @@ def fidelity_table(results: Mapping[str, Fidelity], chunks: int, reference: str 
         return render
 
     columns = [
-        Column("sampler", lambda row: row.name + (" (drawn again)" if row.name == reference else ""), left=True),
+        Column("sampler", lambda row: row.name + (" (drawn again)" if row.name == REFERENCE else ""), left=True),
         Column("distribution", lambda row: distribution_text(row.fidelity.exact, row.fidelity.precision), left=True),
         Column("NFE", lambda row: MISSING if row.fidelity.nfe is None else f"{row.fidelity.nfe:.1f}"),
         Column("rows", lambda row: MISSING if row.fidelity.rows is None else f"{row.fidelity.rows:.0f}"),
@@ -281,9 +281,9 @@ def fidelity_table(results: Mapping[str, Fidelity], chunks: int, reference: str 
     bimodal = sum(share is not None for share in first.rarer_mode)
     caption = (
         f"{chunks} chunks of every sampler at each of {len(first.distance)} observations, executed actions only, "
-        f"against as many of {reference} drawn with other noise. Energy distance in units of {reference}'s spread, "
+        f"against as many of {REFERENCE} drawn with other noise. Energy distance in units of {REFERENCE}'s spread, "
         f"unbiased: zero on average for the same distribution. Spread and roughness (mean second difference of the "
-        f"actions) are relative to {reference}'s. Two modes were found at {bimodal} observations. Means over "
+        f"actions) are relative to {REFERENCE}'s. Two modes were found at {bimodal} observations. Means over "
         f"observations with 95 % bootstrap intervals; p from permutations." + (f" {note}" if note else "")
     )
     return markdown(columns, list(measured.values()), caption)

@@ -151,19 +151,15 @@ def bootstrap_interval(
     return Estimate(float(statistic(*vectors, axis=-1)), float(found.low), float(found.high))
 
 
-def quantile_interval(
-    samples: ArrayLike, quantile: float, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Estimate:
-    """Compute a quantile and its bootstrap interval, in the unit of the samples.
+def quantile_interval(samples: ArrayLike, quantile: float, resamples: int = 2000) -> Estimate:
+    """Compute a quantile and its 95 % bootstrap interval, in the unit of the samples.
 
     No interval reaches beyond the largest sample: for p99 take several hundred samples.
 
     Args:
         samples: the measurements, at least two.
         quantile: in (0, 1), e.g. 0.99.
-        confidence: coverage of the interval, in (0, 1).
         resamples: number of bootstrap resamples.
-        seed: of the resampling.
 
     Returns:
         The quantile and its interval.
@@ -177,11 +173,11 @@ def quantile_interval(
     def statistic(x: NDArray[np.float64], axis: int) -> Any:
         return np.quantile(x, quantile, axis=axis)
 
-    return bootstrap_interval((samples,), statistic, confidence, resamples, seed)
+    return bootstrap_interval((samples,), statistic, resamples=resamples)
 
 
 def ratio_of_medians(
-    numerator: ArrayLike, denominator: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    numerator: ArrayLike, denominator: ArrayLike, confidence: float = 0.95, resamples: int = 2000
 ) -> Estimate:
     """Compute ``median(numerator) / median(denominator)`` of paired measurements and its bootstrap interval.
 
@@ -190,7 +186,6 @@ def ratio_of_medians(
         denominator: positive durations taken beside them, in the same order.
         confidence: coverage of the interval, in (0, 1).
         resamples: number of bootstrap resamples; whole pairs are drawn.
-        seed: of the resampling.
 
     Returns:
         The ratio and its interval.
@@ -205,7 +200,7 @@ def ratio_of_medians(
     def statistic(x: NDArray[np.float64], y: NDArray[np.float64], axis: int) -> Any:
         return np.median(x, axis=axis) / np.median(y, axis=axis)
 
-    return bootstrap_interval((numerator, below), statistic, confidence, resamples, seed)
+    return bootstrap_interval((numerator, below), statistic, confidence, resamples)
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
@@ -262,14 +257,13 @@ def sign_flip_test(differences: ArrayLike) -> float:
     return min(1.0, float(chance[sums >= observed].sum()))
 
 
-def paired_difference(differences: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """Compute the mean of paired differences with an interval that does not collapse where few pairs differ.
+def paired_difference(differences: ArrayLike) -> Estimate:
+    """Compute the mean of paired differences with a 95 % interval that does not collapse where few pairs differ.
 
     It is Wald's interval after one pair in favour of either side has been added (Bonett and Price 2012).
 
     Args:
         differences: one for each seed, in [-1, 1]: success rate of one method minus that of the other.
-        confidence: coverage of the interval, in (0, 1).
 
     Returns:
         The mean difference and its interval.
@@ -281,7 +275,7 @@ def paired_difference(differences: ArrayLike, confidence: float = 0.95) -> Estim
     if np.any(np.abs(values) > 1):
         raise StatisticsError("differences of success rates lie between -1 and 1; divide counts by the repeats first")
     padded = np.append(values, (1.0, -1.0))
-    centre, half = float(padded.mean()), _normal_quantile(confidence) * float(padded.std() / np.sqrt(len(padded)))
+    centre, half = float(padded.mean()), _normal_quantile(0.95) * float(padded.std() / np.sqrt(len(padded)))
     return Estimate(float(values.mean()), max(-1.0, centre - half), min(1.0, centre + half))
 
 

@@ -36,6 +36,9 @@ from specpolicy.evaluation.verdicts import MARGIN, among_best, holm, margin_p_va
 from specpolicy.rollout.episodes import EpisodeResult
 from specpolicy.utils.progress import Bar, progress_bar
 
+REFERENCE = "ddpm"
+"""The sampler that others are compared with."""
+
 NS_PER_MS = 1e6
 
 
@@ -144,7 +147,7 @@ def summarize(
     records: Sequence[EpisodeResult] = (),
     latency: LatencyRun | None = None,
     exact: Mapping[str, bool] | None = None,
-    reference: str = "ddpm",
+    reference: str = REFERENCE,
     margin: float = MARGIN,
     anytime: bool = False,
     precision: Mapping[str, str | None] | None = None,

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from specpolicy.control.metrics import ControlMetrics, Quantiles
 from specpolicy.evaluation.statistics import Estimate
-from specpolicy.evaluation.summary import LatencySummary, SummaryRow
+from specpolicy.evaluation.summary import REFERENCE, LatencySummary, SummaryRow
 from specpolicy.evaluation.verdicts import comparison_text, distribution_text, precision_note, seeds_text, verdict_title
 
 MISSING = "–"
@@ -297,7 +297,7 @@ DISTRIBUTION = Column[SummaryRow]("distribution", lambda row: distribution_text(
 INJECTED = Column[SummaryRow]("injected", lambda row: row.loop.injected if row.loop else MISSING, left=True)
 
 
-def columns_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> list[Column[SummaryRow]]:
+def columns_of(rows: Sequence[SummaryRow], reference: str = REFERENCE) -> list[Column[SummaryRow]]:
     """List the columns of a summary of samplers or controllers; what no row knows is left out.
 
     Args:
@@ -340,7 +340,7 @@ def columns_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> list[Colu
     return informative(columns, rows)
 
 
-def _compact_columns(rows: Sequence[SummaryRow], reference: str) -> list[Column[SummaryRow]]:
+def _compact_columns(rows: Sequence[SummaryRow]) -> list[Column[SummaryRow]]:
     """List columns that fit 80 columns of a terminal; the markdown has what is left out here."""
     common = [
         Column("success [95 %]", _compact_success),
@@ -349,7 +349,7 @@ def _compact_columns(rows: Sequence[SummaryRow], reference: str) -> list[Column[
         Column("rows", _rows),
         Column("p50", _latency(lambda latency: latency.p50), brief=True),
         Column("p95 ms", _latency(lambda latency: latency.p95), brief=True),
-        Column(f"× {reference}", _compact_speed_up),
+        Column(f"× {REFERENCE}", _compact_speed_up),
     ]
     if not any(row.loop for row in rows):
         return [SAMPLER, replace(DISTRIBUTION, title="kind"), *common, Column("verdict", _verdict, left=True)]
@@ -378,26 +378,25 @@ def _compact_speed_up(row: SummaryRow) -> str:
     return MISSING if estimate is None else f"{estimate.value:.1f}"
 
 
-def rich_table(rows: Sequence[SummaryRow], title: str | None = None, reference: str = "ddpm") -> Table:
+def rich_table(rows: Sequence[SummaryRow], title: str | None = None) -> Table:
     """Render a summary for a terminal; what is the same in all rows of controllers is put into the title.
 
     Args:
         rows: see :func:`summarize`.
         title: above the table.
-        reference: the sampler that others are compared with.
     """
     parts = [title] if title else []
     if any(row.loop for row in rows):
         for column in (EXECUTOR, SAMPLER, DISTRIBUTION, INJECTED):
             texts = {column.text(row) for row in rows}
             parts += [texts.pop()] if len(texts) == 1 else []
-    columns = _compact_columns(rows, reference)
-    return terminal(columns, rows, ", ".join(parts) or None, caption_of(rows, reference))
+    columns = _compact_columns(rows)
+    return terminal(columns, rows, ", ".join(parts) or None, caption_of(rows))
 
 
-def markdown_table(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
-    """Render a summary as a markdown table with a caption below; arguments as of :func:`columns_of`."""
-    return markdown(columns_of(rows, reference), rows, caption_of(rows, reference))
+def markdown_table(rows: Sequence[SummaryRow]) -> str:
+    """Render a summary as a markdown table with a caption below."""
+    return markdown(columns_of(rows), rows, caption_of(rows))
 
 
 def json_table(rows: Sequence[Any]) -> str:
@@ -409,7 +408,7 @@ def json_table(rows: Sequence[Any]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False) + "\n"
 
 
-def caption_of(rows: Sequence[SummaryRow], reference: str = "ddpm") -> str:
+def caption_of(rows: Sequence[SummaryRow], reference: str = REFERENCE) -> str:
     """Say what the columns mean, in a few sentences; arguments as of :func:`columns_of`."""
     loops, repeated = any(row.loop for row in rows), any(row.seeds < row.episodes for row in rows)
     compared = any(row.p_value is not None for row in rows)

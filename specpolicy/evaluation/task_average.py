@@ -13,7 +13,7 @@ from rich.console import Console
 
 from specpolicy.evaluation.comparison import Conclusion
 from specpolicy.evaluation.statistics import Estimate, mean_of_estimates, sign_flip_test
-from specpolicy.evaluation.summary import SummaryRow, seed_differences
+from specpolicy.evaluation.summary import REFERENCE, SummaryRow, seed_differences
 from specpolicy.evaluation.tables import (
     MISSING,
     Cell,
@@ -76,18 +76,17 @@ class OverallRow:
     precision: str | None = None
 
 
-def summarize_tasks(conclusions: Mapping[str, Conclusion], reference: str = "ddpm") -> list[OverallRow]:
+def summarize_tasks(conclusions: Mapping[str, Conclusion]) -> list[OverallRow]:
     """Average the rows of several tasks.
 
     Args:
         conclusions: rows and episodes by task.
-        reference: the sampler that others are compared with.
 
     Returns:
         One row for each sampler that any task knows, in the tasks' order.
     """
     names = list(dict.fromkeys(row.sampler for each in conclusions.values() for row in each.rows))
-    rows = [_row(name, conclusions, reference) for name in names]
+    rows = [_row(name, conclusions) for name in names]
     compared = [row for row in rows if row.difference is not None and row.p_value is not None]
     margins = [row.margin for each in conclusions.values() for row in each.rows if row.margin is not None]
     if not compared or not margins:
@@ -105,7 +104,7 @@ def summarize_tasks(conclusions: Mapping[str, Conclusion], reference: str = "ddp
     return [replace(row, best=best[row.sampler], **judged.get(row.sampler, {})) for row in rows]
 
 
-def _row(name: str, conclusions: Mapping[str, Conclusion], reference: str) -> OverallRow:
+def _row(name: str, conclusions: Mapping[str, Conclusion]) -> OverallRow:
     rows = {
         task: next((row for row in each.rows if row.sampler == name), SummaryRow(name, None))
         for task, each in conclusions.items()
@@ -120,7 +119,7 @@ def _row(name: str, conclusions: Mapping[str, Conclusion], reference: str) -> Ov
         rows=_plain_mean([row.rows for row in rows.values()]),
         speed_up=_geometric_mean([row.latency.speed_up if row.latency else None for row in rows.values()]),
         difference=_mean([row.difference for row in rows.values()]),
-        p_value=None if name == reference or anytime else _p_value(conclusions, name, reference),
+        p_value=None if name == REFERENCE or anytime else _p_value(conclusions, name),
         anytime=anytime,
         precision=next((row.precision for row in rows.values() if row.precision), None),
     )
@@ -141,8 +140,8 @@ def _geometric_mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
     return None if mean is None else Estimate(*(float(number) for number in np.exp(mean)))
 
 
-def _p_value(conclusions: Mapping[str, Conclusion], name: str, reference: str) -> float | None:
-    differences = seed_differences(_episodes(conclusions, name), _episodes(conclusions, reference))
+def _p_value(conclusions: Mapping[str, Conclusion], name: str) -> float | None:
+    differences = seed_differences(_episodes(conclusions, name), _episodes(conclusions, REFERENCE))
     return sign_flip_test(differences) if differences else None
 
 
@@ -150,7 +149,7 @@ def _episodes(conclusions: Mapping[str, Conclusion], name: str) -> list[EpisodeR
     return [record for each in conclusions.values() for record in each.records if record.sampler == name]
 
 
-def _columns(tasks: Sequence[str], reference: str) -> list[Column[OverallRow]]:
+def _columns(tasks: Sequence[str]) -> list[Column[OverallRow]]:
     def success_on(task: str) -> Callable[[OverallRow], Cell]:
         return lambda row: replace(interval_cell(row.successes[task], ".1f", 100), note="")
 
@@ -161,7 +160,7 @@ def _columns(tasks: Sequence[str], reference: str) -> list[Column[OverallRow]]:
         Column("mean", lambda row: interval_cell(row.success, ".1f", 100), "% [95 %]"),
         Column("NFE", lambda row: MISSING if row.nfe is None else f"{row.nfe:.1f}"),
         Column("rows", lambda row: MISSING if row.rows is None else f"{row.rows:.0f}"),
-        Column(f"× {reference}", lambda row: interval_cell(row.speed_up, ".2f"), "[95 %]"),
+        Column(f"× {REFERENCE}", lambda row: interval_cell(row.speed_up, ".2f"), "[95 %]"),
         Column("Δ points", lambda row: interval_cell(row.difference, "+.1f", 100), "[95 %]"),
         Column("p", lambda row: MISSING if row.p_corrected is None else p_text(row.p_corrected)),
         Column("verdict", lambda row: row.verdict or MISSING, left=True),
@@ -169,16 +168,15 @@ def _columns(tasks: Sequence[str], reference: str) -> list[Column[OverallRow]]:
     ]
 
 
-def markdown_overall(rows: Sequence[OverallRow], conclusions: Mapping[str, Conclusion], reference: str = "ddpm") -> str:
+def markdown_overall(rows: Sequence[OverallRow], conclusions: Mapping[str, Conclusion]) -> str:
     """Render the table as markdown, and every task's own below.
 
     Args:
         rows: see :func:`summarize_tasks`.
         conclusions: by task.
-        reference: the sampler that others are compared with.
     """
-    table = markdown(_columns(list(conclusions), reference), rows, _caption(rows, conclusions, reference))
-    tasks = (f"## {task}\n\n{markdown_table(each.rows, reference)}" for task, each in conclusions.items())
+    table = markdown(_columns(list(conclusions)), rows, _caption(rows, conclusions))
+    tasks = (f"## {task}\n\n{markdown_table(each.rows)}" for task, each in conclusions.items())
     return "\n".join([table, *tasks])
 
 
@@ -194,28 +192,25 @@ def json_overall(rows: Sequence[OverallRow], conclusions: Mapping[str, Conclusio
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
-def print_overall(
-    rows: Sequence[OverallRow], conclusions: Mapping[str, Conclusion], out: Path, reference: str = "ddpm"
-) -> None:
+def print_overall(rows: Sequence[OverallRow], conclusions: Mapping[str, Conclusion], out: Path) -> None:
     """Print the table on the terminal.
 
     Args:
         rows: see :func:`summarize_tasks`.
         conclusions: by task.
         out: the folder of the results.
-        reference: the sampler that others are compared with.
     """
     console = Console()
-    console.print(terminal(_columns(list(conclusions), reference), rows, "all tasks"))
+    console.print(terminal(_columns(list(conclusions)), rows, "all tasks"))
     console.print(f"Results in {out}: table.md and table.json over all tasks, and a folder for each task.")
 
 
-def _caption(rows: Sequence[OverallRow], conclusions: Mapping[str, Conclusion], reference: str) -> str:
+def _caption(rows: Sequence[OverallRow], conclusions: Mapping[str, Conclusion]) -> str:
     seeds = seeds_text([row for each in conclusions.values() for row in each.rows])
     note = precision_note(row.precision for row in rows)
     return (
         f"{seeds} Every task has the same weight; × is the geometric mean of the ratios of median latencies. "
-        f"Intervals combine those of the tasks below. {comparison_text(rows, reference, 'task and seed')} "
+        f"Intervals combine those of the tasks below. {comparison_text(rows, REFERENCE, 'task and seed')} "
         "NFE: sequential network evaluations a chunk; rows: the states evaluated in them."
         + (f" {note}" if note else "")
     )

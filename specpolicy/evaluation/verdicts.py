@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from specpolicy.evaluation.statistics import Estimate, StatisticsError, confidence_level, sign_flip_test
+from specpolicy.evaluation.statistics import Estimate, StatisticsError, sign_flip_test
 
 MARGIN = 0.05
 LEVEL = 0.05
@@ -49,15 +49,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def margin_p_value(difference: Estimate, margin: float = MARGIN, confidence: float = 0.95) -> float:
+def margin_p_value(difference: Estimate, margin: float = MARGIN) -> float:
     """Compute the two-sided p value of a loss of exactly the margin, from the interval of the difference.
 
     It is below 5 % just where the 95 % interval lies on one side of the margin.
 
     Args:
-        difference: success rate minus the reference's, with a normal interval.
+        difference: success rate minus the reference's, with a normal 95 % interval.
         margin: in (0, 1).
-        confidence: of the interval.
 
     Returns:
         The p value.
@@ -67,7 +66,7 @@ def margin_p_value(difference: Estimate, margin: float = MARGIN, confidence: flo
     if half == 0:
         return 0.0 if distance else 1.0
     normal = NormalDist()
-    return 2 * normal.cdf(-distance / half * normal.inv_cdf((1 + confidence_level(confidence)) / 2))
+    return 2 * normal.cdf(-distance / half * normal.inv_cdf(0.975))
 
 
 def verdicts(differences: Sequence[Estimate], p_values: Sequence[float], margin: float = MARGIN) -> list[str]:

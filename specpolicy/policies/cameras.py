@@ -126,18 +126,15 @@ class CameraEncoders(nn.ModuleList):
         features: Tensor = dict(self._named_encoders())[key](images, generator)
         return features
 
-    def encode_frames(
-        self, key: str, images: NDArray[np.uint8], device: torch.device, batch: int = 256
-    ) -> Float[Tensor, "n features"]:
-        """Encode any number of images, a batch at a time.
+    def encode_frames(self, key: str, images: NDArray[np.uint8], device: torch.device) -> Float[Tensor, "n features"]:
+        """Encode any number of images, 256 at a time.
 
         Args:
             key: of the camera.
             images: bytes, in its layout, shape ``(n, ...)``.
             device: of the weights.
-            batch: images at a time.
         """
-        parts = torch.split(torch.from_numpy(images), batch)
+        parts = torch.split(torch.from_numpy(images), 256)
         return torch.cat([self.encode_batch(key, part.to(device)) for part in parts])
 
     def _encode_new(

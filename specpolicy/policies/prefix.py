@@ -194,7 +194,6 @@ class PrefixGuess(X0Guess):
     """
 
     def __init__(self, guess: X0Guess, layout: PrefixLayout) -> None:
-        """Keep both."""
         self.guess, self.layout = guess, layout
 
     def x0(self, x: Float[Tensor, "n time action"], cond: Cond) -> Float[Tensor, "n time action"]:

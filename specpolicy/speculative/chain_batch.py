@@ -25,7 +25,6 @@ class StateBuffer:
     """
 
     def __init__(self) -> None:
-        """Start empty, with the reader at position 0."""
         self._states: dict[int, Tensor] = {}
         self._chains: dict[int, Tensor] = {}
         self._reader = 0
@@ -140,7 +139,6 @@ class ChainBatch:
         measure: bool = False,
         state_buffer: StateBuffer | None = None,
     ) -> None:
-        """Start the chains; see the class."""
         self.rounds, self.process, self.denoiser = rounds, rounds.process, denoiser
         self.cond = prepared(denoiser, cond)
         self.input_dtype, steps = noise.dtype, self.process.num_steps

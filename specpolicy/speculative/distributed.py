@@ -44,7 +44,6 @@ class SplitDenoiser:
     """
 
     def __init__(self, denoiser: Denoiser, group: dist.ProcessGroup | None = None, least: int = 2) -> None:
-        """Check that there is a process group."""
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError(
                 "no process group: start with torchrun and call torch.distributed.init_process_group() first"
@@ -101,7 +100,6 @@ class SplitSampler:
     """
 
     def __init__(self, sampler: Any, group: dist.ProcessGroup | None = None, least: int = 2) -> None:
-        """Keep the sampler."""
         self.sampler, self.group, self.least = sampler, group, least
         self.exact: bool = sampler.exact
 

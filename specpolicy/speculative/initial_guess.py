@@ -56,7 +56,6 @@ class LinearGuess(X0Guess):
     """
 
     def __init__(self, weight: Float[Tensor, "d c"], offset: Float[Tensor, " d"]) -> None:
-        """Keep the coefficients."""
         self.weight, self.offset = weight, offset
 
     def x0(self, x: Float[Tensor, "n ..."], cond: Cond) -> Float[Tensor, "n ..."]:

@@ -52,7 +52,6 @@ class MultiStepTransition:
     """
 
     def __init__(self, process: ReverseProcess) -> None:
-        """Tabulate the products and the weights of constant x̂0, in float64."""
         self.process = process
         steps = process.num_steps
         a = process.a.double()

@@ -29,7 +29,6 @@ class ChainGenerators:
     """
 
     def __init__(self, generator: Generators, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Check the generators and keep them."""
         checked = check_generators(generator, batch)
         self.device, self.dtype, self.batch = device, dtype, batch
         alone = checked is None or isinstance(checked, torch.Generator)

@@ -70,7 +70,6 @@ class SpeculativeSampler:
         initial_guess: X0Guess | None = None,
         replay: int | None = None,
     ) -> None:
-        """Check the parts against one another."""
         check_part("drafter", drafter, Drafter, "FreeDrafter()")
         check_part("verifier", verifier, Verifier, "BlockVerifier()")
         check_part("initial_guess", initial_guess, X0Guess, "ZeroGuess()")
@@ -233,7 +232,6 @@ class SequentialSampler:
     exact: bool = True
 
     def __init__(self, process: ReverseProcess) -> None:
-        """Keep the process."""
         self.process = process
         self._placed: dict[tuple[torch.device, torch.dtype], ReverseProcess] = {}
         self._host: StepwiseChain | None = None

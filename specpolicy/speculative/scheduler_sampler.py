@@ -40,7 +40,6 @@ class SchedulerSampler:
     exact: bool = False
 
     def __init__(self, scheduler: Any, num_inference_steps: int, step_arguments: dict[str, Any] | None = None) -> None:
-        """Set the scheduler's timesteps."""
         steps = check_whole("num_inference_steps", num_inference_steps)
         self.scheduler = copy.deepcopy(check_steppable(scheduler))
         set_timesteps(self.scheduler, steps)

@@ -149,7 +149,6 @@ class StepwiseChain:
     """
 
     def __init__(self, process: ReverseProcess) -> None:
-        """Tabulate the coefficients."""
         self.process, self._chain = process, HostProcess(process)
 
     def sample(

@@ -83,7 +83,6 @@ class SingleChainRounds:
     """
 
     def __init__(self, rounds: SpeculativeRound, table: Tensor) -> None:
-        """Tabulate what the rounds need."""
         self.rounds, self.table = rounds, table.tolist()
         process, drafter = rounds.process, rounds.drafter
         self._chain = HostProcess(process)

@@ -73,7 +73,6 @@ class FixedSchedule:
     """
 
     def __init__(self, table: Int[Tensor, " k"]) -> None:
-        """Keep the table."""
         self.table = table
 
     def __call__(self, state: ChainState) -> Int[Tensor, " n"]:
@@ -91,7 +90,6 @@ class AdaptiveSchedule:
     """
 
     def __init__(self, window: AdaptiveWindow, process: ReverseProcess, longest: Int[Tensor, " k"]) -> None:
-        """Precompute b/σ and the accumulated signal-to-noise ratio."""
         self.window, self.longest = window, longest
         gain = torch.where(process.sigma > 0, process.b / process.sigma, 0.0).double().to(longest.device)
         self.gain = gain

@@ -202,19 +202,11 @@ class TrainingLoop:
         return copy.deepcopy(self.average.module).eval()
 
     @torch.no_grad()
-    def validation_loss(self, network: nn.Module, batches: int = 8) -> float:
-        """Measure the loss on validation examples, with the same noise and timesteps every time.
-
-        Args:
-            network: to measure.
-            batches: at most so many are used.
-
-        Returns:
-            The mean loss.
-        """
+    def validation_loss(self, network: nn.Module) -> float:
+        """Measure the loss on up to eight batches of validation examples, with the same noise every time."""
         generator = torch.Generator().manual_seed(1)
         order = torch.randperm(self.objective.held_out, generator=generator)
-        picks = torch.split(order, self.settings.batch_size)[:batches]
+        picks = torch.split(order, self.settings.batch_size)[:8]
         with self._precision():
             losses = [self.objective.validation(network, index, generator) for index in picks]
         return float(torch.stack(losses).mean())

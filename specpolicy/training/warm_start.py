@@ -43,14 +43,13 @@ def widen_prefix(init: DiffusionPolicy, policy: DiffusionPolicy) -> dict[str, Te
 
 
 def fit_linear_map(
-    inputs: Float[Tensor, "n inputs"], outputs: Float[Tensor, "n outputs"], ridge: float = 1e-6
+    inputs: Float[Tensor, "n inputs"], outputs: Float[Tensor, "n outputs"]
 ) -> tuple[Float[Tensor, "inputs outputs"], Float[Tensor, " outputs"]]:
     """Fit ``outputs ≈ inputs · matrix + shift`` by least squares.
 
     Args:
         inputs: one row for each moment of the data.
         outputs: one row for each moment of the data.
-        ridge: penalty of the matrix, relative to the mean variance of the inputs.
 
     Returns:
         Matrix and shift, float32.
@@ -59,7 +58,7 @@ def fit_linear_map(
     x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
     x, y = x - x_mean, y - y_mean
     gram = x.T @ x
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    gram.diagonal().add_(1e-6 * gram.diagonal().mean())  # a ridge, relative to the mean variance of the inputs
     matrix = torch.linalg.solve(gram, x.T @ y)
     return matrix.float(), (y_mean - x_mean @ matrix).float()
 

@@ -18,7 +18,7 @@ from specpolicy.control.latency_log import LatencyRun
 from specpolicy.evaluation.manifest import MANIFEST, Manifest, manifest_precision
 from specpolicy.evaluation.plots import SamplerStyle, styles_of
 from specpolicy.evaluation.results import read_results, shard_paths
-from specpolicy.evaluation.summary import SummaryRow, summarize
+from specpolicy.evaluation.summary import REFERENCE, SummaryRow, summarize
 from specpolicy.evaluation.tables import counted, milliseconds, number_ranges
 from specpolicy.evaluation.verdicts import MARGIN, distribution_text
 from specpolicy.rollout.episodes import EpisodeResult
@@ -131,7 +131,6 @@ def target_distribution_of(recipe: Any, policy: Any = None) -> TargetDistributio
 
 
 LATENCY = "latency.json"
-REFERENCE = "ddpm"
 
 
 class ReportError(ValueError):

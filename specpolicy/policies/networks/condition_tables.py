@@ -47,7 +47,6 @@ class ConditionTables:
     """
 
     def __init__(self) -> None:
-        """Make no table yet."""
         self._table: Tensor | None = None
         self._made_from: Any = None
 

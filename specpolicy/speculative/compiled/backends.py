@@ -78,7 +78,6 @@ class CallingRunner(Generic[State]):
     """Calls the functions, compiled or not."""
 
     def __init__(self, compiled: bool) -> None:
-        """Check and keep the settings; see the class."""
         self._compiled = compiled
         self._functions: dict[Function[State], Function[State]] = {}
         self._state: State | None = None
@@ -114,7 +113,6 @@ class GraphRunner(Generic[State]):
     """
 
     def __init__(self, compiled: bool, record: Recorder | None = None) -> None:
-        """Check and keep the settings; see the class."""
         self._compiled, self._record = compiled, record or cuda_graph
         self._buffers: dict[Any, tuple[State, Any]] = {}
         self._recorded: dict[Any, tuple[Callable[[], None], list[Any]]] = {}

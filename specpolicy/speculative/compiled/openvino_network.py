@@ -77,7 +77,6 @@ class OpenVINODenoiser:
     """
 
     def __init__(self, denoiser: Denoiser, precision: Precision = "f32") -> None:
-        """Check the precision; nothing is converted yet."""
         self._openvino: Any = require("openvino", "openvino")
         self._core: Any = self._openvino.Core()
         check_precision(precision)

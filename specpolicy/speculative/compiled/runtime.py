@@ -46,7 +46,6 @@ class RuntimeChain:
     backend = "openvino"
 
     def __init__(self, sampler: Any, precision: Precision = "f32") -> None:
-        """Check and keep the settings; see the class."""
         check_precision(precision)
         require("openvino", "openvino")
         self.sampler, self.precision, self.exact = sampler, precision, bool(sampler.exact)
@@ -122,7 +121,6 @@ class ArrayStepDDIM:
     exact = False
 
     def __init__(self, sampler: SchedulerSampler) -> None:
-        """Tabulate the steps; equal to the sampler's up to rounding."""
         self._sampler, self._steps = sampler, StepwiseChain(ReverseProcess.deterministic(sampler.scheduler))
 
     def __call__(

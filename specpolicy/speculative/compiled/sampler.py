@@ -69,7 +69,6 @@ class CompiledSampler:
         widths: Sequence[int] | None = None,
         batches: Sequence[int] | None = None,
     ) -> None:
-        """Check and keep the settings; see the class."""
         if isinstance(sampler.window, AdaptiveWindow):
             raise ValueError(
                 "an adaptive window changes its length from round to round, and compiled rounds have fixed shapes: "
@@ -249,7 +248,6 @@ class CompiledChain:
     def __init__(
         self, process: ReverseProcess, exact: bool, backend: Backend | None = None, batches: Sequence[int] | None = None
     ) -> None:
-        """Check and keep the settings; see the class."""
         self.process, self.exact, self.backend = process, exact, backend
         self.batches = check_sizes(batches)
         self._prepared: dict[tuple[int, torch.device, torch.dtype], tuple[_Steps, Runner[_Walk]]] = {}
@@ -311,7 +309,6 @@ class _Steps:
     """One step, and all of them."""
 
     def __init__(self, process: ReverseProcess, denoiser: Denoiser, dtype: torch.dtype, compiled: bool) -> None:
-        """Check and keep the settings; see the class."""
         self.process, self.denoiser, self.dtype = process, denoiser, dtype
         self.one: Function[_Walk] = compiled_function(self._one) if compiled else self._one
 

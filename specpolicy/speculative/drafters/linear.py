@@ -70,7 +70,6 @@ class JacobianCache:
     """
 
     def __init__(self, jacobian: X0Jacobian) -> None:
-        """Keep the Jacobian."""
         self.jacobian = jacobian
         self._placed: dict[tuple[torch.device, torch.dtype], X0Jacobian] = {}
 
@@ -106,7 +105,6 @@ class LinearDrafter(Drafter):
     """
 
     def __init__(self, jacobian: X0Jacobian) -> None:
-        """Keep the Jacobian."""
         self.jacobian = jacobian
         self._on = JacobianCache(jacobian)
 

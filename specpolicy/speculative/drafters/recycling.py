@@ -34,7 +34,6 @@ class RecyclingDrafter(Drafter):
     recycles = True
 
     def __init__(self, jacobian: X0Jacobian | None = None, trust: float = 0.5) -> None:
-        """Check the settings."""
         if not trust > 0:
             raise ValueError(f"trust={trust}; give a share above 0, or infinity to follow the old path to its end")
         self.jacobian, self.trust = jacobian, trust
