@@ -38,7 +38,7 @@ from specpolicy.tuning import AutoWindow
 from specpolicy.utils.digests import source_digest
 from specpolicy.utils.extras import require
 from specpolicy.utils.files import atomic_path
-from specpolicy.utils.machine import cpu_model
+from specpolicy.utils.provenance import cpu_model
 
 SAMPLERS = ("ddpm", "ddim10", "ddim5", "asd", "free_block", "recycled", "recycled20", "analytic10_recycled")
 AUTO = ("recycled", "recycled20", "analytic10_recycled")

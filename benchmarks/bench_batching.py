@@ -26,12 +26,12 @@ import torch
 
 import specpolicy
 from specpolicy.control.inference import EpisodeState, InferenceKind, InferenceRequest
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.serving.batching import BatchedPolicy, Job
 from specpolicy.serving.continuous import ContinuousBatch
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 RESULT = Path(__file__).parent / "results" / "serving" / "batching.json"
 TASKS, SAMPLERS, ROBOTS = ("tool_hang", "square"), ("recycled20", "ddim10", "ddpm"), (1, 4, 16)

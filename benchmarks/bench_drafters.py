@@ -37,13 +37,13 @@ from specpolicy import (
     samplers,
 )
 from specpolicy.calibration.store import load_calibration
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.utils.digests import checkpoint_digest, file_digest
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 OBSERVATIONS = {

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from side_by_side import ROOT
 
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.statistics import mean_interval
 from specpolicy.rollout.env_worker import EnvPool
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 sys.path.insert(0, str(ROOT / "examples"))
 import finetune_square as finetune

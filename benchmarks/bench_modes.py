@@ -30,7 +30,6 @@ from side_by_side import RESULTS
 
 from specpolicy import samplers as factories
 from specpolicy.evaluation.plots import COLORS, MUTED, save, style_axes
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import read_observations
 from specpolicy.evaluation.statistics import Estimate, mean_interval
 from specpolicy.evaluation.two_sample import energy_distance
@@ -38,6 +37,7 @@ from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.protocols import Observation
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 ROOT = RESULTS.parents[1]
 SAMPLERS = ("ddpm", "free_block", "ddim10", "ddim5", "ddim2")

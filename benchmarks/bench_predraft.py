@@ -30,7 +30,6 @@ from specpolicy.config import compose
 from specpolicy.control.executors import LastObservation, LinearObservation, Predictor
 from specpolicy.control.inference import episode_generator
 from specpolicy.evaluation.comparison import CheckpointLoader
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.forward_model import forward_model_path, load_forward_model
@@ -38,6 +37,7 @@ from specpolicy.policies.observations import HistoryWindow, ObservationHistory
 from specpolicy.rollout.env_worker import MakeEnv
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 RESULTS = Path(__file__).resolve().parent / "results" / "predrafts"
 SEED = 300_000  # of the episodes: neither trained on nor evaluated on

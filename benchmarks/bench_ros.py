@@ -31,7 +31,7 @@ from specpolicy.control.trace import read_trace
 from specpolicy.interop.loading import load_policy
 from specpolicy.ros.interface import load_interface
 from specpolicy.utils.files import atomic_path
-from specpolicy.utils.machine import git_revision, machine, package_versions
+from specpolicy.utils.provenance import software_and_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -155,7 +155,7 @@ def main() -> None:
                 here = in_one_process(options.task, rate, options.sampler, setting, there["seed"])
             rows.append(compared(there, here))
             print(setting.name, json.dumps(rows[-1]), file=sys.stderr, flush=True)
-        results |= {"machine": machine("cpu"), "packages": package_versions(), "git": git_revision()}
+        results |= software_and_machine()
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(options.out) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

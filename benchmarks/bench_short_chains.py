@@ -28,13 +28,13 @@ from specpolicy import samplers as factories
 from specpolicy.calibration.x0_variance import x0_variance_path
 from specpolicy.evaluation.fidelity import measure_fidelity
 from specpolicy.evaluation.plots import save
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import OBSERVATIONS, read_observations
 from specpolicy.evaluation.statistics import mean_interval
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.policies.protocols import Observation
 from specpolicy.utils.digests import checkpoint_digest, file_digest
 from specpolicy.utils.files import atomic_path
+from specpolicy.utils.provenance import collect_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "short_chains"

@@ -31,9 +31,9 @@ from socket_sender import MESSAGE, SocketSender
 from specpolicy.control.clocks import RealTimeClock
 from specpolicy.control.realtime import request_real_time
 from specpolicy.control.watchdog import Watchdog, WatchdogConfig, WatchdogTripped
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 RESULTS = Path(__file__).resolve().parent / "results" / "watchdog"
 BEATS = 6  # before the fault

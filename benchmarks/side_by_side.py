@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import read_observations
 from specpolicy.evaluation.statistics import ratio_of_medians
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -27,13 +27,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.policies.config import PolicyConfig
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.serving.client import Client, Reply
 from specpolicy.utils.files import atomic_path
-from specpolicy.utils.machine import PACKAGES
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import PACKAGES, collect_provenance
 
 RESULT = Path(__file__).parent / "results" / "serving" / "soak.json"
 SAMPLER = "ddim2"

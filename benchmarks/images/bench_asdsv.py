@@ -36,13 +36,13 @@ from benchmarks.images.sampling import load_pipeline, network_of
 from benchmarks.images.sets import SEED, compare_sets, draw_sets
 from specpolicy import AdaptiveWindow, ReverseProcess, SchedulerSampler, SequentialSampler, SpeculativeSampler
 from specpolicy.approximate.asdsv import ThresholdVerifier, asdsv_fast, asdsv_slow
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.interop.diffusers.accelerate import approximate
 from specpolicy.speculative.denoiser import Denoiser
 from specpolicy.speculative.result import SampleResult
 from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "asdsv"
 BATCH = 16

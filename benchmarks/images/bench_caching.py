@@ -38,12 +38,12 @@ from benchmarks.images.sets import compare_sets, draw_sets
 from specpolicy import SchedulerSampler
 from specpolicy.approximate.specdiff.importance import CacheSettings, count_operations, trajectory_of
 from specpolicy.approximate.specdiff.sampler import CachedSampler
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.statistics import mean_interval, ratio_of_medians
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "caching"

@@ -42,10 +42,10 @@ from specpolicy import (
     SpeculativeSampler,
 )
 from specpolicy.evaluation.plots import save
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.files import atomic_path
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "images"
 DRAFTERS = {"frozen": FrozenDrafter(), "free": FreeDrafter()}

@@ -33,7 +33,7 @@ def calibrate(overrides: Sequence[str]) -> None:
 
     from specpolicy.calibration.calibrate import calibrate
     from specpolicy.interop.loading import load_policy
-    from specpolicy.utils.machine import git_revision, machine, package_versions
+    from specpolicy.utils.provenance import software_and_machine
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -52,7 +52,7 @@ def calibrate(overrides: Sequence[str]) -> None:
         analytic=cfg.analytic,
         chains=cfg.chains,
         seed=cfg.seed,
-        provenance={"packages": package_versions(), "git": git_revision(), "machine": machine(policy.device)},
+        provenance=software_and_machine(policy.device),
     )
     _keep_acceptance(policy, histories, cfg)
     held_out = calibration.about["held_out"]
@@ -73,7 +73,7 @@ def _fit_forward_model(policy: DiffusionPolicy, cfg: DictConfig) -> None:
     from specpolicy.calibration.calibrate import demonstrations_for, origin_of
     from specpolicy.policies.forward_model import ForwardModelError, forward_model_path, save_forward_model
     from specpolicy.training.forward_model import AHEAD, SETTINGS, fit_forward_model
-    from specpolicy.utils.machine import git_revision, machine, package_versions
+    from specpolicy.utils.provenance import software_and_machine
 
     if images := sorted(policy.observations.images):
         raise ForwardModelError(
@@ -94,7 +94,7 @@ def _fit_forward_model(policy: DiffusionPolicy, cfg: DictConfig) -> None:
     path = forward_model_path(cfg.checkpoint)
     about = {"demonstrations": origin, "seed": cfg.seed, "steps": cfg.forward_model_steps}
     about |= {"errors": [each._asdict() for each in errors]}
-    about["provenance"] = {"packages": package_versions(), "git": git_revision(), "machine": machine(policy.device)}
+    about["provenance"] = software_and_machine(policy.device)
     save_forward_model(model, path, about)
     table = Table(title="mean error on held-out episodes: model, last value, linear extrapolation")
     for column in ("observation", *(f"{ahead} tick{'s' * (ahead > 1)} ahead" for ahead in AHEAD)):

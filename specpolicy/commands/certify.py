@@ -35,7 +35,7 @@ def certify(arguments: Sequence[str]) -> None:
 
     from specpolicy.evaluation.certificate import CertificateFailed, certify
     from specpolicy.interop.loading import load_policy
-    from specpolicy.utils.machine import git_revision, machine, package_versions
+    from specpolicy.utils.provenance import software_and_machine
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -61,9 +61,7 @@ def certify(arguments: Sequence[str]) -> None:
         seed=cfg.seed,
         provenance={
             "observations": histories.origin,
-            "packages": package_versions(),
-            "git": git_revision(),
-            "machine": machine(policy.device),
+            **software_and_machine(policy.device),
             "compile": cfg.compile,
             "precision": cfg.precision,
         },

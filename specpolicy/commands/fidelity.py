@@ -24,7 +24,7 @@ def fidelity(overrides: Sequence[str]) -> None:
     from specpolicy.evaluation.comparison import CheckpointLoader
     from specpolicy.evaluation.fidelity import fidelity_table, judge_fidelity
     from specpolicy.evaluation.latency import device_of
-    from specpolicy.evaluation.provenance import collect_provenance
+    from specpolicy.utils.provenance import collect_provenance
 
     makers = {name: instantiate(recipe) for name, recipe in recipes.items()}
     several = tasks is not None and (tasks == ["all"] or len(tasks) > 1)

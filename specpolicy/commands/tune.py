@@ -34,7 +34,7 @@ def tune(overrides: Sequence[str]) -> None:
     from specpolicy.tuning.acceptance import is_stepwise
     from specpolicy.tuning.store import sampler_key, save_acceptance, save_windows
     from specpolicy.tuning.tune import tune_windows
-    from specpolicy.utils.machine import git_revision, machine, package_versions
+    from specpolicy.utils.provenance import software_and_machine
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -50,7 +50,7 @@ def tune(overrides: Sequence[str]) -> None:
     entry = tuned.to_dict() | {
         "observations": histories.origin,
         "settings": {name: cfg[name] for name in ("observations_used", "longest", "chains", "repeats", "seed")},
-        "provenance": {"packages": package_versions(), "git": git_revision(), "machine": machine(policy.device)},
+        "provenance": software_and_machine(policy.device),
     }
     configured = to_container(cfg.sampler.window)
     choice = tuned.choice

@@ -31,8 +31,8 @@ from specpolicy.datasets.robomimic import (
 from specpolicy.rollout.workers import make_workers, run_requests
 from specpolicy.utils.digests import file_digest
 from specpolicy.utils.files import DAMAGED, FolderLock, atomic_path, differences
-from specpolicy.utils.machine import package_versions
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import package_versions
 
 IDENTITY, _USED = "recording.json", "used"  # used: the result is written, the folder is only to be removed
 

@@ -19,7 +19,6 @@ from specpolicy.evaluation.manifest import ConfigurationMismatch as Configuratio
 from specpolicy.evaluation.manifest import Manifest as Manifest
 from specpolicy.evaluation.manifest import ManifestError as ManifestError
 from specpolicy.evaluation.manifest import ResultsError as ResultsError
-from specpolicy.evaluation.provenance import collect_provenance as collect_provenance
 from specpolicy.evaluation.results import CorruptShardWarning as CorruptShardWarning
 from specpolicy.evaluation.results import ResultStore as ResultStore
 from specpolicy.evaluation.results import read_results as read_results
@@ -42,3 +41,4 @@ from specpolicy.rollout.runner import ObservationRecorder as ObservationRecorder
 from specpolicy.rollout.runner import run_episodes as run_episodes
 from specpolicy.utils.digests import checkpoint_digest as checkpoint_digest
 from specpolicy.utils.files import FolderInUse as FolderInUse
+from specpolicy.utils.provenance import collect_provenance as collect_provenance

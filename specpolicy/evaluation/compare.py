@@ -13,7 +13,6 @@ import torch
 from specpolicy.evaluation.comparison import Comparison, write_results, write_text
 from specpolicy.evaluation.launchers.local import Launcher, LocalLauncher
 from specpolicy.evaluation.manifest import MANIFEST
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import ObservationKeeper, ResultStore
 from specpolicy.evaluation.sealed import open_sealed_seeds
 from specpolicy.evaluation.summary import SummaryRow
@@ -28,6 +27,7 @@ from specpolicy.policies.checkpoint import read_seen_seeds
 from specpolicy.rollout.episodes import EVALUATION_SEEDS, Batch, Unit, plan_units
 from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.progress import progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 _log = logging.getLogger(__name__)
 

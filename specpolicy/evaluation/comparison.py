@@ -17,7 +17,6 @@ from specpolicy.config import is_sealed
 from specpolicy.control.executors import Lockstep
 from specpolicy.control.latency_log import LatencyRun
 from specpolicy.evaluation.latency import measure_latency
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import read_observations, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
@@ -30,6 +29,7 @@ from specpolicy.rollout.episodes import Batch, EpisodeKey, EpisodeResult, Episod
 from specpolicy.rollout.runner import ObservationRecorder, run_episodes
 from specpolicy.utils.digests import checkpoint_digest, noting_inputs
 from specpolicy.utils.files import atomic_path
+from specpolicy.utils.provenance import collect_provenance
 
 KEPT_OBSERVATIONS = 64
 

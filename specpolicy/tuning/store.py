@@ -21,7 +21,7 @@ from specpolicy.tuning.acceptance import AcceptanceProfile
 from specpolicy.utils.digests import checkpoint_digest, note_input
 from specpolicy.utils.errors import one_line
 from specpolicy.utils.files import DAMAGED, atomic_path
-from specpolicy.utils.machine import cpu_model
+from specpolicy.utils.provenance import cpu_model
 
 FORMAT = 1
 

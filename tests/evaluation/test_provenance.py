@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.utils.digests import checkpoint_digest
-from specpolicy.utils.machine import cpu_model, git_revision, package_versions
+from specpolicy.utils.provenance import collect_provenance, cpu_model, git_revision, package_versions
 
 
 def test_provenance_is_plain_and_complete(tmp_path: Path) -> None:

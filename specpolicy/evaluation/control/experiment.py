@@ -22,7 +22,6 @@ from specpolicy.control.latency import Measured
 from specpolicy.control.motion_limits import MotionLimits
 from specpolicy.control.trace import TraceError, read_trace, write_trace
 from specpolicy.evaluation.comparison import PolicyAndSamplers, write_text
-from specpolicy.evaluation.provenance import collect_provenance
 from specpolicy.evaluation.results import ResultStore, read_results
 from specpolicy.evaluation.summary import SummaryRow, summarize_controllers
 from specpolicy.evaluation.tables import json_table, markdown_table, rich_table
@@ -32,6 +31,7 @@ from specpolicy.rollout.episodes import EpisodeKey, EpisodeResult, EpisodeSpec, 
 from specpolicy.rollout.runner import MakeClock, run_episodes, run_episodes_singly
 from specpolicy.utils.digests import checkpoint_digest
 from specpolicy.utils.progress import Bar, progress_bar
+from specpolicy.utils.provenance import collect_provenance
 
 _log = logging.getLogger(__name__)
 TICKS = "ticks"

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from specpolicy.evaluation.comparison import Comparison
 from specpolicy.rollout.episodes import Batch, Unit
-from specpolicy.utils.machine import machine
+from specpolicy.utils.provenance import machine
 
 
 class LauncherError(RuntimeError):

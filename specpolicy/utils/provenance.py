@@ -1,16 +1,20 @@
-"""What a run was made with: software, revision of the code, machine."""
+"""Where numbers come from: software, revision of the code, checkpoint, machine."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from specpolicy.utils.digests import checkpoint_digest
 
 PACKAGES = (
     "specpolicy",
@@ -26,6 +30,40 @@ PACKAGES = (
     "pyarrow",
     "matplotlib",
 )
+
+
+def collect_provenance(
+    checkpoint: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+    packages: Sequence[str] = PACKAGES,
+) -> dict[str, Any]:
+    """Collect what a reader needs to judge or repeat a run, as plain JSON types.
+
+    Args:
+        checkpoint: file or folder of the policy.
+        seeds: the seeds asked for.
+        device: where the policy computes.
+        packages: distributions whose versions are noted, where installed.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
+    return {
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],  # where the program lies says nothing to others
+        "python": platform.python_version(),
+        "checkpoint": None
+        if checkpoint is None
+        else {"path": str(checkpoint), "sha256": checkpoint_digest(checkpoint)},
+        "seeds": None if seeds is None else list(seeds),
+        **software_and_machine(device, packages),
+    }
+
+
+def software_and_machine(device: torch.device | str = "cpu", packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Collect ``packages``, ``git`` and ``machine``, for what is stored beside a checkpoint; arguments as above."""
+    return {"packages": package_versions(packages), "git": git_revision(), "machine": machine(device)}
 
 
 def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
