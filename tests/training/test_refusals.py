@@ -15,6 +15,7 @@ from training_files import config, settings, write_file
 
 from specpolicy.cli import main
 from specpolicy.datasets.robomimic import DemonstrationError
+from specpolicy.policies.diffusion_policy import DiffusionPolicy
 from specpolicy.training.loop import TrainingDiverged, TrainingSettings
 from specpolicy.training.train import train_policy
 from specpolicy.utils.digests import source_digest
