@@ -40,6 +40,7 @@ from specpolicy.tuning.store import (
     windows_path,
 )
 from specpolicy.tuning.windows import choose_windows
+from specpolicy.utils.extras import require
 
 _ROWS = (1, 2, 4, 8, 16, 32)
 _REPEATS = 10
@@ -64,7 +65,10 @@ class AutoWindow:
 
     def setting(self) -> str:
         """Name what the price of a row depends on, besides policy and device."""
-        runtime = "PyTorch" if self.backend is None else f"{self.backend} {self.precision or 'f32'}"
+        runtime = f"PyTorch {torch.__version__}" if self.backend is None else self.backend
+        if self.backend == "openvino":
+            version = require("openvino", "openvino").__version__.partition("-")[0]
+            runtime = f"OpenVINO {version} {self.precision or 'f32'}"
         return f"{runtime}, threads {torch.get_num_threads()}"
 
 

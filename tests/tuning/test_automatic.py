@@ -77,11 +77,14 @@ def test_windows_are_measured_once_and_exact(
 ) -> None:
     sampler = make(policy, "auto")
     content = json.loads(windows_path(folder(policy), "cpu").read_text())
-    key = f"{sampler_key(sampler)}, PyTorch, threads {torch.get_num_threads()}"
+    key = f"{sampler_key(sampler)}, PyTorch {torch.__version__}, threads {torch.get_num_threads()}"
     assert content["samplers"][key]["windows"] == sampler.window and len(content["samplers"][key]["windows"]) == STEPS
     assert set(content["samplers"][key]["pass_ms"]) == {"1", "2", "4", "8", "16"}
     monkeypatch.setattr(automatic, "price_rounds", lambda *_: pytest.fail("measured again"))
     assert make(policy, "auto").window == sampler.window
+    with monkeypatch.context() as another, pytest.raises(pytest.fail.Exception, match="measured again"):
+        another.setattr(torch, "__version__", "99.0")  # whose rows may have another price
+        make(policy, "auto")
     noise = torch.randn(200, *policy.event_shape, generator=torch.Generator().manual_seed(1))
     cond = torch.zeros(200, policy.observations.dim * policy.observations.horizon)
     with torch.inference_mode():
@@ -107,14 +110,15 @@ def test_windows_follow_the_price_of_a_row(
 
 
 def test_each_backend_has_windows_of_its_own(policy: DiffusionPolicy, profile: AcceptanceProfile) -> None:
-    pytest.importorskip("openvino", reason="needs the extra openvino")
+    openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
     recipe = partial(
         samplers.speculative, num_inference_steps=STEPS, drafter=RecyclingDrafter(), verifier=ReflectionVerifier(),
         window="auto",
     )  # fmt: skip
     fast = samplers.compiled(policy, recipe, "openvino")
     content = json.loads(windows_path(folder(policy), "cpu").read_text())
-    key = f"{sampler_key(fast.sampler)}, openvino f32, threads {torch.get_num_threads()}"
+    key = f"{sampler_key(fast.sampler)}, {AutoWindow('openvino').setting()}"
+    assert f"OpenVINO {openvino.__version__.partition('-')[0]} f32, threads" in key
     assert content["samplers"][key]["windows"] == fast.sampler.window
     with pytest.raises(WindowsError, match="run `specpolicy tune"):
         samplers.compiled(policy, recipe, "plain")  # a shape for each window: only what was tuned
