@@ -32,6 +32,7 @@ SIGNIFICANCE = 1e-3
 """Below this corrected p-value a sampler is not certified."""
 
 _POWER = 0.9
+_BATCH = 20  # chunks recorded together
 _RECOMPUTED = 10
 
 
@@ -177,7 +178,6 @@ def record_chunks(
     observations: Mapping[str, NDArray[Any]],
     chunks: int,
     seed: int,
-    batch: int = 20,
 ) -> tuple[SampleResult, float]:
     """Sample chunks with their trajectories, cycling through the observations.
 
@@ -187,7 +187,6 @@ def record_chunks(
         observations: arrays ``(n, n_obs_steps, ...)``.
         chunks: how many to sample.
         seed: of the random streams.
-        batch: chunks sampled together.
 
     Returns:
         The chunks as one result on the CPU, and the largest difference between recorded and recomputed x̂0.
@@ -195,8 +194,8 @@ def record_chunks(
     results, worst = [], 0.0
     count = len(next(iter(observations.values())))
     with torch.inference_mode(), progress_bar("recording chunks", chunks) as bar:
-        for begin in range(0, chunks, batch):
-            which = np.arange(begin, min(begin + batch, chunks))
+        for begin in range(0, chunks, _BATCH):
+            which = np.arange(begin, min(begin + _BATCH, chunks))
             cond = policy.encode({name: part[which % count] for name, part in observations.items()})
             generators = [torch.Generator().manual_seed((seed << 32) + int(each)) for each in which]
             noise = torch.stack([torch.randn(policy.event_shape, generator=each) for each in generators])

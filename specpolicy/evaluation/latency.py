@@ -41,14 +41,9 @@ class Resettable(Protocol):
         ...
 
 
-def device_of(policy: ChunkPolicy, device: torch.device | str | None = None) -> torch.device:
-    """Choose where a policy computes: ``device`` if given, else what ``policy.device`` says, else the CPU.
-
-    Args:
-        policy: the policy.
-        device: where it is said to compute.
-    """
-    return torch.device(device if device is not None else getattr(policy, "device", "cpu"))
+def device_of(policy: ChunkPolicy) -> torch.device:
+    """Tell where a policy computes: what ``policy.device`` says, else the CPU."""
+    return torch.device(getattr(policy, "device", "cpu"))
 
 
 def timed_act(
@@ -94,7 +89,6 @@ def measure_latency(
     calls: int = 200,
     warmup: int = 5,
     seed: int = 0,
-    device: torch.device | str | None = None,
     threads: int | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> LatencyRun:
@@ -109,7 +103,6 @@ def measure_latency(
         calls: counted calls of each sampler; p99 takes at least 100.
         warmup: calls of each sampler before these.
         seed: of the random streams and of the order of turns.
-        device: where the policy computes; by default what ``policy.device`` says, else the CPU.
         threads: torch's number of threads meanwhile; by default as it is.
         provenance: kept with the result.
 
@@ -126,7 +119,7 @@ def measure_latency(
             raise ValueError(
                 "latency is measured one observation at a time: arrays of shape (1, horizon, dim) expected"
             )
-    used = device_of(policy, device)
+    used = device_of(policy)
     ready = {name: steady_state(policy, sampler, observations[0]) for name, sampler in samplers.items()}
     logs = {
         name: CallLog(exact=bool(sampler.exact), precision=reduced_precision(sampler))

@@ -198,6 +198,8 @@ def _edges(recording: EpisodeRecording, control_hz: float) -> Sequence[tuple[flo
 
 _log = logging.getLogger(__name__)
 
+_FPS, _END_S = 20.0, 1.5  # frames a second, and how long the end stands
+
 Pause = float | Callable[[InferenceRecord], float] | None
 
 
@@ -208,11 +210,8 @@ def record_video(
     path: str | Path,
     *,
     seed: int,
-    repeat: int = 0,
     pauses: Mapping[str, Pause] | None = None,
     control_hz: float = 20.0,
-    fps: float = 20.0,
-    max_steps: int | None = None,
 ) -> Path | None:
     """Record one episode with each sampler, side by side in one mp4; warn where nothing can be rendered.
 
@@ -222,12 +221,9 @@ def record_video(
         make_env: makes the environment, with ``render_mode="rgb_array"``.
         path: the mp4.
         seed: of the initial state; the same for all.
-        repeat: which episode of that seed; the same for all.
         pauses: for each sampler how long a chunk recordings: seconds, or a function of the inference's record (e.g. its
             network evaluations times the time of one); measured while recording where it is not given.
         control_hz: environment steps a second.
-        fps: of the video.
-        max_steps: end an episode after so many steps.
 
     Returns:
         ``path``, or ``None`` after a warning of one line if the environment cannot be rendered here.
@@ -239,9 +235,9 @@ def record_video(
                 bar.describe(f"recording {name}")
                 pause = (pauses or {}).get(name)
                 with closing(make_env()) as env:
-                    recordings.append(record_episode(policy, sampler, env, name, seed, repeat, pause, max_steps))
+                    recordings.append(record_episode(policy, sampler, env, name, seed, pause))
                 bar.advance()
-        return write_video(recordings, path, control_hz=control_hz, fps=fps)
+        return write_video(recordings, path, control_hz)
     except Exception as error:  # rendering fails in as many ways as there are drivers; an evaluation must not
         _log.warning("no video %s: %s: %s", path, type(error).__name__, " ".join(str(error).split()))
         return None
@@ -253,7 +249,6 @@ def record_episode(
     env: gymnasium.Env[Any, Any],
     name: str,
     seed: int,
-    repeat: int = 0,
     pause: Pause = None,
     max_steps: int | None = None,
 ) -> EpisodeRecording:
@@ -265,7 +260,6 @@ def record_episode(
         env: with ``render_mode="rgb_array"``.
         name: of the sampler, becomes the title.
         seed: of the initial state.
-        repeat: which episode of that seed.
         pause: see :func:`record_video`.
         max_steps: end the episode after so many steps.
     """
@@ -275,7 +269,7 @@ def record_episode(
     setup = ControlSetup(
         env, executor, clock, policy.config.n_obs_steps, views=(frames,), max_ticks=max_steps, success_required=True
     )
-    trace = run_episode(setup, PolicyRunner(policy, sampler), seed, repeat)
+    trace = run_episode(setup, PolicyRunner(policy, sampler), seed)
     first, *images = frames.frames
     chunks, nfe = [], []
     for inference in trace.inferences:
@@ -294,22 +288,13 @@ def record_episode(
     return EpisodeRecording(f"{name} ({marks})" if marks else name, caption, first, chunks, trace.success)
 
 
-def write_video(
-    recordings: Sequence[EpisodeRecording],
-    path: str | Path,
-    *,
-    control_hz: float = 20.0,
-    fps: float = 20.0,
-    end_s: float = 1.5,
-) -> Path:
+def write_video(recordings: Sequence[EpisodeRecording], path: str | Path, control_hz: float = 20.0) -> Path:
     """Write recordings side by side on one real-time clock; ended ones wait for the longest.
 
     Args:
         recordings: images of one height throughout.
         path: the mp4.
         control_hz: environment steps a second.
-        fps: of the video.
-        end_s: how long the end stands.
 
     Raises:
         ValueError: no recordings.
@@ -318,15 +303,15 @@ def write_video(
         raise ValueError("a video needs at least one recording")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    length = max(duration_s(recording, control_hz) for recording in recordings) + end_s
-    tracks = [video_frames(recording, fps, control_hz, length) for recording in recordings]
+    length = max(duration_s(recording, control_hz) for recording in recordings) + _END_S
+    tracks = [video_frames(recording, _FPS, control_hz, length) for recording in recordings]
     histories: list[list[str]] = [[] for _ in recordings]
-    with atomic_path(target) as temporary, closing(_Mp4(temporary, fps)) as movie:
+    with atomic_path(target) as temporary, closing(_Mp4(temporary)) as movie:
         for together in zip(*tracks, strict=True):
             panels: list[NDArray[np.uint8]] = []
             for recording, shown, history in zip(recordings, together, histories, strict=True):
                 history.append(shown.state)
-                panels.append(draw_panel(recording, shown, history, math.floor(length * fps) + 1))
+                panels.append(draw_panel(recording, shown, history, math.floor(length * _FPS) + 1))
             movie.write(np.concatenate(panels, axis=1))
     return target
 
@@ -334,15 +319,15 @@ def write_video(
 class _Mp4:
     """An mp4 that grows frame by frame; the first one fixes the size, whose sides must be even."""
 
-    def __init__(self, path: Path, fps: float) -> None:
-        self._path, self._fps = path, fps
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._writer: Generator[None, NDArray[np.uint8] | None, None] | None = None
 
     def write(self, frame: NDArray[np.uint8]) -> None:
         """Append ``frame``, shape ``(height, width, 3)``."""
         if self._writer is None:
             self._writer = imageio_ffmpeg.write_frames(
-                str(self._path), (frame.shape[1], frame.shape[0]), fps=self._fps, codec="libx264", quality=7,
+                str(self._path), (frame.shape[1], frame.shape[0]), fps=_FPS, codec="libx264", quality=7,
                 macro_block_size=2, ffmpeg_log_level="error", output_params=["-f", "mp4", "-movflags", "+faststart"],
             )  # fmt: skip
             self._writer.send(None)

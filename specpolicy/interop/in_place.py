@@ -219,11 +219,6 @@ def accelerate(thing: Any, sampler: Any = "auto", **options: Any) -> Any:
     return accelerate_pipeline(thing, **options)
 
 
-def is_policy(thing: Any) -> bool:
-    """Tell whether an object looks like one that :func:`accelerate_policy` takes."""
-    return any(recognize(thing) is not None for recognize in _RECOGNIZERS)
-
-
 def _adapter(policy: Any) -> _Adapter:
     for recognize in _RECOGNIZERS:
         adapter = recognize(policy)

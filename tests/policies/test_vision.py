@@ -101,14 +101,6 @@ def test_sizes_of_maps_are_known_before(name: str, size: tuple[int, int]) -> Non
     assert tuple(maps.shape) == (2, made.out_channels, *made.map_size(*size))
 
 
-def test_torchvision_weights_load_without_their_classifier() -> None:
-    stored = {name: torch.zeros(1) for name in resnet18_names()} | {
-        "fc.weight": torch.zeros(1),
-        "fc.bias": torch.zeros(1),
-    }
-    assert sorted(vision.without_classifier(stored)) == sorted(resnet18_names())
-
-
 def test_frozen_batch_norm_neither_trains_nor_counts() -> None:
     made = vision.FrozenBatchNorm2d(4)
     made.running_mean = torch.full((4,), 2.0)

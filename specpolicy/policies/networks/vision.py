@@ -7,7 +7,7 @@ names, so a state dict of its ResNets, or of a ResNet inside one of these packag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -439,8 +439,3 @@ class ImageEncoder(nn.Module):
 
 def _per_channel(value: float | Sequence[float], channels: int) -> Float[Tensor, "c 1 1"]:
     return torch.as_tensor(value, dtype=torch.float32).expand(channels).clone()[:, None, None]
-
-
-def without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop ``fc`` from a state dict of torchvision's ResNets; what is left loads into :class:`ResNet`."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
