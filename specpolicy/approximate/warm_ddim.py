@@ -21,10 +21,11 @@ from torch import Tensor
 from specpolicy.policies.protocols import PreviousChunk
 from specpolicy.samplers import Trained, ddim
 from specpolicy.speculative.denoiser import Cond, Denoiser, gather_rows, prepared
-from specpolicy.speculative.inputs import Generators, check_whole
+from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler_call import Noise, check_call
 from specpolicy.speculative.scheduler_sampler import SchedulerSampler
+from specpolicy.utils.checks import check_integer
 from specpolicy.utils.diffusers_schedulers import DDIMScheduler, scheduler_from_config
 
 
@@ -50,7 +51,7 @@ class WarmDDIM:
         if not 0 < alpha_bar < 1:
             raise ValueError(f"alpha_bar={alpha_bar}; expected a noise level between 0 (pure noise) and 1 (none)")
         self.first, self.refine, self.alpha_bar = first, refine, alpha_bar
-        self.shift = None if shift is None else check_whole("shift", shift, 0)
+        self.shift = None if shift is None else check_integer("shift", shift, 0)
 
     def __repr__(self) -> str:
         """Name the parts."""
@@ -201,8 +202,8 @@ def warm_ddim(
     first = ddim(policy, first_num_inference_steps)
     whole = first.scheduler
     last = whole.config.num_train_timesteps - 1
-    steps = check_whole("num_inference_steps", num_inference_steps)
-    times = check_whole("start_timestep", start_timestep, 0, last) + 1
+    steps = check_integer("num_inference_steps", num_inference_steps)
+    times = check_integer("start_timestep", start_timestep, 0, last) + 1
     if times % steps:
         near = max(times // steps, 1) * steps - 1
         raise ValueError(

@@ -21,9 +21,10 @@ from specpolicy.calibration.fit import RecordedChains, fit_calibration
 from specpolicy.calibration.store import Calibration, CalibrationError, save_calibration
 from specpolicy.calibration.x0_variance import load_x0_variance, measure_x0_variance, save_x0_variance, x0_variance_path
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
-from specpolicy.speculative.inputs import check_whole, seeded_generator
+from specpolicy.speculative.inputs import seeded_generator
 from specpolicy.speculative.process import ReverseProcess
 from specpolicy.speculative.sampler import SequentialSampler
+from specpolicy.utils.checks import check_integer
 from specpolicy.utils.digests import checkpoint_digest, file_digest, source_digest
 from specpolicy.utils.files import atomic_path, read_arrays
 from specpolicy.utils.progress import progress_bar
@@ -318,8 +319,8 @@ def calibrate(
     """
     if policy.folder is None:
         raise CalibrationError("the policy was not loaded from a checkpoint: save it first, and load it from there")
-    check_whole("chains", chains)
-    check_whole("seed", seed, 0)
+    check_integer("chains", chains)
+    check_integer("seed", seed, 0)
     about = {"observations": histories.origin, "seed": seed, "provenance": dict(provenance or {})}
     identity: dict[str, Any] = {"checkpoint": checkpoint_digest(policy.folder)}
     record = partial(record_chains, policy, histories=histories, chains=chains, seed=seed)

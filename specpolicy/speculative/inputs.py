@@ -1,13 +1,14 @@
-"""What samplers accept: noise, conditions, generators, seeds and counts, checked in one place with the same words."""
+"""What samplers accept: noise, conditions, generators and seeds, checked in one place with the same words."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from specpolicy.utils.checks import check_integer
 
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -27,31 +28,6 @@ def kind_of(value: object) -> str:
     cls = type(value)
     module = cls.__module__.split(".")[0]
     return cls.__name__ if module == "builtins" else f"{module}.{cls.__name__}"
-
-
-def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """Check a whole number; numpy integers are taken.
-
-    Args:
-        name: of the option.
-        value: what was given.
-        least: smallest value allowed.
-        most: largest value allowed; None for no limit.
-
-    Returns:
-        The number as an ``int``.
-
-    Raises:
-        ValueError: not a whole number, or out of range; the message names the option.
-    """
-    limits = f"a whole number from {least} to {most}" if most is not None else f"a whole number of {least} or more"
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name}={value!r} is a {kind_of(value)}; expected {limits}") from None
-    if isinstance(value, bool) or number < least or (most is not None and number > most):
-        raise ValueError(f"{name}={value!r}; expected {limits}")
-    return number
 
 
 def check_part(name: str, part: object, kind: type, example: str) -> None:
@@ -83,7 +59,7 @@ def seeded_generator(seed: Any) -> torch.Generator:
     Raises:
         ValueError: no such number.
     """
-    return torch.Generator().manual_seed(check_whole("seed", seed, 0, 2**63 - 1))
+    return torch.Generator().manual_seed(check_integer("seed", seed, 0, 2**63 - 1))
 
 
 def check_noise(noise: Any) -> torch.dtype:

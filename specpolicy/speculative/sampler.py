@@ -12,7 +12,7 @@ from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepa
 from specpolicy.speculative.drafters.base import Drafter
 from specpolicy.speculative.drafters.constant import FreeDrafter, FrozenDrafter
 from specpolicy.speculative.initial_guess import X0Guess
-from specpolicy.speculative.inputs import Generators, check_part, check_whole
+from specpolicy.speculative.inputs import Generators, check_part
 from specpolicy.speculative.linear_chain import MultiStepTransition, max_draft_lengths
 from specpolicy.speculative.predraft import PreDraft
 from specpolicy.speculative.process import ReverseProcess, per_row
@@ -30,6 +30,7 @@ from specpolicy.speculative.window import (
     WindowSchedule,
     window_lengths,
 )
+from specpolicy.utils.checks import check_integer
 
 
 class SpeculativeSampler:
@@ -88,7 +89,7 @@ class SpeculativeSampler:
         self.exact: bool = self.verifier.exact
         longest = max_draft_lengths(process)
         self.table = longest if isinstance(window, AdaptiveWindow) else window_lengths(window, longest)
-        self.replayed = min(int(longest[0]), process.num_steps if replay is None else check_whole("replay", replay))
+        self.replayed = min(int(longest[0]), process.num_steps if replay is None else check_integer("replay", replay))
         self._rounds: dict[tuple[torch.device, torch.dtype], SpeculativeRound] = {}
         self._host: SingleChainRounds | None = None
 

@@ -10,10 +10,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from specpolicy.speculative.denoiser import Cond, Denoiser, call_denoiser, prepared
-from specpolicy.speculative.inputs import Generators, check_whole
+from specpolicy.speculative.inputs import Generators
 from specpolicy.speculative.result import SampleResult
 from specpolicy.speculative.sampler_call import Noise, check_call
 from specpolicy.speculative.schedulers import check_first_step, check_step, check_steppable, set_timesteps
+from specpolicy.utils.checks import check_integer
 
 
 class SchedulerError(RuntimeError):
@@ -40,7 +41,7 @@ class SchedulerSampler:
     exact: bool = False
 
     def __init__(self, scheduler: Any, num_inference_steps: int, step_arguments: dict[str, Any] | None = None) -> None:
-        steps = check_whole("num_inference_steps", num_inference_steps)
+        steps = check_integer("num_inference_steps", num_inference_steps)
         self.scheduler = copy.deepcopy(check_steppable(scheduler))
         set_timesteps(self.scheduler, steps)
         self.num_inference_steps = steps

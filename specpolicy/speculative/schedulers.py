@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from specpolicy.utils.checks import check_number, shown
+from specpolicy.utils.checks import check_integer, check_number, shown
 from specpolicy.utils.errors import one_line
 
 # Below this a standard deviation is lost in float32 beside a sample of unit scale: diffusers' variance floor of 1e-20
@@ -93,14 +93,7 @@ def set_timesteps(scheduler: Any, num_inference_steps: Any) -> None:
         ValueError: K is no whole number, below 1, or more than there are timesteps; or the settings lead to timesteps
             outside the noise schedule.
     """
-    try:
-        if isinstance(num_inference_steps, bool):
-            raise TypeError
-        steps = index(num_inference_steps)
-    except TypeError:
-        raise ValueError(f"num_inference_steps={num_inference_steps!r}; it must be a whole number") from None
-    if steps < 1:
-        raise ValueError(f"num_inference_steps={steps}; it must be at least 1")
+    steps = check_integer("num_inference_steps", num_inference_steps)
     if _indexes_schedule(scheduler):
         times = scheduler.config.num_train_timesteps
         if steps > times:

@@ -109,7 +109,7 @@ class SingleChainRounds:
         predraft: PreDraft | None = None,
         replayed: int = 0,
     ) -> SampleResult:
-        """Sample the chain.
+        """Sample the chain; as :meth:`StepwiseChain.sample`, and with a pre-draft.
 
         Args:
             denoiser: the network.
@@ -119,12 +119,6 @@ class SingleChainRounds:
             record: keep all states and x̂0.
             predraft: a chain drafted under another condition.
             replayed: how many of its steps to verify in the first evaluation; 0 for none.
-
-        Returns:
-            As of the batched sampler.
-
-        Raises:
-            DenoiserError: the network returned NaN, infinity or another shape.
         """
         network = HostNetwork(self._chain, denoiser, noise, cond)
         at = _Progress(0, as_array(noise).reshape(-1))

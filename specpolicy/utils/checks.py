@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 
-def check_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+def check_integer(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """Check that a setting is a whole number within its range.
 
     Args:
         name: the setting's name, for the message.
-        value: Python's or numpy's integer; booleans are none.
+        value: Python's, numpy's or torch's integer; booleans are none.
         least: smallest value allowed.
         most: largest value allowed; None for no limit.
 
@@ -23,7 +24,10 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None) ->
     Raises:
         ValueError: it is no whole number, or out of range.
     """
-    whole = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    try:
+        whole = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        whole = None
     if whole is None or whole < least or (most is not None and whole > most):
         upto = "on" if most is None else f"to {most}"
         raise ValueError(f"{name}={shown(value)}: expected a whole number from {least} {upto}")

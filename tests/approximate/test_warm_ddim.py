@@ -181,7 +181,7 @@ def test_where_there_is_no_chunk_before_it_says_so(policy: DiffusionPolicy) -> N
     ("settings", "message"),
     [
         ({"num_inference_steps": 3, "start_timestep": 39}, "start_timestep=39 is no start for 3 even steps; take 38"),
-        ({"num_inference_steps": 2, "start_timestep": 100}, "start_timestep=100; expected a whole number from 0 to 99"),
+        ({"num_inference_steps": 2, "start_timestep": 100}, "start_timestep=100: expected a whole number from 0 to 99"),
         ({"num_inference_steps": 0, "start_timestep": 39}, "num_inference_steps=0"),
         ({"num_inference_steps": 2, "start_timestep": 39, "shift": -1}, "shift=-1"),
     ],

@@ -26,7 +26,8 @@ from specpolicy import (
     SpeculativeSampler,
 )
 from specpolicy.speculative.compiled import CompiledChain, CompiledSampler
-from specpolicy.speculative.inputs import check_whole, seeded_generator
+from specpolicy.speculative.inputs import seeded_generator
+from specpolicy.utils.checks import check_integer
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +188,7 @@ def test_integers_of_other_libraries_are_whole_numbers(number: Any) -> None:
     )
     assert SchedulerSampler(DDIMScheduler(100), number).num_inference_steps == 4
     assert seeded_generator(number).initial_seed() == 4
-    assert check_whole("calls", number) == 4
+    assert check_integer("calls", number) == 4
 
 
 def test_windows_of_numpy() -> None:
@@ -235,7 +236,7 @@ def test_parts_of_a_sampler_that_are_none(parts: dict[str, Any], says: str) -> N
 
 
 def test_true_is_no_number_of_steps() -> None:
-    with pytest.raises(ValueError, match="num_inference_steps=True; it must be a whole number"):
+    with pytest.raises(ValueError, match="num_inference_steps=True: expected a whole number"):
         ReverseProcess.from_scheduler(ddpm(6)[0], True)
 
 
