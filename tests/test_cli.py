@@ -83,7 +83,7 @@ def test_mistakes_are_answered_in_one_line(capsys: pytest.CaptureFixture[str], a
     [
         ("seeds=5:5", "at least one seed"),
         ("sampler.window=0", "draft at least 1 step"),
-        ("sampler.num_inference_steps=0", "at least 1"),
+        ("sampler.num_inference_steps=0", "whole number from 1 on"),
         ("sampler.drafter._target_=specpolicy.Nothing", "specpolicy.Nothing"),
     ],
 )

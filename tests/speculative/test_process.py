@@ -103,7 +103,7 @@ def test_image_schedule_of_1000_steps() -> None:
         (DDIMScheduler(100), {"num_inference_steps": 10, "eta": 3.0}, "too large"),
         (DDPMScheduler(100, variance_type="learned_range"), {"num_inference_steps": 10}, "fixed_small"),
         (DPMSolverMultistepScheduler(100), {"num_inference_steps": 10}, "SchedulerSampler"),
-        (DDPMScheduler(100), {"num_inference_steps": 0}, "at least 1"),
+        (DDPMScheduler(100), {"num_inference_steps": 0}, "whole number from 1 on"),
         (DDIMScheduler(100), {"eta": 1.0, "timesteps": [5, 1]}, "custom"),
     ],
 )
