@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 # While a module is imported under the hook below, whatever it imports is compiled anew; not so what is there already.
@@ -10,7 +11,7 @@ import gymnasium  # noqa: F401
 import pytest
 import scipy.stats  # noqa: F401
 import torch._dynamo
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 # Must come before specpolicy is imported: checks every annotated shape on every call.
 install_import_hook(["specpolicy.speculative", "specpolicy.policies"], "beartype.beartype")
@@ -28,3 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if REAL_CLOCK & set(item.path.relative_to(Path(__file__).parent).parts):  # wherever the checkout lies
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=5))
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """No shapes are checked: for tests that repeat, many hundred times, calls that others make with the checks on."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

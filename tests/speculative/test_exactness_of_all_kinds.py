@@ -25,6 +25,8 @@ from specpolicy.speculative.compiled.sampler import CompiledSampler
 from specpolicy.speculative.exactness import check_exactness
 from specpolicy.speculative.verifiers import Verifier
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # test_exactness.py makes the same calls
+
 STEPS, WINDOW, BATCH, DIM = 6, 4, 1_500, 2
 SPACINGS = ["leading", "trailing", "linspace"]
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]

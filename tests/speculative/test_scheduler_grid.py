@@ -128,6 +128,7 @@ def test_ddpm(spacing: str, prediction: str) -> None:
         check(scheduler, steps)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")  # test_ddpm makes the same calls
 @pytest.mark.parametrize(("spacing", "prediction"), list(itertools.product(SPACINGS, PREDICTIONS)))
 def test_ddim(spacing: str, prediction: str) -> None:
     settings = itertools.product(LIMITS, (False, True), (0, 1), (False, True), STEPS)

@@ -112,10 +112,10 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
 def test_training_lowers_the_loss_and_writes_a_policy(tmp_path: Path) -> None:
     data = write_file(tmp_path / "d.hdf5")
     train_policy(
-        config(), data, settings(steps=200, save_every=100, learning_rate=3e-3), tmp_path / "run", validation_demos=2
+        config(), data, settings(steps=120, save_every=60, learning_rate=3e-3), tmp_path / "run", validation_demos=2
     )
     log = [json.loads(line) for line in (tmp_path / "run/training.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [100, 200]
+    assert [line["step"] for line in log] == [60, 120]
     assert log[1]["train_loss"] < log[0]["train_loss"] < 1.2
     assert 0 < log[1]["validation_loss"] < 1.5
     policy = DiffusionPolicy.from_pretrained(tmp_path / "run")
@@ -218,7 +218,7 @@ def test_a_student_learns_what_its_teacher_says(tmp_path: Path) -> None:
     train_policy(config(), data, settings(), tmp_path / "teacher", validation_demos=2)
     teacher = DiffusionPolicy.from_pretrained(tmp_path / "teacher")
     small = replace(config(), network={"name": "mlp", "width": 32, "blocks": 1, "embed": 16})
-    longer = settings(steps=300, learning_rate=3e-3)
+    longer = settings(steps=150, save_every=50, learning_rate=5e-3)
     student = train_policy(small, data, longer, tmp_path / "student", validation_demos=2, teacher=teacher)
     assert torch.equal(student.action_normalizer.high, teacher.action_normalizer.high)
     losses = [json.loads(line) for line in (tmp_path / "student" / "training.jsonl").read_text().splitlines()]
