@@ -194,6 +194,12 @@ def warm_table() -> str:
     return "\n".join(lines)
 
 
+def sealed_tables() -> str:
+    """What was found on sealed seeds, a table for each task."""
+    folders = sorted(path.parent for path in (RESULTS / "sealed").glob("*/table.md"))
+    return "\n\n".join(f"**{folder.name}**\n\n{quoted(folder)}" for folder in folders)
+
+
 def latency_choices_table() -> str:
     """For each task on a running robot: success at recorded latencies, of the best exact sampler and of the best."""
     cells = json.loads((RESULTS / "reality" / "table.json").read_text(encoding="utf-8"))
@@ -242,6 +248,7 @@ def filled(text: str) -> str:
         "choices": choices_table,
         "latency choices": latency_choices_table,
         "warm": warm_table,
+        "sealed": sealed_tables,
         "finetune": lambda: (RESULTS / "finetune" / "throughput-square.md").read_text(encoding="utf-8").strip(),
     }
     for name, make in made.items():

@@ -18,7 +18,7 @@ install_import_hook(["specpolicy.speculative", "specpolicy.policies"], "beartype
 
 torch.set_num_threads(1)
 
-REAL_CLOCK = {"serving", "control", "evaluation"}
+REAL_CLOCK = {"serving", "control", "evaluation", "ros"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from specpolicy.ros.interface import RosInterface
 from specpolicy.ros.messages import write_action
 from specpolicy.ros.node import make_message, no_signals
 from specpolicy.utils.extras import require
+
+_DISCOVERY_S = 5.0  # a second where nothing else runs
 
 
 @dataclass
@@ -33,7 +36,7 @@ class TopicSender:
     _node: Any = field(default=None, init=False, repr=False)
 
     def open(self) -> None:
-        """Join the network, before anything goes wrong: others need a moment to find a new publisher."""
+        """Join the network and wait for who listens, up to five seconds: a new publisher takes a moment to be found."""
         # Fast DDS would use memory that it shares with the node: a process stopped in the middle may hold its locks.
         os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
         context = require("rclpy.context", "ros").Context()
@@ -44,6 +47,10 @@ class TopicSender:
         for topic in self.interface.actions:
             kind = type(make_message(topic.type))
             self._publishers[topic.topic] = self._node.create_publisher(kind, topic.topic, 10)
+        # A message to nobody is lost: the loop begins when those who listen have been found, or there are none yet.
+        until = time.monotonic() + _DISCOVERY_S
+        while time.monotonic() < until and not all(each.get_subscription_count() for each in self._publishers.values()):
+            time.sleep(0.05)
 
     def __call__(self, action: tuple[float, ...]) -> None:
         """Publish an action.
