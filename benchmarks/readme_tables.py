@@ -71,7 +71,8 @@ def make_tables_again() -> None:
         text.write_text(markdown_table(rows), encoding="utf-8")
         if (folder / "table.json").exists():
             (folder / "table.json").write_text(json_table(rows), encoding="utf-8")
-        conclusions[folder.name] = Conclusion(records, rows)
+        if folder.parent == RESULTS:  # others hold runs of the same tasks, too
+            conclusions[folder.name] = Conclusion(records, rows)
     tasks = {task: conclusions[task] for task in json.loads((RESULTS / "table.json").read_text())["tasks"]}
     overall = summarize_tasks(tasks)
     (RESULTS / "table.md").write_text(markdown_overall(overall, tasks), encoding="utf-8")

@@ -11,7 +11,7 @@ import gymnasium  # noqa: F401
 import pytest
 import scipy.stats  # noqa: F401
 import torch._dynamo
-from jaxtyping import config, install_import_hook
+from jaxtyping import install_import_hook
 
 # Must come before specpolicy is imported: checks every annotated shape on every call.
 install_import_hook(["specpolicy.speculative", "specpolicy.policies"], "beartype.beartype")
@@ -34,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def unchecked_shapes() -> Iterator[None]:
     """No shapes are checked: for tests that repeat, many hundred times, calls that others make with the checks on."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
+    from specpolicy.speculative.compiled.openvino_network import unchecked_annotations
+
+    with unchecked_annotations():
+        yield

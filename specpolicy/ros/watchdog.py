@@ -14,7 +14,7 @@ from specpolicy.ros.messages import write_action
 from specpolicy.ros.node import make_message, no_signals
 from specpolicy.utils.extras import require
 
-_DISCOVERY_S = 5.0  # a second where nothing else runs
+_DISCOVERY_S = 5.0  # longest wait for subscribers; a robot that is not there yet must not keep the node from starting
 
 
 @dataclass

@@ -65,10 +65,14 @@ class AutoWindow:
 
     def setting(self) -> str:
         """Name what the price of a row depends on, besides policy and device."""
-        runtime = f"PyTorch {torch.__version__}" if self.backend is None else self.backend
-        if self.backend == "openvino":
-            version = require("openvino", "openvino").__version__.partition("-")[0]
-            runtime = f"OpenVINO {version} {self.precision or 'f32'}"
+        match self.backend:
+            case None:
+                runtime = f"PyTorch {torch.__version__}"
+            case "openvino":
+                version = require("openvino", "openvino").__version__.partition("-")[0]
+                runtime = f"OpenVINO {version} {self.precision or 'f32'}"
+            case other:
+                runtime = other
         return f"{runtime}, threads {torch.get_num_threads()}"
 
 

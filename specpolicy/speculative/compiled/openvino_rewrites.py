@@ -36,7 +36,7 @@ def short_convolutions(model: Any) -> None:
 
     OpenVINO's convolution takes the rows one by one and reads all weights for each. At the lowest level of a U-Net,
     which holds most of the weights, a chunk has four positions, and that reading is most of what a row costs: as one
-    product Square's network takes .77 of the time with 16 rows (``benchmarks/benchshort_convolutions.py``).
+    product Square's network takes .77 of the time with 16 rows (``benchmarks/bench_short_convolutions.py``).
 
     Args:
         model: for one batch size; it is changed.
