@@ -1,5 +1,5 @@
 # make rollout — the shipped Square policy in the simulator, six samplers side by side
-# make test    — environment, then all tests
+# make test    — environment, then the tests; make test-slow has those that train, kill, or start clusters and nodes
 PYTHON ?= python3
 VENV   ?= .venv
 # The plain requirement; set TORCH="torch==2.13.0+cpu --index-url ..." or the like to choose a build.
@@ -13,6 +13,7 @@ ROBOMIMIC_SOURCE ?=
 SEEDS  ?= 0:12
 # processes that run tests
 WORKERS ?= 2
+SLOW_WORKERS ?= 3
 # episodes a seed; one of a sampler that is not named
 REPEATS ?= ddpm:3,asd:3,free_block:3
 CONTROL_SEEDS ?= 50
@@ -23,7 +24,7 @@ RESULTS ?= runs/results
 BIN    := $(VENV)/bin
 
 # `install` runs when the dependencies have changed
-.PHONY: rollout headline reality bench test test-lerobot test-robomimic lint format typecheck build clean install
+.PHONY: rollout headline reality bench test test-slow test-lerobot test-robomimic lint format typecheck build clean install
 
 install: $(VENV)/.installed
 
@@ -64,8 +65,15 @@ reality: install
 	    sampler=free_block20 executor=predrafting out=$(RESULTS)/reality/recorded/$$task || exit 1; \
 	done
 
+# Compiled modules are kept: tests start some hundred processes that import the package.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
+
 test: install $(VENV)/.robomimic
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+# These wait for each other's processes: one worker more than there are processors.
+test-slow: install $(VENV)/.robomimic
+	$(BIN)/python -m pytest -n $(SLOW_WORKERS) --dist loadfile -m slow
 
 # Beside the real LeRobot, in an environment of its own: it wants Python 3.12 and an older torch (5 GB, built for CUDA).
 test-lerobot: $(VENV)-lerobot/.installed

@@ -180,6 +180,7 @@ def test_what_compiled_code_raises_is_not_our_message() -> None:
     assert explain(ours.value).startswith("seeds='x'; write first:end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.05, 0.5, 2.0])
 def test_ctrl_c_in_the_first_seconds(after_s: float) -> None:
     command = [sys.executable, "-m", "specpolicy.cli", "rollout", "seeds=0:1", "checkpoint=/nowhere"]
@@ -217,6 +218,7 @@ def test_a_checkpoint_of_another_task_is_refused(capsys: pytest.CaptureFixture[s
     assert "is of task 'transport', not 'square'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("robosuite") is None, reason="needs the simulator: pip install 'specpolicy[sim]'")
 def test_rollout_from_end_to_end(capfd: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"

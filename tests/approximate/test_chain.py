@@ -65,6 +65,7 @@ def test_a_state_that_stands_still_has_the_networks_answer_whatever_is_cached(as
     assert any(not torch.equal(*rows) for rows in picked), "each row chooses by itself"
 
 
+@pytest.mark.slow
 def test_operations_fall_with_the_ratio_and_the_answers_stay_near(asked: tiny.Asked) -> None:
     def plain() -> None:
         with torch.no_grad():

@@ -146,6 +146,7 @@ def test_shipped_short_chains_belong_to_their_checkpoints(task: str) -> None:
     assert all(each["linear"] < each["free"] for each in held_out["distance"].values())
 
 
+@pytest.mark.slow
 def test_ten_analytic_steps_come_closer_to_the_long_chain_than_ten_of_ddim_in_fewer_evaluations() -> None:
     policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / "pusht")
     with np.load(ROOT / "benchmarks" / "results" / "pusht" / "observations.npz") as arrays:

@@ -105,6 +105,7 @@ def test_a_task_whose_actions_nobody_describes(capsys: pytest.CaptureFixture[str
     assert "actions" not in cfg
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("gym_pusht") is None, reason="needs PushT: pip install 'specpolicy[pusht]'")
 def test_a_real_policy_in_a_real_loop(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -256,6 +256,7 @@ def test_ctrl_c_during_an_inference_in_the_same_thread() -> None:
     assert env.closed_at is not None and len(env.actions) == 5 and not env.actions[-1][:2].any()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="sends signals to processes")
 def test_ctrl_c_while_workers_start_leaves_no_traceback_of_theirs(tmp_path: Path) -> None:
     program = tmp_path / "program.py"

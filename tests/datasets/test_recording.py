@@ -62,6 +62,7 @@ def test_workers_and_their_deaths_change_no_byte(tmp_path: Path, expert: FakeExp
     assert (tmp_path / "alone").read_bytes() == (tmp_path / "crew").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_recording_goes_on(tmp_path: Path, number: int) -> None:
     path, parts = tmp_path / "d.hdf5", tmp_path / "d.hdf5.parts"

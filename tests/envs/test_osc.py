@@ -68,6 +68,7 @@ def play_both(env: RobosuiteEnv, raw: Any, steps: int, seed: int) -> None:
     assert_alike(env, raw, played, expected)
 
 
+@pytest.mark.slow
 def test_every_step_is_robosuites(env: RobosuiteEnv, raw: Any) -> None:
     for seed in (1, 2):
         np.random.seed(seed)

@@ -86,6 +86,7 @@ def test_a_seed_means_what_it_means_to_robosuite(env: RobosuiteEnv) -> None:
     assert contacts > 10
 
 
+@pytest.mark.slow
 def test_spawned_workers_play_the_same_episodes(square: SquareEnv) -> None:
     envs: Any = gym.make_vec(
         "specpolicy_envs:specpolicy/Square-v0",

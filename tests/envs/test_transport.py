@@ -82,6 +82,7 @@ def test_a_state_is_played_with_the_hammer_of_the_seed_beside_it(transport: Tran
         assert (head(transport) == of_three) is same
 
 
+@pytest.mark.slow
 def test_another_process_has_the_same_hammer_and_state(transport: TransportEnv) -> None:
     code = (
         "from specpolicy_envs.robosuite_tasks import TransportEnv\n"

@@ -56,6 +56,7 @@ def job(folder: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_all_tasks_that_have_a_checkpoint(tasks: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(job(tasks, "task=all", "repeats=[ddpm20:2]", "latency_calls=2")) == 0
     table = json.loads((tasks / "out" / "table.json").read_text())
@@ -137,6 +138,7 @@ def test_seeds_of_demonstrations_are_refused_and_a_rollout_warns(
     assert "warning: square: 1 of 2 seeds (39)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_plot")
 def test_killed_twice_it_ends_with_the_same_table(tasks: Path) -> None:
     paths = [str(Path(evaluation_fakes.__file__).parent), *sys.path]

@@ -28,6 +28,7 @@ from specpolicy.rollout.runner import EvaluationAborted
 from specpolicy.samplers import sequential
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'specpolicy[ray]'")
+pytestmark = pytest.mark.slow  # a real cluster
 
 
 def test_an_absent_cluster_is_named() -> None:
@@ -43,6 +44,7 @@ def test_an_absent_cluster_is_named() -> None:
 def cluster() -> Iterator[str]:
     """A cluster on this machine whose workers can import the fakes; its address."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's 15 waits for every other test
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(evaluation_fakes.__file__).parent), *sys.path]))
         with RayLauncher(num_cpus=2).connected(ray):
             yield ray.get_runtime_context().gcs_address

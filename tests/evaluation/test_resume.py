@@ -90,6 +90,7 @@ def test_crashed_episodes_are_run_again_on_request_only(tmp_path: Path) -> None:
     assert len(corrected) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker processes through Linux's /proc")
 def test_killed_and_resumed(tmp_path: Path) -> None:
     """SIGKILL in the middle, workers and all; the same command goes on without loss or doubling."""

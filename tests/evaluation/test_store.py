@@ -68,6 +68,7 @@ def test_an_episode_is_on_disk_when_it_has_ended(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_loses_no_episode_that_has_ended(tmp_path: Path) -> None:
     """Twenty episodes end together, then comes kill -9."""
     program = (

@@ -19,6 +19,8 @@ import tiny_pipelines as tiny
 from idx_files import write_dataset
 from image_benchmarks import benchmark_module, run
 
+pytestmark = pytest.mark.slow  # trains
+
 STEPS = 20
 
 

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 from idx_files import write_dataset
 from image_benchmarks import benchmark_module
 
+pytestmark = pytest.mark.slow  # trains
+
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:

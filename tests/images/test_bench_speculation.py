@@ -18,6 +18,8 @@ import tiny_pipelines as tiny
 from idx_files import write_dataset
 from image_benchmarks import benchmark_module, run
 
+pytestmark = pytest.mark.slow  # trains
+
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:

@@ -317,6 +317,7 @@ def test_what_is_found_out_lies_beside_a_foreign_checkpoint(tmp_path: Path) -> N
     assert companion(tmp_path / "ours") == tmp_path / "ours"
 
 
+@pytest.mark.slow
 def test_a_foreign_policy_is_calibrated_without_touching_it(tmp_path: Path) -> None:
     """The default sampler takes the calibration that then lies beside it."""
     from specpolicy import samplers

@@ -199,6 +199,7 @@ def run_host(program: Path, *arguments: Path) -> subprocess.CompletedProcess[str
     return subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_host_in_cpp_gives_the_same_actions(
     exported: tuple[DiffusionPolicy, SpeculativeSampler, Path], built: Path, tmp_path: Path
 ) -> None:

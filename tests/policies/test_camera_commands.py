@@ -48,6 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @needs_pusht
 def test_it_plays_is_calibrated_and_controls(checkpoint: Path, tmp_path: Path) -> None:
     common = ["task=pusht_image", f"checkpoint={checkpoint}", "num_envs=1", "seeds=[300]"]

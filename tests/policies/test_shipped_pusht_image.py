@@ -30,6 +30,7 @@ def test_it_is_small_and_looks_at_nothing_but_the_image_and_the_finger(policy: D
     assert not read_seen_seeds(CHECKPOINT) & set(SEEDS)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="needs gym-pusht")
 def test_it_pushes_the_t_and_encodes_two_frames_a_chunk(policy: DiffusionPolicy) -> None:
     from specpolicy_envs.pusht import PushTImageEnv

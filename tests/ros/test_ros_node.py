@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEED, TICKS = 100000, 24
 
 pytestmark = [
+    pytest.mark.slow,  # nodes and their watchdogs, in real time
     pytest.mark.skipif(find_spec("rclpy") is None, reason="needs ROS 2: pip install 'specpolicy[ros]'"),
     pytest.mark.skipif(find_spec("gym_pusht") is None, reason="needs PushT: pip install 'specpolicy[pusht]'"),
 ]

@@ -14,6 +14,8 @@ from serving_fakes import SECRET, EchoEngine, numbers, running
 
 from specpolicy.serving.auth import Token
 
+pytestmark = pytest.mark.slow  # makes an environment with openpi's client
+
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, Any]:

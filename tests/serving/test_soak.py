@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
+pytestmark = pytest.mark.slow  # thousands of requests
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -303,6 +303,7 @@ print("compiled", counters["stats"]["unique_graphs"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_compiled_by_torch() -> None:
     """Through the real compiler, in a process of its own: checked annotations are not compiled."""

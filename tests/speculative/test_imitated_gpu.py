@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow  # traces every operation of the shipped samplers
+
 ROOT = Path(__file__).parents[2]
 # every kind of network, with what its samplers share with those of the others left out for one of them
 SHIPPED = {
@@ -18,7 +20,6 @@ SHIPPED = {
     "square_transformer": ("ddim5", "recycled", "analytic10_recycled"),
     "tool_hang": (),  # all of them
 }
-
 
 BROKEN = {"read": "DataDependentOutput", "cpu": "device"}
 

@@ -85,6 +85,7 @@ def test_wrong_images_name_the_episode(tmp_path: Path, images: dict[str, tuple[i
         read_demonstrations(write_file(tmp_path / "d.hdf5"), {"eef": 2}, 1, images)
 
 
+@pytest.mark.slow
 def test_a_policy_learns_what_only_the_camera_tells(tmp_path: Path) -> None:
     path = write_file(tmp_path / "d.hdf5", demos=6, length=60)
     steps = TrainingSettings(steps=200, batch_size=32, save_every=200, warmup_steps=10, learning_rate=3e-3, threads=1)

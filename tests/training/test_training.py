@@ -164,6 +164,7 @@ def test_resuming_equals_going_through(tmp_path: Path) -> None:
         assert torch.equal(parts.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 @pytest.mark.flaky(reruns=2, reruns_delay=5)  # it meets the real clock
 def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     data, out = write_file(tmp_path / "d.hdf5"), tmp_path / "run"

@@ -108,20 +108,21 @@ class CompiledSampler:
         rounds, runner, widths = self.prepare(denoiser, noise, cond)
         runner.start(self._begin(noise, record, chains), cond)
         replays = predraft is not None and self.sampler.replayed > 0
+        steps, table = self.process.num_steps, self.sampler.table.tolist()
         if predraft is not None and replays:
             state = runner.apply(rounds.replay, _replayed(predraft, self.sampler.replayed, random, len(noise)))
         else:
             state = runner.apply(rounds.begin, None)
         if len(widths) == 1:
-            ahead = self.process.num_steps - (self.sampler.replayed + 1 if replays else 0)
+            ahead = steps - (self.sampler.replayed + 1 if replays else 0)
             for _ in range(math.ceil(ahead / (widths[0] + 1))):
                 state = runner.apply(rounds.advance, full_draws(random, widths[0], noise))
         while True:
             position = state.chains.k.tolist()
-            active = [chain for chain, k in enumerate(position) if k < self.process.num_steps]
+            active = [chain for chain, k in enumerate(position) if k < steps]
             if not active:
                 break
-            lengths = [int(self.sampler.table[position[chain]]) for chain in active]
+            lengths = [table[position[chain]] for chain in active]
             width = next(width for width in widths if width >= max(lengths))
             draws = (
                 full_draws(random, width, noise)

@@ -39,6 +39,7 @@ def test_square_repairs_a_slip(square: SquareEnv, monkeypatch: pytest.MonkeyPatc
         assert emptiest(played) > 0.008 and nut[:first_release].max() > nut[10] + 0.01
 
 
+@pytest.mark.slow
 def test_tool_hang_succeeds_with_slips_at_both_grasps(tool_hang: ToolHangEnv) -> None:
     played = perform(tool_hang, load_expert("tool_hang"), 1032, Randomization(slip=1))
     assert played.success and played.failure is None and len(played) < 550

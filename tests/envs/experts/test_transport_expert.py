@@ -35,6 +35,7 @@ def holding(performance: Performance, arm: int) -> np.ndarray:
     return result
 
 
+@pytest.mark.slow
 def test_it_succeeds_with_disturbances_and_quickly(performance: Performance) -> None:
     assert performance.success, performance.failure
     assert performance.rewards[-HOLD:].all()
@@ -77,6 +78,7 @@ def test_the_same_seed_gives_the_same_bytes(transport: TransportEnv, performance
         assert getattr(again, name).tobytes() == getattr(performance, name)[: len(again)].tobytes()
 
 
+@pytest.mark.slow
 def test_a_slip_is_a_grasp_that_is_tried_again(transport: TransportEnv) -> None:
     grasps = []
     for slip in (0.0, 1.0):

@@ -139,6 +139,7 @@ def test_resuming_equals_going_through(tmp_path: Path, monkeypatch: pytest.Monke
         assert torch.equal(torch.as_tensor(parts[name]), torch.as_tensor(value)), name
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     data, out = write_dataset(tmp_path / "data"), tmp_path / "out"
     command = [sys.executable, "-m", "benchmarks.images.train", *arguments(data, out, UNET, 60, "training.threads=1")]
