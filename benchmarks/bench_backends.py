@@ -2,6 +2,8 @@
 
     python benchmarks/bench_backends.py square tool_hang --calls 20
     python benchmarks/bench_backends.py square --backends eager openvino     # nothing to compile, which takes minutes
+    python benchmarks/bench_backends.py square_transformer tool_hang --backends openvino --folder backends_headline \
+        --samplers ddpm asd free_block recycled analytic10_recycled ddim10 ddim5 warm2 --calls 20
 
 All ways take turns within one run, each backend for all samplers alike, few-step ones included; every chunk has been
 sampled once before it is timed, so that nothing is compiled meanwhile. Times are the process's
@@ -32,6 +34,7 @@ from specpolicy import compile_sampler, samplers
 from specpolicy.config import compose
 from specpolicy.evaluation.statistics import mean_interval
 from specpolicy.policies.diffusion_policy import DiffusionPolicy
+from specpolicy.policies.protocols import ChunkReusingSampler, PreviousChunk
 from specpolicy.speculative.compiled.openvino_network import OpenVINODenoiser, unchecked_annotations
 from specpolicy.speculative.denoiser import PreparedCondition
 from specpolicy.tuning import AutoWindow
@@ -41,6 +44,7 @@ from specpolicy.utils.files import atomic_path
 from specpolicy.utils.provenance import cpu_model
 
 SAMPLERS = ("ddpm", "ddim10", "ddim5", "asd", "free_block", "recycled", "recycled20", "analytic10_recycled")
+REUSING = ("warm2", "warm4")  # start from the chunk before
 AUTO = ("recycled", "recycled20", "analytic10_recycled")
 ROWS = (1, 2, 4, 8, 16)
 CPU = torch.device("cpu")
@@ -50,15 +54,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--backends", nargs="+", default=["eager", "inductor", "openvino"])
-    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS)
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=(*SAMPLERS, *REUSING))
     parser.add_argument("--calls", type=int, default=12)
+    parser.add_argument("--folder", default="backends", help="under benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for task in options.tasks:
-        _task(task, options.backends, options.samplers, options.calls)
+        _task(task, options.folder, options.backends, options.samplers, options.calls)
 
 
-def _task(task: str, backends: list[str], names: list[str], calls: int) -> None:
+def _task(task: str, folder: str, backends: list[str], names: list[str], calls: int) -> None:
     policy = DiffusionPolicy.from_pretrained(ROOT / "checkpoints" / task)
     cond = conditions(policy, max(16, calls))
     ways = {
@@ -67,7 +72,7 @@ def _task(task: str, backends: list[str], names: list[str], calls: int) -> None:
     chunks = _Chunks(policy, cond, ways)
     turns = {name: partial(chunks.sample, name) for name in ways}
     turns |= {f"{name}: network alone": partial(chunks.evaluate, name) for name in ways if name.endswith("openvino")}
-    content = _begun(task, ways, turns) or {
+    content = _begun(folder, task, ways, turns) or {
         "task": task,
         "parameters": parameters(policy),
         "clock": "process time",
@@ -94,11 +99,11 @@ def _task(task: str, backends: list[str], names: list[str], calls: int) -> None:
             results = (chunks.done[name][number] for number in numbers)
             counts[name] += [[int(each.passes), int(each.evaluations)] for each in results]
         content["ways"] = {name: _row(name, content, ways[name]) for name in ways}
-        keep("backends", task, content, _table(content), CPU)
+        keep(folder, task, content, _table(content), CPU)
     if "network" not in content:
         content["network"] = _runtimes(policy, chunks.network, cond[:1], 2 * calls)
-    keep("backends", task, content, _table(content), CPU)
-    _join()
+    keep(folder, task, content, _table(content), CPU)
+    _join(folder)
 
 
 def _identity(ways: dict[str, Any]) -> dict[str, Any]:
@@ -108,9 +113,9 @@ def _identity(ways: dict[str, Any]) -> dict[str, Any]:
     return {"windows": windows, "versions": versions, "cpu": cpu_model(), "source": source_digest("specpolicy")}
 
 
-def _begun(task: str, ways: dict[str, Any], turns: dict[str, Any]) -> dict[str, Any] | None:
+def _begun(folder: str, task: str, ways: dict[str, Any], turns: dict[str, Any]) -> dict[str, Any] | None:
     """An earlier run of the same ways with the same software on the same processor, which goes on."""
-    path = RESULTS / "backends" / f"{task}.json"
+    path = RESULTS / folder / f"{task}.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     same = found.get("of") == _identity(ways) and list(found["times_ms"]) == list(turns)
     return found if same else None
@@ -121,7 +126,7 @@ class _Chunks:
 
     def __init__(self, policy: DiffusionPolicy, cond: torch.Tensor, ways: dict[str, Any]) -> None:
         self.policy, self.cond, self.ways = policy, cond, ways
-        runtimes = [each.network(policy) for name, each in ways.items() if name.endswith("openvino")]
+        runtimes = [getattr(each, "first", each).network(policy) for name, each in ways.items() if name.endswith("openvino")]
         self.network: OpenVINODenoiser = runtimes[0] if runtimes else OpenVINODenoiser(policy)
         self.done: dict[str, dict[int, Any]] = {name: {} for name in ways}
         self._states = np.random.default_rng(0).normal(size=(128, int(np.prod(policy.event_shape))))
@@ -130,9 +135,13 @@ class _Chunks:
         """Sample a chunk."""
         generator = torch.Generator().manual_seed(number)
         noise = torch.randn(1, *self.policy.event_shape, generator=generator)
+        way = self.ways[name]
+        if isinstance(way, ChunkReusingSampler):  # all chunks but an episode's first
+            before = torch.randn(self.policy.event_shape, generator=generator).clamp(-1, 1)
+            way = way.continuing([PreviousChunk(before, self.policy.config.n_action_steps)])
         with torch.inference_mode():
             cond = self.cond[number % len(self.cond)][None]
-            self.done[name][number] = self.ways[name](self.policy, noise, cond, [generator])
+            self.done[name][number] = way(self.policy, noise, cond, [generator])
 
     def evaluate(self, name: str, number: int) -> None:
         """Evaluate the network on as many rows as that chunk took, one evaluation after another."""
@@ -283,11 +292,11 @@ def _network_table(network: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _join() -> None:
+def _join(folder: str) -> None:
     """One table of all tasks, as the documents show it."""
-    parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "backends").glob("*.json"))]
+    parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / folder).glob("*.json"))]
     lines = [line for part in parts for line in (*_table(part), "")]
-    with atomic_path(RESULTS / "backends" / "table.md") as temporary:
+    with atomic_path(RESULTS / folder / "table.md") as temporary:
         temporary.write_text("\n".join(lines).strip() + "\n", encoding="utf-8")
 
 

@@ -243,7 +243,7 @@ class Trainer:
                 within = ratio.clamp(1 - settings.clip, 1 + settings.clip)
                 gain = weight * advantage[rows].double()
                 _step(self.actor_optimizer, -torch.minimum(ratio * gain, within * gain).mean())
-                kls.append(float((ratio - 1 - log_ratio).mean()))
+                kls.append(float((ratio - 1 - log_ratio).detach().mean()))
                 clipped.append(float((ratio != within).double().mean()))
             kl = float(np.mean(kls)) if kls else 0.0
             if kl > settings.kl:

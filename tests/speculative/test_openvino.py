@@ -69,6 +69,7 @@ def small(network: dict[str, object], **settings: object) -> DiffusionPolicy:
         {"name": "unet1d", "channels": [16, 24, 32], "timestep_dim": 16},  # down to few positions
         {"name": "mlp", "width": 64, "blocks": 1, "octaves": 2},
         {"name": "transformer", "width": 16, "layers": 1, "heads": 2, "observation_steps": 2},
+        {"name": "transformer", "width": 16, "layers": 1, "heads": 2, "encoder_layers": 1},
     ],
     ids=lambda network: str(network["name"]),
 )
@@ -81,7 +82,11 @@ def test_all_networks_agree_with_torch(
     for rows in (1, 9, 66):  # as they are, filled up, and split
         x, cond = torch.randn(rows, *policy.event_shape), torch.randn(rows, cond_dim)
         timestep = torch.randint(0, 100, (rows,))
-        torch.testing.assert_close(fast(x, timestep, cond), policy(x, timestep, cond), atol=1e-5, rtol=1e-5)
+        wanted = policy(x, timestep, cond)
+        torch.testing.assert_close(fast(x, timestep, cond), wanted, atol=1e-5, rtol=1e-5)
+        with torch.no_grad():
+            ahead = fast.prepare_condition(cond)
+        torch.testing.assert_close(fast(x, timestep, ahead), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_converted_network_is_kept_beside_its_checkpoint(tmp_path: Path) -> None:

@@ -225,11 +225,10 @@ class TransformerDenoiser(nn.Module):
         self, x: Float[Tensor, "n time action"], t_rows: Float[Tensor, "n told"], c_rows: Float[Tensor, "n observed"]
     ) -> Float[Tensor, "n time action"]:
         """Compute :meth:`forward` from rows of the two tables: tokens of the memory, or their keys and values."""
-        parts = (len(x), 1 if self.encoded else 2 * len(self.blocks), -1, self.action_position.shape[-1])
-        if not self.observation_steps:
-            memory = t_rows.view(parts)
-        else:
-            memory = torch.cat([t_rows.view(parts), c_rows.view(parts)], dim=2)
+        parts = (1 if self.encoded else 2 * len(self.blocks), -1, self.action_position.shape[-1])
+        memory = t_rows.unflatten(1, parts)  # no length of a batch: what traces this would keep it
+        if self.observation_steps:
+            memory = torch.cat([memory, c_rows.unflatten(1, parts)], dim=2)
         if self.encoded:
             return self._denoise(x, self.memory(memory[:, 0]))
         return self._denoise(x, memory)
