@@ -38,6 +38,7 @@ from specpolicy.policies.protocols import ChunkReusingSampler, PreviousChunk
 from specpolicy.speculative.compiled.openvino_network import OpenVINODenoiser, unchecked_annotations
 from specpolicy.speculative.denoiser import PreparedCondition
 from specpolicy.tuning import AutoWindow
+from specpolicy.tuning.store import WindowsError
 from specpolicy.utils.digests import source_digest
 from specpolicy.utils.extras import require
 from specpolicy.utils.files import atomic_path
@@ -171,8 +172,11 @@ def _samplers(policy: DiffusionPolicy, backend: str, names: list[str]) -> dict[s
     for label, name in asked.items():
         recipe = instantiate(compose("serve", [f"sampler={name}"]).sampler)
         runtime = "openvino" if backend == "openvino" else None
-        windows = AutoWindow(runtime)
-        made = recipe(policy, window=windows) if label != name else recipe(policy)
+        try:
+            made = recipe(policy, window=AutoWindow(runtime)) if label != name else recipe(policy)
+        except WindowsError as error:  # nothing is known of what is accepted
+            print(f"left out: {label}: {error}", flush=True)
+            continue
         if backend == "inductor":
             made = samplers.compiled(policy, recipe, "auto")
         found[label] = made if runtime is None else compile_sampler(made, "openvino")
