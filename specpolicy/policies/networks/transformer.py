@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
     def split(self, projected: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n heads tokens part"]:
         """Give every head its part of the features."""
-        return projected.view(*projected.shape[:2], self.heads, -1).transpose(1, 2)
+        return projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def mix(
         self,
