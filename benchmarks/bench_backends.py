@@ -127,7 +127,9 @@ class _Chunks:
 
     def __init__(self, policy: DiffusionPolicy, cond: torch.Tensor, ways: dict[str, Any]) -> None:
         self.policy, self.cond, self.ways = policy, cond, ways
-        runtimes = [getattr(each, "first", each).network(policy) for name, each in ways.items() if name.endswith("openvino")]
+        runtimes = [
+            getattr(each, "first", each).network(policy) for name, each in ways.items() if name.endswith("openvino")
+        ]
         self.network: OpenVINODenoiser = runtimes[0] if runtimes else OpenVINODenoiser(policy)
         self.done: dict[str, dict[int, Any]] = {name: {} for name in ways}
         self._states = np.random.default_rng(0).normal(size=(128, int(np.prod(policy.event_shape))))

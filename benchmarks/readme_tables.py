@@ -262,6 +262,7 @@ def filled(text: str) -> str:
         "warm": warm_table,
         "sealed": sealed_tables,
         "finetune": lambda: (RESULTS / "finetune" / "throughput-square.md").read_text(encoding="utf-8").strip(),
+        "learning curve": lambda: (RESULTS / "finetune" / "curve-square.md").read_text(encoding="utf-8").strip(),
     }
     for name, make in made.items():
         if f"<!-- {name} -->" in text:
