@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
     def split(self, projected: Float[Tensor, "n tokens width"]) -> Float[Tensor, "n heads tokens part"]:
         """Give every head its part of the features."""
-        return projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(projected, 2, (self.heads, -1)).transpose(1, 2)
 
     def mix(
         self,
@@ -226,9 +226,9 @@ class TransformerDenoiser(nn.Module):
     ) -> Float[Tensor, "n time action"]:
         """Compute :meth:`forward` from rows of the two tables: tokens of the memory, or their keys and values."""
         parts = (1 if self.encoded else 2 * len(self.blocks), -1, self.action_position.shape[-1])
-        memory = t_rows.unflatten(1, parts)  # no length of a batch: what traces this would keep it
+        memory = torch.unflatten(t_rows, 1, parts)  # no length of a batch: what traces this would keep it
         if self.observation_steps:
-            memory = torch.cat([memory, c_rows.unflatten(1, parts)], dim=2)
+            memory = torch.cat([memory, torch.unflatten(c_rows, 1, parts)], dim=2)
         if self.encoded:
             return self._denoise(x, self.memory(memory[:, 0]))
         return self._denoise(x, memory)
