@@ -58,15 +58,15 @@ class Settings:
     sampler: str = "speculative"  # or sequential: the same distribution
     window: int = 6
     epochs: int = 4
-    minibatch: int = 64  # chunks, each with all fine-tuned steps
-    actor_rate: float = 3e-5
+    minibatch: int = 512  # chunks, each with all fine-tuned steps; small ones follow their own noise
+    actor_rate: float = 1e-5
     critic_rate: float = 1e-3
-    critic_warm_up: int = 1  # iterations in which the critic alone learns
+    critic_warm_up: int = 3  # iterations in which the critic alone learns
     discount: float = 0.99  # a chunk
     gae: float = 0.95
     denoising_discount: float = 0.99  # a denoising step, backwards from the sample
     clip: float = 0.02  # of the ratio for one coordinate of a chunk, a geometric mean
-    kl: float = 0.01  # a chunk's coordinate; an epoch that goes beyond it is the iteration's last
+    kl: float = 0.5  # of a denoising step of a whole chunk, nats; a minibatch beyond it ends the iteration
     evaluate_every: int = 10  # iterations; 0 for never
     evaluation_episodes: int = 20
     seed: int = 0
@@ -230,24 +230,20 @@ class Trainer:
         size = chain[0, 0].numel()  # ratios are of one coordinate, a geometric mean, as DPPO's
         clipped, kl, losses = [0.0], 0.0, []
         for _ in range(settings.epochs):
-            kls = []
             for rows in torch.randperm(len(cond)).split(settings.minibatch):
                 loss = (self.critic(cond[rows]) - returns[rows]).square().mean()
                 losses.append(float(loss.detach()))
                 _step(self.critic_optimizer, loss)
-                if self.iteration < settings.critic_warm_up:
+                if self.iteration < settings.critic_warm_up or kl > settings.kl:
                     continue
                 found = chain_log_prob(self.exploring, self.policy, chain[:, rows], cond[rows], steps)
-                log_ratio = (found.transitions - old[steps][:, rows]) / size
-                ratio = log_ratio.exp()
+                change = found.transitions - old[steps][:, rows]
+                kl = float(change.detach().square().mean()) / 2  # to second order
+                ratio = (change / size).exp()
                 within = ratio.clamp(1 - settings.clip, 1 + settings.clip)
                 gain = weight * advantage[rows].double()
                 _step(self.actor_optimizer, -torch.minimum(ratio * gain, within * gain).mean())
-                kls.append(float((ratio - 1 - log_ratio).detach().mean()))
                 clipped.append(float((ratio != within).double().mean()))
-            kl = float(np.mean(kls)) if kls else 0.0
-            if kl > settings.kl:
-                break
         return {"critic_loss": float(np.mean(losses)), "kl": kl, "clipped": float(np.mean(clipped))}
 
     def _save(self, line: dict[str, Any]) -> None:

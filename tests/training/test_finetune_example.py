@@ -65,7 +65,7 @@ def trainer(example: ModuleType, checkpoint: Path, out: Path, **settings: Any) -
     out.mkdir(exist_ok=True)
     common: dict[str, Any] = {
         "checkpoint": str(checkpoint), "task": "pusht", "envs": 4, "episodes": 8, "steps": 8, "finetuned": 5,
-        "in_process": True, "evaluate_every": 0, "actor_rate": 2e-3, "kl": 1.0, "clip": 0.1,
+        "in_process": True, "evaluate_every": 0, "actor_rate": 2e-3, "kl": 1e9, "clip": 0.1,
     }  # fmt: skip
     made = example.Trainer(example.Settings(**{**common, **settings}), out)
     made.worker = WorkerConfig(MakeEnv("Right-v0"), 2)
